@@ -1,0 +1,289 @@
+"""From a recipe to a release: fine-tune, export, verify, publish, and only what is out of date."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mooring._errors import CheckpointError, VerificationError
+from mooring_build.checkpoints import Checkpoint, read_labels_of, resolve_checkpoint
+from mooring_build.datasets import Dataset, load_dataset
+from mooring_build.publish import EngineFiles, Release, is_up_to_date, publish_release, released_version
+from mooring_build.recipe import ExportFormat, Recipe
+from mooring_build.stages import Stage, digest_of, library_versions, source_digest
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+_LIBRARIES = ("numpy", "onnx", "onnxruntime", "onnxscript", "tokenizers", "torch", "transformers")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FineTuned:
+    """A checkpoint that answers the recipe's task, and how good it is."""
+
+    folder: Path
+    #: Digest of everything it came from.
+    key: str
+    metrics: dict[str, Any]
+
+
+def build(
+    recipe: Recipe, *, repository: Path, artifacts: Path, say: Callable[[str], None] = lambda line: None
+) -> int:
+    """Build and publish a recipe.
+
+    Args:
+        recipe: the validated recipe.
+        repository: Triton model repository that receives the release.
+        artifacts: working folder; what is up to date there is used again.
+        say: receives one line a step.
+
+    Returns:
+        The released version; an unchanged recipe keeps the version that is there.
+
+    Raises:
+        DataError, CheckpointError: the inputs can't be used.
+        VerificationError: an engine does not answer as the PyTorch model; nothing is published.
+        PublishError: the repository can't be written.
+    """
+    checkpoint = resolve_checkpoint(recipe)
+    dataset = load_dataset(recipe, labels=_fixed_labels(recipe, checkpoint))
+    prepare = _evaluate if recipe.training is None else _train
+    fine_tuned = prepare(recipe, checkpoint, dataset, artifacts, say)
+    engines = _Exports(recipe, fine_tuned, dataset, artifacts, say).make()
+    return _publish(recipe, checkpoint, dataset, fine_tuned, engines, repository, say)
+
+
+def _fixed_labels(recipe: Recipe, checkpoint: Checkpoint) -> list[str] | None:
+    if recipe.training is not None:
+        return None
+    labels = read_labels_of(checkpoint.folder)
+    if recipe.labels is not None and labels is not None and labels != recipe.labels:
+        raise CheckpointError(
+            f"labels {recipe.labels} are not those of {checkpoint.folder}: {labels}; names and order must "
+            "be the same, or leave labels out of the recipe"
+        )
+    if labels is None and recipe.labels is None:
+        raise CheckpointError(
+            f"{checkpoint.folder} names no labels (id2label in its config.json): "
+            "name them in the recipe (labels)"
+        )
+    return labels or recipe.labels
+
+
+def _train(
+    recipe: Recipe, checkpoint: Checkpoint, dataset: Dataset, artifacts: Path, say: Callable[[str], None]
+) -> FineTuned:
+    stage = Stage(
+        artifacts,
+        recipe.name,
+        "trained",
+        {
+            "checkpoint": checkpoint.digest,
+            "data": dataset.digest,
+            "labels": dataset.labels,
+            "task": recipe.task,
+            "training": recipe.training.model_dump() if recipe.training else None,
+            "max_length": recipe.text.max_length,
+            "libraries": library_versions("torch", "transformers"),
+            "sources": source_digest("training.py", "datasets.py", "models.py", "metrics.py"),
+        },
+    )
+    metrics = stage.result()
+    if metrics is None:
+        say(f"training    on {len(dataset.train)} examples")
+        from mooring_build.training import fine_tune
+
+        metrics = fine_tune(recipe, checkpoint.folder, dataset, stage.folder)
+        stage.finish(metrics)
+        say(f"trained     {_figures(metrics)}")
+    else:
+        say(f"trained     {_figures(metrics)} (up to date)")
+    return FineTuned(folder=stage.folder, key=stage.key, metrics=metrics)
+
+
+def _evaluate(
+    recipe: Recipe, checkpoint: Checkpoint, dataset: Dataset, artifacts: Path, say: Callable[[str], None]
+) -> FineTuned:
+    say(f"checkpoint  {checkpoint.folder} (fine-tuned before, nothing to train)")
+    metrics: dict[str, Any] = {}
+    if dataset.evaluation:
+        stage = Stage(
+            artifacts,
+            recipe.name,
+            "evaluated",
+            {"checkpoint": checkpoint.digest, "data": dataset.digest, "max_length": recipe.text.max_length},
+        )
+        found = stage.result()
+        if found is None:
+            from mooring_build.training import evaluate_checkpoint
+
+            found = evaluate_checkpoint(recipe, checkpoint.folder, dataset, stage.folder)
+            stage.finish(found)
+        metrics = found
+        say(f"evaluated   {_figures(metrics)}")
+    return FineTuned(folder=checkpoint.folder, key=checkpoint.digest, metrics=metrics)
+
+
+class _Exports:
+    """Exports and verifies every format; loads the PyTorch model only when one is out of date."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        fine_tuned: FineTuned,
+        dataset: Dataset,
+        artifacts: Path,
+        say: Callable[[str], None],
+    ) -> None:
+        self._recipe = recipe
+        self._fine_tuned = fine_tuned
+        self._texts = [example.text for example in dataset.evaluation]
+        self._labels = dataset.labels
+        self._artifacts = artifacts
+        self._say = say
+        self._loaded: tuple[PreTrainedModel, PreTrainedTokenizerFast] | None = None
+
+    def make(self) -> dict[ExportFormat, EngineFiles]:
+        return {export_format: self._make(export_format) for export_format in self._recipe.export.formats}
+
+    def _make(self, export_format: ExportFormat) -> EngineFiles:
+        from mooring_build.engines import ENGINE_FILES
+
+        recipe = self._recipe
+        stage = Stage(
+            self._artifacts,
+            recipe.name,
+            export_format,
+            {
+                "checkpoint": self._fine_tuned.key,
+                "export": {"precision": recipe.export.precision, "opset": recipe.export.opset},
+                "verify": recipe.verify.model_dump(),
+                "max_length": recipe.text.max_length,
+                "max_batch_size": recipe.serving.max_batch_size,
+                "texts": digest_of(self._texts),
+                "libraries": library_versions(*_LIBRARIES),
+                "sources": source_digest("export.py", "verification.py", "engines.py"),
+            },
+        )
+        parity = stage.result()
+        state = " (up to date)"
+        if parity is None:
+            parity, state = self._export_and_verify(export_format, stage.folder), ""
+            stage.finish(parity)
+        self._say(
+            f"{export_format:<11} largest difference {parity['max_abs_difference']:.2g} "
+            f"over {parity['cases']} batches, {parity['tolerance']:.0e} allowed{state}"
+        )
+        return EngineFiles(path=stage.folder / ENGINE_FILES[export_format], parity=parity, key=stage.key)
+
+    def _export_and_verify(self, export_format: ExportFormat, folder: Path) -> dict[str, Any]:
+        from mooring_build.engines import open_engine
+        from mooring_build.export import export_engine
+        from mooring_build.verification import verify_engine
+
+        model, tokenizer = self._model()
+        path = export_engine(model, self._recipe, export_format, folder)
+        try:
+            parity = verify_engine(
+                open_engine(path, export_format), model, tokenizer, self._recipe, self._texts
+            )
+        except VerificationError as exc:
+            raise VerificationError(f"{self._recipe.name}_{export_format} is not published: {exc}") from exc
+        return parity.to_dict()
+
+    def _model(self) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+        from mooring_build.models import load_fine_tuned_model, load_tokenizer
+
+        if self._loaded is None:
+            folder = self._fine_tuned.folder
+            model = load_fine_tuned_model(folder, self._recipe.task)
+            if model.config.num_labels != len(self._labels):
+                raise CheckpointError(
+                    f"{folder} has {model.config.num_labels} labels, "
+                    f"the recipe has {len(self._labels)}: {self._labels}"
+                )
+            limit = getattr(model.config, "max_position_embeddings", None)
+            if limit is not None and self._recipe.text.max_length > limit:
+                raise CheckpointError(
+                    f"text.max_length {self._recipe.text.max_length} is more than "
+                    f"the {limit} positions of {folder}"
+                )
+            self._loaded = model, load_tokenizer(folder)
+        return self._loaded
+
+
+def _publish(
+    recipe: Recipe,
+    checkpoint: Checkpoint,
+    dataset: Dataset,
+    fine_tuned: FineTuned,
+    engines: dict[ExportFormat, EngineFiles],
+    repository: Path,
+    say: Callable[[str], None],
+) -> int:
+    inputs_digest = digest_of(
+        {
+            "engines": {name: files.key for name, files in engines.items()},
+            "labels": dataset.labels,
+            "text": recipe.text.model_dump(),
+            "serving": recipe.serving.model_dump(),
+            "engine": recipe.export.engine,
+            "task": recipe.task,
+            "sources": source_digest("served", "publish.py", "triton_config.py"),
+        }
+    )
+    if is_up_to_date(repository, recipe, dataset.labels, inputs_digest):
+        version = released_version(repository, recipe.name)
+        if version is not None:
+            say(f"published   {recipe.name} version {version} in {repository} (up to date)")
+            return version
+    version = publish_release(
+        repository,
+        recipe,
+        Release(
+            labels=dataset.labels,
+            engines=engines,
+            tokenizer_file=fine_tuned.folder / "tokenizer.json",
+            tokenizer_config_file=fine_tuned.folder / "tokenizer_config.json",
+            inputs_digest=inputs_digest,
+            facts={
+                "recipe": recipe.model_dump(mode="json"),
+                "base_checkpoint": {
+                    "name": recipe.base.checkpoint,
+                    "source": checkpoint.source,
+                    "digest": checkpoint.digest,
+                },
+                "data": {
+                    "digest": dataset.digest,
+                    "train_examples": len(dataset.train),
+                    "evaluation_examples": len(dataset.evaluation),
+                },
+                "metrics": fine_tuned.metrics,
+                "libraries": library_versions(*_LIBRARIES),
+                "git_commit": _git_commit(recipe.folder),
+            },
+        ),
+    )
+    say(f"published   {recipe.name} version {version} in {repository}")
+    return version
+
+
+def _git_commit(folder: Path) -> str | None:
+    """Commit of the checkout that the recipe lies in, or ``None`` outside of one."""
+    try:
+        answer = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, check=True, timeout=10
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer.stdout.strip()
+
+
+def _figures(metrics: dict[str, Any]) -> str:
+    names = ("entity_f1", "accuracy", "macro_f1", "tag_accuracy")
+    return ", ".join(f"{name} {metrics[name]:.3f}" for name in names if name in metrics)

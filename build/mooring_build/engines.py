@@ -1,0 +1,58 @@
+"""Exported engines: their files, and running one outside of Triton."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from mooring_build.recipe import ExportFormat
+
+#: File name of each format in a version folder (Triton's ``default_model_filename``).
+ENGINE_FILES: dict[ExportFormat, str] = {"onnx": "model.onnx", "torchscript": "model.pt"}
+
+
+class Engine(Protocol):
+    """Runs an exported file: ``input_ids`` and ``attention_mask`` INT64 ``[B, L]`` in, logits FP32 out."""
+
+    def __call__(self, input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray: ...
+
+
+def open_engine(path: Path, export_format: ExportFormat) -> Engine:
+    """Load an exported engine on the CPU."""
+    return _OPENERS[export_format](path)
+
+
+def _open_onnx(path: Path) -> Engine:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+
+    def run(input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
+        return session.run(["logits"], {"input_ids": input_ids, "attention_mask": attention_mask})[0]
+
+    return run
+
+
+def _open_torchscript(path: Path) -> Engine:
+    import torch
+
+    with warnings.catch_warnings():
+        # Deprecated upstream, and still the only format that Triton's PyTorch backend batches.
+        warnings.filterwarnings("ignore", message=".*torch.jit.*", category=DeprecationWarning)
+        module = torch.jit.load(str(path), map_location="cpu")
+
+    def run(input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
+        with torch.inference_mode():
+            return module(torch.from_numpy(input_ids), torch.from_numpy(attention_mask)).numpy()
+
+    return run
+
+
+_OPENERS: dict[ExportFormat, Callable[[Path], Engine]] = {
+    "onnx": _open_onnx,
+    "torchscript": _open_torchscript,
+}

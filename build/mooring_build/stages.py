@@ -1,0 +1,71 @@
+"""Stages of a build on disk: each is done once per content of its inputs.
+
+A stage lives in ``<artifacts>/<recipe>/<stage>-<key>/``, where the key is a digest of everything that
+the stage depends on. It is finished when ``stage.json`` is there, which is written last; so an
+interrupted stage is never mistaken for a finished one, and nothing depends on timestamps.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from mooring_build.checkpoints import digest_files
+
+_RECORD = "stage.json"
+_SOURCES = Path(__file__).resolve().parent
+
+
+class Stage:
+    """One stage of one recipe.
+
+    Args:
+        artifacts: folder of all recipes' stages.
+        recipe_name: the recipe.
+        name: ``trained``, ``onnx``, ``torchscript``.
+        inputs: everything the result depends on, as JSON values.
+    """
+
+    def __init__(self, artifacts: Path, recipe_name: str, name: str, inputs: dict[str, Any]) -> None:
+        self.key = digest_of(inputs)
+        self.folder = artifacts / recipe_name / f"{name}-{self.key[:12]}"
+
+    def result(self) -> dict[str, Any] | None:
+        """What :meth:`finish` recorded, or ``None`` while the stage is not finished."""
+        try:
+            record = json.loads((self.folder / _RECORD).read_text(encoding="utf-8"))
+        except (FileNotFoundError, ValueError):
+            return None
+        return record["result"] if record.get("key") == self.key else None
+
+    def finish(self, result: dict[str, Any]) -> None:
+        """Record the stage as done."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        unfinished = self.folder / f"{_RECORD}.new"
+        unfinished.write_text(json.dumps({"key": self.key, "result": result}, indent=2), encoding="utf-8")
+        unfinished.replace(self.folder / _RECORD)
+
+
+def digest_of(value: Any) -> str:
+    """SHA-256 of a JSON value, independent of the order of keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def source_digest(*modules: str) -> str:
+    """SHA-256 over source files or folders of this package: a changed step is done again."""
+    return digest_files(_sources(modules), root=_SOURCES)
+
+
+def library_versions(*names: str) -> dict[str, str]:
+    """Installed versions by distribution name."""
+    return {name: importlib.metadata.version(name) for name in names}
+
+
+def _sources(modules: Iterable[str]) -> Iterable[Path]:
+    for module in modules:
+        path = _SOURCES / module
+        yield from path.glob("*.py") if path.is_dir() else [path]

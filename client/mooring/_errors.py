@@ -1,0 +1,124 @@
+"""Every error that Mooring raises on purpose.
+
+::
+
+    MooringError
+    ├── ConfigError(ValueError)        the caller's mistake; never retried
+    │   ├── RecipeError                a recipe (mooring_build): every mistake with its key
+    │   ├── DataError                  a data file (mooring_build): path, line, what was expected
+    │   └── CheckpointError            a checkpoint (mooring_build): missing, corrupt, wrong labels
+    ├── TransportError                 no answer came; ``attempts`` keeps every try's exception
+    │   ├── ConnectError               nothing listens at the address
+    │   └── DeadlineExceeded(TimeoutError)
+    ├── ServerError                    the server answered no; ``model``, ``version``, ``code``
+    │   ├── ModelNotFound
+    │   ├── ModelNotReady
+    │   ├── InvalidInput               also raised before sending, when metadata already says no
+    │   └── Overloaded                 may be retried
+    ├── DecodeError                    the answer contradicts the model's signature
+    ├── VerificationError              an exported engine differs from the PyTorch model (mooring_build)
+    ├── PublishError                   a release could not be written (mooring_build)
+    ├── StartError                     tritonserver did not start; says why (mooring_serve)
+    └── UnsupportedPlatform            the embedded server can't run here (mooring_serve)
+
+The message carries the offending value and the way out. The errors of the other rooms live in this
+module too, so that one ``except MooringError`` covers everything and the tree is seen in one place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class MooringError(Exception):
+    """Root of the tree."""
+
+
+class ConfigError(MooringError, ValueError):
+    """The caller's mistake: an option, URL, file or argument that can't be right."""
+
+
+class RecipeError(ConfigError):
+    """A recipe has mistakes; the message lists each with its key."""
+
+
+class DataError(ConfigError):
+    """A data file is missing or malformed; the message has the path and the line."""
+
+
+class CheckpointError(ConfigError):
+    """A checkpoint is missing, corrupt, or does not fit the recipe."""
+
+
+class TransportError(MooringError):
+    """No answer came from the server.
+
+    Attributes:
+        attempts: the exception of every try, oldest first; never empty.
+    """
+
+    def __init__(self, message: str, *, attempts: Sequence[BaseException] = ()) -> None:
+        super().__init__(message)
+        self.attempts: tuple[BaseException, ...] = tuple(attempts)
+
+
+class ConnectError(TransportError):
+    """Nothing accepted the connection."""
+
+
+class DeadlineExceeded(TransportError, TimeoutError):
+    """The call's time budget ran out before an answer came."""
+
+
+class ServerError(MooringError):
+    """The server answered, and the answer is an error.
+
+    Attributes:
+        model: name of the model that was asked, or ``None`` for a server-wide call.
+        version: version that was asked for, or ``None`` for the server's choice.
+        code: the protocol's own code: a gRPC status name or an HTTP status number as text.
+    """
+
+    def __init__(
+        self, message: str, *, model: str | None = None, version: str | None = None, code: str | None = None
+    ) -> None:
+        super().__init__(message)
+        self.model = model
+        self.version = version
+        self.code = code
+
+
+class ModelNotFound(ServerError):
+    """The server does not know the model or the version."""
+
+
+class ModelNotReady(ServerError):
+    """The server knows the model, but it is not loaded."""
+
+
+class InvalidInput(ServerError):
+    """A tensor or text that the model does not take: wrong name, dtype, shape, or content."""
+
+
+class Overloaded(ServerError):
+    """The server refused because of load: queue full or rate limit. May be retried."""
+
+
+class DecodeError(MooringError):
+    """The server's answer contradicts what the model says of itself."""
+
+
+class VerificationError(MooringError):
+    """An exported engine does not answer as the PyTorch model does; the message has the numbers."""
+
+
+class PublishError(MooringError):
+    """A release could not be written into the model repository."""
+
+
+class StartError(MooringError):
+    """tritonserver did not start or stopped early; the message says why, in the server's own words."""
+
+
+class UnsupportedPlatform(MooringError):
+    """The embedded server can't run here; the message says what to do instead."""

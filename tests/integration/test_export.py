@@ -1,0 +1,147 @@
+"""Real exports of a tiny model, and exports that are broken on purpose."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from mooring._errors import CheckpointError, VerificationError
+from mooring_build.engines import open_engine
+from mooring_build.export import MAX_IR_VERSION, LogitsOnly, export_engine
+from mooring_build.models import load_fine_tuned_model, load_tokenizer
+from mooring_build.recipe import ExportFormat, Recipe, load_recipe
+from mooring_build.verification import verify_engine
+from tiny_checkpoint import make_tiny_checkpoint
+
+pytestmark = pytest.mark.integration
+
+LABELS = {
+    "token-classification": ["O", "B-PER", "I-PER", "B-LOC", "I-LOC"],
+    "text-classification": ["ask", "complain", "pay"],
+}
+TEXTS = ["anna works for brightwater in porto", "who pays my refund now ?", "the river", "?" * 80]
+FORMATS: list[ExportFormat] = ["onnx", "torchscript"]
+
+
+@pytest.fixture(scope="module", params=sorted(LABELS))
+def recipe(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Recipe:
+    task = request.param
+    folder = make_tiny_checkpoint(tmp_path_factory.mktemp("tiny"), task, LABELS[task])
+    shipped = "ner" if task == "token-classification" else "intent"
+    return load_recipe(shipped, ["text.max_length=48", "serving.max_batch_size=12"], fine_tuned=folder)
+
+
+@pytest.fixture(scope="module")
+def model(recipe: Recipe) -> torch.nn.Module:
+    return load_fine_tuned_model(Path(recipe.base.checkpoint), recipe.task)
+
+
+@pytest.fixture(scope="module", params=FORMATS)
+def exported(
+    request: pytest.FixtureRequest,
+    recipe: Recipe,
+    model: torch.nn.Module,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[Path, ExportFormat]:
+    return export_engine(model, recipe, request.param, tmp_path_factory.mktemp("engine")), request.param
+
+
+def verify(path: Path, export_format: ExportFormat, recipe: Recipe, model: torch.nn.Module):
+    tokenizer = load_tokenizer(Path(recipe.base.checkpoint))
+    return verify_engine(open_engine(path, export_format), model, tokenizer, recipe, TEXTS)
+
+
+def test_a_sound_export_is_verified(
+    exported: tuple[Path, ExportFormat], recipe: Recipe, model: torch.nn.Module
+) -> None:
+    parity = verify(*exported, recipe, model)
+    assert parity.passed
+    assert parity.label_agreement == 1.0
+    assert parity.max_abs_difference <= 1e-4
+    assert parity.cases >= 50
+
+
+def test_onnx_file_is_one_that_triton_reads(exported: tuple[Path, ExportFormat], recipe: Recipe) -> None:
+    path, export_format = exported
+    if export_format != "onnx":
+        assert path.name == "model.pt"
+        return
+    graph = onnx.load(path)
+    assert graph.ir_version <= MAX_IR_VERSION
+    assert {item.domain: item.version for item in graph.opset_import} == {"": recipe.export.opset}
+    assert [item.name for item in graph.graph.input] == ["input_ids", "attention_mask"]
+    assert [item.name for item in graph.graph.output] == ["logits"]
+
+
+def test_wrong_label_order_is_found(
+    exported: tuple[Path, ExportFormat], recipe: Recipe, model: torch.nn.Module
+) -> None:
+    engine = open_engine(*exported)
+    tokenizer = load_tokenizer(Path(recipe.base.checkpoint))
+    with pytest.raises(
+        VerificationError, match=r"'logits' differs from the PyTorch model by [\d.]+ in case \["
+    ):
+        verify_engine(lambda *inputs: engine(*inputs)[..., ::-1], model, tokenizer, recipe, TEXTS)
+
+
+def test_a_small_error_in_padded_batches_only_is_found(
+    exported: tuple[Path, ExportFormat], recipe: Recipe, model: torch.nn.Module
+) -> None:
+    engine = open_engine(*exported)
+    tokenizer = load_tokenizer(Path(recipe.base.checkpoint))
+
+    def mask_forgotten(input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
+        return engine(input_ids, np.ones_like(attention_mask))
+
+    with pytest.raises(VerificationError, match="mixed lengths"):
+        verify_engine(mask_forgotten, model, tokenizer, recipe, TEXTS)
+
+
+# torch.jit is deprecated as a whole, and tracing touches deprecated attributes of the model.
+@pytest.mark.filterwarnings("ignore")
+def test_baked_in_batch_size_is_found(recipe: Recipe, model: torch.nn.Module, tmp_path: Path) -> None:
+    path = tmp_path / "model.pt"
+    inputs = torch.ones(2, 8, dtype=torch.int64)
+
+    class Baked(LogitsOnly):
+        def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+            return super().forward(input_ids.view(2, -1), attention_mask.view(2, -1))
+
+    with torch.no_grad():
+        traced = torch.jit.trace(Baked(model), (inputs, inputs), check_trace=False)
+    torch.jit.save(traced, str(path))
+    with pytest.raises(VerificationError, match=r"the engine fails on case \[1, 2\] random ids"):
+        verify(path, "torchscript", recipe, model)
+
+
+@pytest.mark.parametrize("export_format", FORMATS)
+def test_nan_weights_are_found(
+    export_format: ExportFormat, recipe: Recipe, model: torch.nn.Module, tmp_path: Path
+) -> None:
+    broken = load_fine_tuned_model(Path(recipe.base.checkpoint), recipe.task)
+    with torch.no_grad():
+        broken.classifier.weight[0, 0] = float("nan")
+    path = export_engine(broken, recipe, export_format, tmp_path)
+    with pytest.raises(VerificationError, match=r"'logits' of case .* holds NaN or infinity"):
+        verify(path, export_format, recipe, model)
+
+
+def test_nan_weights_in_the_checkpoint_are_refused(recipe: Recipe, tmp_path: Path) -> None:
+    model = load_fine_tuned_model(Path(recipe.base.checkpoint), recipe.task)
+    with torch.no_grad():
+        model.classifier.weight[0, 0] = float("nan")
+    model.save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match=r"'classifier\.weight' holds NaN or infinity"):
+        load_fine_tuned_model(tmp_path, recipe.task)
+
+
+def test_a_checkpoint_without_its_head_is_refused(
+    recipe: Recipe, model: torch.nn.Module, tmp_path: Path
+) -> None:
+    model.bert.save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match=r"not fine-tuned for .*classifier.weight"):
+        load_fine_tuned_model(tmp_path, recipe.task)
