@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,13 +62,8 @@ def versions_of(repository: Path, model: str) -> set[int]:
     return {int(path.name) for path in (repository / model).glob("[0-9]*") if path.name.isdecimal()}
 
 
-def pinned_version(repository: Path, name: str) -> int | None:
-    """The version that the config of an ensemble pins, whether it is on disk or not.
-
-    Raises:
-        PublishError: the config is not a Triton configuration.
-    """
-    config = read_config(repository, name)
+def pinned_version(config: pb.ModelConfig | None) -> int | None:
+    """The one version that an ensemble's config pins, whether it is on disk or not."""
     pinned = config.version_policy.specific.versions if config is not None else []
     return pinned[0] if len(pinned) == 1 else None
 
@@ -79,9 +74,9 @@ def released_version(repository: Path, name: str) -> int | None:
     Raises:
         PublishError: the ensemble's config is not a Triton configuration.
     """
-    version = pinned_version(repository, name)
     config = read_config(repository, name)
-    if version is None or config is None:
+    version = pinned_version(config)
+    if config is None or version is None:
         return None
     parts = [(step.model_name, step.model_version) for step in config.ensemble_scheduling.step]
     folders = [repository / model / str(number) for model, number in [*parts, (name, version)]]
@@ -137,7 +132,9 @@ def write_file(path: Path, text: str) -> None:
     _sync(path.parent)
 
 
-def stage_version(folder: Path, version: int, files: dict[str, Path | str], manifest: dict[str, Any]) -> None:
+def stage_version(
+    folder: Path, version: int, files: Mapping[str, Path | str], manifest: Mapping[str, Any]
+) -> str:
     """Write a whole version next to where it will appear; its files can't be written again.
 
     Args:
@@ -145,6 +142,9 @@ def stage_version(folder: Path, version: int, files: dict[str, Path | str], mani
         version: number under which :func:`place_version` shows it.
         files: by name, the file to copy or the text to write.
         manifest: goes into ``manifest.json``, with the digest of every file added under ``files``.
+
+    Returns:
+        The digest of ``manifest.json``.
     """
     staged = folder / f"{STAGING}{version}"
     staged.mkdir(parents=True)
@@ -160,6 +160,7 @@ def stage_version(folder: Path, version: int, files: dict[str, Path | str], mani
         path.chmod(0o444)
         _sync(path)
     _sync(staged)
+    return file_sha256(staged / MANIFEST)
 
 
 def place_version(folder: Path, version: int) -> None:
@@ -184,12 +185,14 @@ def remove_version(folder: Path, version: int) -> None:
 
 
 def remove_staged(folder: Path) -> None:
-    """Delete what an interrupted writer left unfinished in a model's folder."""
+    """Delete what an interrupted writer left unfinished, and the model's folder if nothing else is in it."""
     for path in folder.glob(f"{STAGING}*"):
         if path.is_dir():
             shutil.rmtree(path)
         else:
             path.unlink()
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
 
 
 @dataclass(frozen=True)
@@ -231,7 +234,8 @@ def locked(repository: Path) -> Iterator[Journal]:
         while not _try_lock(descriptor):
             if time.monotonic() > deadline:
                 raise PublishError(
-                    f"{path} has been held by another publish for {_LOCK_TIMEOUT_S:.0f} s: wait for it or end it"
+                    f"{path} has been held by another publish for {_LOCK_TIMEOUT_S:.0f} s: "
+                    "wait for it or end it"
                 )
             time.sleep(0.05)
         yield Journal(descriptor)

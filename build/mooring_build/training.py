@@ -15,8 +15,11 @@ from transformers import (
     DataCollatorWithPadding,
     EarlyStoppingCallback,
     PreTrainedTokenizerFast,
+    ProgressCallback,
     Trainer,
     TrainerCallback,
+    TrainerControl,
+    TrainerState,
     TrainingArguments,
     set_seed,
 )
@@ -26,7 +29,7 @@ from transformers.trainer_utils import EvalPrediction, get_last_checkpoint
 from mooring._errors import RecipeError
 from mooring_build.datasets import Dataset, Example, LabelledText, TaggedSentence
 from mooring_build.metrics import text_metrics, token_metrics
-from mooring_build.models import load_base_model, load_fine_tuned_model, load_tokenizer
+from mooring_build.models import load_base_model, load_fine_tuned_model, load_tokenizer, quiet_transformers
 from mooring_build.recipe import Recipe
 
 #: Label id that the loss leaves out (PyTorch's cross entropy default).
@@ -93,12 +96,40 @@ def fine_tune(recipe: Recipe, base: Path, dataset: Dataset, folder: Path) -> dic
         compute_metrics=_metrics_function(recipe, dataset.labels),
         callbacks=callbacks,
     )
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(states)) if states.is_dir() else None)
-    metrics = _plain(trainer.evaluate())
-    trainer.save_model(str(folder))
+    trainer.remove_callback(ProgressCallback)
+    trainer.add_callback(EpochProgress(headline))
+    with quiet_transformers():
+        trainer.train(resume_from_checkpoint=get_last_checkpoint(str(states)) if states.is_dir() else None)
+        metrics = _plain(trainer.evaluate())
+        trainer.save_model(str(folder))
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=2), encoding="utf-8")
     shutil.rmtree(states)
     return metrics
+
+
+class EpochProgress(ProgressCallback):
+    """One bar over all steps and one line an epoch, instead of a bar and two dictionaries an epoch."""
+
+    def __init__(self, headline: str) -> None:
+        super().__init__()
+        self._headline = headline
+
+    def on_prediction_step(self, *args: Any, **kwargs: Any) -> None:
+        """No second bar."""
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        key = f"eval_{self._headline}"
+        if logs is not None and key in logs and self.training_bar is not None:
+            self.training_bar.write(
+                f"  epoch {state.epoch:>4g}  {self._headline} {logs[key]:.3f}, loss {logs['eval_loss']:.3f}"
+            )
 
 
 def evaluate_checkpoint(recipe: Recipe, checkpoint: Path, dataset: Dataset, folder: Path) -> dict[str, Any]:

@@ -114,7 +114,7 @@ def test_baked_in_batch_size_is_found(recipe: Recipe, model: torch.nn.Module, tm
     with torch.no_grad():
         traced = torch.jit.trace(Baked(model), (inputs, inputs), check_trace=False)
     torch.jit.save(traced, str(path))
-    with pytest.raises(VerificationError, match=r"the engine fails on case \[1, 2\] random ids"):
+    with pytest.raises(VerificationError, match=r"case \[1, 2\] random ids.* has shape \(2,"):
         verify(path, "torchscript", recipe, model)
 
 

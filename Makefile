@@ -1,0 +1,80 @@
+# Every target runs from a fresh clone with Python 3.11-3.13, pip and make: the environment comes first.
+#
+#   make demo PYTHON=python3.12       chooses the Python (default: the first in range)
+#   make demo PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
+#                                     takes the small CPU build of PyTorch where pip's index has the CUDA one
+
+PYTHONS := python3 python3.13 python3.12 python3.11
+PYTHON ?=
+VENV := .venv
+BIN := $(VENV)/bin
+# What the environment is made from. Contents decide, not times, so that switching branches costs nothing.
+PINNED := pyproject.toml constraints.txt Makefile
+STAMP := $(VENV)/made-from.sha256
+DIGEST = { pwd; cat $(PINNED); } | sha256sum
+
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+.PHONY: help
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
+
+.PHONY: venv
+venv: ## create .venv with the pinned set; does nothing while pyproject.toml and constraints.txt stay the same
+	@set -eu; \
+	if [ "$$($(DIGEST))" = "$$(cat $(STAMP) 2>/dev/null)" ]; then exit 0; fi; \
+	for python in $(or $(PYTHON),$(PYTHONS)); do \
+		if "$$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null; \
+		then found="$$python"; break; fi; \
+	done; \
+	if [ -z "$${found:-}" ]; then \
+		echo "mooring needs Python 3.11, 3.12 or 3.13, and none of these is one: $(or $(PYTHON),$(PYTHONS))." >&2; \
+		echo "Install one, or name it: make <target> PYTHON=/path/to/python3.12" >&2; exit 1; \
+	fi; \
+	echo "Creating $(VENV) with $$("$$found" --version) and the pinned set (a few minutes, once)"; \
+	if [ -t 1 ]; then quiet=; else quiet=--quiet; fi; \
+	"$$found" -m venv --clear $(VENV); \
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --upgrade pip; \
+	$(BIN)/python -m pip install $$quiet --constraint constraints.txt --build-constraint constraints.txt --editable '.[all]' --group dev; \
+	$(DIGEST) > $(STAMP)
+
+.PHONY: demo
+demo: venv ## fine-tune, export, verify, publish, serve, call and load-test: the whole way, with a summary
+	@$(BIN)/mooring build ner intent
+	@$(BIN)/python -m mooring_loadtests.demo --repository model_repository --reports reports
+
+.PHONY: test
+test: venv ## run every test: first the unit tests, then those that start a server
+	$(BIN)/python -m pytest
+
+.PHONY: test-unit
+test-unit: venv ## run the tests that need no server (under a minute)
+	$(BIN)/python -m pytest -m "not integration and not gpu"
+
+.PHONY: lint
+lint: venv ## check style and formatting
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+.PHONY: format
+format: venv ## fix style and formatting
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+.PHONY: types
+types: venv ## check types
+	$(BIN)/mypy
+
+.PHONY: serve
+serve: venv ## serve model_repository/ on this machine until Ctrl-C
+	$(BIN)/mooring serve
+
+.PHONY: constraints
+constraints: venv ## resolve constraints.txt again to the newest versions (torch stays as pinned)
+	$(BIN)/python .ci/resolve-constraints
+
+.PHONY: clean
+clean: ## remove the environment, caches and reports; checkpoints and published versions stay
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis dist reports
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,306 @@
+"""Publish a release into a Triton model repository: atomically, and never into an existing version.
+
+A release is one new version in every model of a recipe (see :mod:`mooring_build.triton_config`). It
+becomes the one that answers in a single step, when the ensemble's ``config.pbtxt`` is replaced:
+
+1. every version folder is written under a name that Triton does not take for a version,
+2. a journal notes the configs as they are and as they will be,
+3. the folders get their number; no config names it yet, so Triton does not load them,
+4. the parts' configs name the old version and the new one,
+5. **the ensemble's config is replaced**: it pins the new version for each of its steps,
+6. the parts' configs name the new version alone, and the journal is closed.
+
+Killed before 5, the old release answers; after it, the new one; and the next publish undoes or completes
+what was begun. A recipe's first release has nothing to keep working: its configs are written before 3, and
+the ensemble's folder, placed last, takes the part of 5.
+
+Old versions stay on disk, complete: naming one in the ensemble's and the parts' configs is the way back.
+Nothing deletes them but their owner.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from mooring._errors import PublishError
+from mooring_build.recipe import Recipe
+from mooring_build.release import EngineFiles, Release, version_files
+from mooring_build.repository import (
+    CONFIG,
+    MANIFEST,
+    Journal,
+    damaged_files,
+    file_sha256,
+    locked,
+    pinned_version,
+    place_version,
+    read_config,
+    read_manifest,
+    read_text,
+    released_version,
+    remove_staged,
+    remove_version,
+    stage_version,
+    versions_of,
+    write_file,
+)
+from mooring_build.triton_config import (
+    HEADER,
+    dumps_config,
+    loads_config,
+    model_configs,
+    model_names,
+    serve_versions,
+)
+
+__all__ = [
+    "EngineFiles",
+    "Release",
+    "is_up_to_date",
+    "publish_release",
+    "publish_steps",
+    "read_manifest",
+    "released_version",
+    "write_configs",
+]
+
+
+def publish_release(repository: Path, recipe: Recipe, release: Release) -> int:
+    """Publish a release and make it the one that answers.
+
+    Args:
+        repository: Triton model repository; created where it is missing.
+        recipe: names the models and says how they are served.
+        release: files and facts.
+
+    Returns:
+        The version. An identical release that is there already keeps its version.
+
+    Raises:
+        PublishError: an engine has no passed verification, a file can't be used, a model that Mooring did
+            not write or that serves another task has the name, or the repository can't be written. What
+            answered before answers still; only an error after the commit leaves the new release there.
+    """
+    steps = publish_steps(repository, recipe, release)
+    while True:
+        try:
+            next(steps)
+        except StopIteration as done:
+            version: int = done.value
+            return version
+
+
+def publish_steps(repository: Path, recipe: Recipe, release: Release) -> Generator[str, None, int]:
+    """Publish step by step, for tests that stop in between; see :func:`publish_release`.
+
+    Yields:
+        The name of each step after it is done.
+    """
+    with _explained(repository):
+        files = version_files(recipe, release)
+    with _explained(repository), locked(repository) as journal:
+        _check_ownership(repository, recipe)
+        _recover(repository, model_names(recipe), journal)
+        yield "recovered"
+        _check_task(repository, recipe)
+        released = released_version(repository, recipe.name)
+        if released is not None and is_up_to_date(repository, recipe, release.labels, release.inputs_digest):
+            return released
+        try:
+            return (yield from _publish(repository, recipe, release, files, journal))
+        except BaseException:
+            # A disk that is full or read-only may forbid this too; then the next publish does it.
+            with suppress(OSError):
+                _recover(repository, model_names(recipe), journal)
+            raise
+
+
+def write_configs(repository: Path, recipe: Recipe, labels: Sequence[str], version: int) -> None:
+    """Write the configs alone, so that they can be reviewed and committed without a build.
+
+    Raises:
+        PublishError: another version is released, or as in :func:`publish_release`.
+    """
+    with _explained(repository), locked(repository) as journal:
+        _check_ownership(repository, recipe)
+        _recover(repository, model_names(recipe), journal)
+        released = released_version(repository, recipe.name)
+        if released not in (None, version):
+            raise PublishError(
+                f"{repository / recipe.name} has released version {released}: "
+                f"its configs can't be rewritten for version {version}"
+            )
+        for model, config in model_configs(recipe, labels, version).items():
+            write_file(repository / model / CONFIG, dumps_config(config))
+
+
+def is_up_to_date(repository: Path, recipe: Recipe, labels: Sequence[str], inputs_digest: str) -> bool:
+    """Whether the released version came from these inputs, is undamaged, and has the recipe's configs."""
+    try:
+        version = released_version(repository, recipe.name)
+        if version is None:
+            return False
+        manifest = read_manifest(repository, recipe.name, version)
+        configs = model_configs(recipe, labels, version)
+        return (
+            manifest.get("inputs_digest") == inputs_digest
+            and all(
+                read_text(repository / model / CONFIG) == dumps_config(config)
+                for model, config in configs.items()
+            )
+            and all(
+                file_sha256(repository / model / str(version) / MANIFEST) == digest
+                for model, digest in manifest["parts"].items()
+            )
+            and not any(damaged_files(repository, model, version) for model in configs)
+        )
+    except (PublishError, OSError):
+        # Whatever is unreadable here is told by the publish that follows.
+        return False
+
+
+def _publish(
+    repository: Path,
+    recipe: Recipe,
+    release: Release,
+    files: Mapping[str, dict[str, Path | str]],
+    journal: Journal,
+) -> Generator[str, None, int]:
+    released = released_version(repository, recipe.name)
+    version = _next_version(repository, recipe)
+    manifest = {
+        "version": version,
+        "published": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "inputs_digest": release.inputs_digest,
+        "labels": list(release.labels),
+        "parity": {name: dict(engine.parity) for name, engine in release.engines.items()},
+        **release.facts,
+    }
+    parts = {}
+    for model, content in files.items():
+        parts[model] = stage_version(repository / model, version, content, {"model": model, **manifest})
+        yield f"staged {model}"
+    stage_version(repository / recipe.name, version, {}, {"model": recipe.name, **manifest, "parts": parts})
+    yield f"staged {recipe.name}"
+
+    configs = model_configs(recipe, release.labels, version)
+    before = {model: read_text(repository / model / CONFIG) for model in configs}
+    after = {model: dumps_config(config) for model, config in configs.items()}
+    journal.write({"name": recipe.name, "version": version, "before": before, "after": after})
+    yield "noted"
+    for model, text in after.items():
+        if released is None or before[model] is None:
+            write_file(repository / model / CONFIG, text)
+            yield f"announced {model}"
+    for model in configs:
+        place_version(repository / model, version)
+        yield f"placed {model}"
+    for model in files:
+        write_file(repository / model / CONFIG, _both(repository, model, released, before, after))
+        yield f"opened {model}"
+    write_file(repository / recipe.name / CONFIG, after[recipe.name])
+    yield "committed"
+    for model in files:
+        write_file(repository / model / CONFIG, after[model])
+        yield f"narrowed {model}"
+    journal.write({})
+    yield "closed"
+    return version
+
+
+def _both(
+    repository: Path,
+    model: str,
+    released: int | None,
+    before: Mapping[str, str | None],
+    after: Mapping[str, str],
+) -> str:
+    """A part's config for the moment in which the old and the new ensemble must both be able to run."""
+    old_text = before[model]
+    if released is None or old_text is None or released not in versions_of(repository, model):
+        return after[model]
+    config = loads_config(after[model])
+    serve_versions(config, [released, *config.version_policy.specific.versions])
+    # An ensemble may not take larger batches than its steps.
+    config.max_batch_size = max(config.max_batch_size, loads_config(old_text).max_batch_size)
+    return dumps_config(config)
+
+
+def _recover(repository: Path, models: Sequence[str], journal: Journal) -> None:
+    """Complete a publish that was interrupted after its commit, undo one that was interrupted before."""
+    plan = journal.read()
+    if plan:
+        version, before, after = plan["version"], plan["before"], plan["after"]
+        if released_version(repository, plan["name"]) == version:
+            for model, text in after.items():
+                write_file(repository / model / CONFIG, text)
+        else:
+            _undo(repository, version, before)
+        journal.write({})
+    for model in {*models, *plan.get("after", {})}:
+        remove_staged(repository / model)
+
+
+def _undo(repository: Path, version: int, before: Mapping[str, str | None]) -> None:
+    for model, text in before.items():
+        if text is not None:
+            write_file(repository / model / CONFIG, text)
+    for model in before:
+        remove_version(repository / model, version)
+    for model, text in before.items():
+        if text is None:
+            (repository / model / CONFIG).unlink(missing_ok=True)
+
+
+def _next_version(repository: Path, recipe: Recipe) -> int:
+    """One above all that is there; or the version that the configs pin already, if it was never built."""
+    pinned = pinned_version(read_config(repository, recipe.name))
+    existing = [version for model in model_names(recipe) for version in versions_of(repository, model)]
+    return max([pinned or 1, *(version + 1 for version in existing)])
+
+
+def _check_ownership(repository: Path, recipe: Recipe) -> None:
+    """Refuse to touch a model that Mooring did not write, or wrote as another kind of model."""
+    # Only the kinds matter here, not labels or version.
+    for model, config in model_configs(recipe, [""], 1).items():
+        folder = repository / model
+        text = read_text(folder / CONFIG)
+        if text is None:
+            foreign = any(
+                not (folder / str(version) / MANIFEST).is_file() for version in versions_of(repository, model)
+            )
+        elif text.startswith(HEADER):
+            found = read_config(repository, model)
+            foreign = found is None or (found.backend, found.platform) != (config.backend, config.platform)
+        else:
+            foreign = True
+        if foreign or (folder.exists() and not folder.is_dir()):
+            raise PublishError(
+                f"{folder} is not a model that recipe {recipe.name!r} made: "
+                "give the recipe another name, or move the folder away"
+            )
+
+
+def _check_task(repository: Path, recipe: Recipe) -> None:
+    """A name keeps its task: callers of the old release could not read the new one's answers."""
+    if released_version(repository, recipe.name) is None:
+        return
+    config = read_config(repository, recipe.name)
+    task = config.parameters["task"].string_value if config is not None else recipe.task
+    if task != recipe.task:
+        raise PublishError(
+            f"{repository / recipe.name} serves {task}, recipe {recipe.name!r} is {recipe.task}: "
+            "give the recipe another name"
+        )
+
+
+@contextmanager
+def _explained(repository: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as exc:
+        place = f": {exc.filename}" if exc.filename else ""
+        raise PublishError(f"can't publish into {repository}: {exc.strerror or exc}{place}") from exc

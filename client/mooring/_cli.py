@@ -1,0 +1,102 @@
+"""The ``mooring`` command: finds the wanted subcommand, runs it and reports errors.
+
+The subcommands of the other rooms come from the entry points ``mooring.commands``. Only the wanted
+one is imported; ``mooring --help`` imports them all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import os
+import sys
+from collections.abc import Sequence
+
+from mooring import _predict
+from mooring._errors import ConfigError, InvalidInput, MooringError
+
+_Subparsers = argparse._SubParsersAction  # the only name that argparse has for it
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one ``mooring`` command.
+
+    Args:
+        argv: the words after ``mooring``; ``None`` takes the process's own.
+
+    Returns:
+        The exit code: 0 done, 1 a check failed or the server said no, 2 the input was wrong.
+
+    Raises:
+        SystemExit: from argparse, for ``--help``, ``--version`` and unknown arguments.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    args = _build_parser(words).parse_args(words)
+    try:
+        code = int(args.run(args))
+        sys.stdout.flush()
+    except (ConfigError, InvalidInput) as exc:
+        return _report(str(exc), 2)
+    except MooringError as exc:
+        return _report(str(exc), 1)
+    except ImportError as exc:
+        return _report(_explain_import(args.command, args.run.__module__, exc), 2)
+    except BrokenPipeError:
+        # The reader of our output left, as `head` does: no error. stdout is replaced because Python
+        # flushes it once more at exit (https://docs.python.org/3/library/signal.html#note-on-sigpipe).
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        return 130  # what a shell reports for a command ended by Ctrl-C
+    return code
+
+
+def _build_parser(words: Sequence[str]) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="mooring", description="Build, serve, call and load-test models on NVIDIA Triton."
+    )
+    version = importlib.metadata.version("mooring")
+    parser.add_argument("--version", action="version", version=f"mooring {version}")
+    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command", required=True)
+    _predict.add_command(subparsers)
+    wanted = next((word for word in words if not word.startswith("-")), None)
+    entries = {entry.name: entry for entry in importlib.metadata.entry_points(group="mooring.commands")}
+    if wanted in subparsers.choices:
+        return parser
+    for name in [wanted] if wanted in entries else sorted(entries):
+        _add_entry_point(subparsers, entries[name])
+    return parser
+
+
+def _add_entry_point(
+    subparsers: _Subparsers[argparse.ArgumentParser], entry: importlib.metadata.EntryPoint
+) -> None:
+    try:
+        add_command = entry.load()
+    except ImportError as exc:
+        reason = _explain_import(entry.name, entry.module, exc)
+    else:
+        add_command(subparsers)
+        return
+
+    def refuse(args: argparse.Namespace) -> int:
+        raise ConfigError(reason)
+
+    # The command still shows in the help. No word starts with NUL, so every option that the real
+    # parser would know is taken as a plain word here.
+    parser = subparsers.add_parser(entry.name, help="(not installed)", add_help=False, prefix_chars="\0")
+    parser.add_argument("words", nargs="*")
+    parser.set_defaults(run=refuse)
+
+
+def _explain_import(command: str, module: str, exc: ImportError) -> str:
+    room = module.partition(".")[0]
+    if "pip install" in str(exc) or not room.startswith("mooring_"):
+        return f"mooring {command}: {exc}"
+    extra = room.removeprefix("mooring_")
+    return f"mooring {command} needs more than the client ({exc}): pip install 'mooring[{extra}]'"
+
+
+def _report(message: str, code: int) -> int:
+    print(f"mooring: error: {message}", file=sys.stderr)
+    return code

@@ -1,0 +1,154 @@
+"""The last part of ``make demo``: serve what was built, ask it, load it, and sum up.
+
+::
+
+    python -m mooring_loadtests.demo --repository model_repository --reports reports --seconds 20
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from mooring import Client, ConfigError, MooringError
+from mooring_loadtests.answers import AnswerPair, ask_both
+from mooring_loadtests.load_run import run_load
+from mooring_loadtests.releases import ReleaseFacts, read_release
+from mooring_loadtests.summary import summarise
+
+TEXTS = {
+    "ner": (
+        "Maria Santos flew from Lisbon to meet engineers of Nordwind Energy in Hamburg.",
+        "The French minister Claire Dubois spoke at the United Nations in New York.",
+        "It rained all afternoon.",
+    ),
+    "intent": (
+        "Where is my parcel? It should have come on Monday.",
+        "I forgot my password and can't log in.",
+        "The vase arrived in pieces.",
+    ),
+}
+_LOADED = "ner"
+_USERS = 8
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the demo.
+
+    Returns:
+        0 if every request was answered and the protocols agreed, 1 if not, 2 if something needed is missing.
+    """
+    args = _parser().parse_args(argv)
+    try:
+        return _run(args.repository, args.reports, args.seconds)
+    except (MooringError, ImportError) as exc:
+        print(f"mooring: error: {exc}", file=sys.stderr)
+        return 2 if isinstance(exc, ConfigError | ImportError) else 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m mooring_loadtests.demo",
+        description="Serve the built ner and intent, ask both, load ner, and sum up.",
+    )
+    parser.add_argument("--repository", type=Path, default=Path("model_repository"), metavar="FOLDER")
+    parser.add_argument("--reports", type=Path, default=Path("reports"), metavar="FOLDER")
+    parser.add_argument("--seconds", type=_seconds, default=20, help="length of the load test (default: 20)")
+    return parser
+
+
+def _seconds(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of seconds above 0")
+    return int(text)
+
+
+def _run(repository: Path, reports: Path, seconds: int) -> int:
+    from mooring_serve import TritonServer
+
+    for model in TEXTS:
+        if not (repository / model / "config.pbtxt").is_file():
+            raise ConfigError(
+                f"{repository} has no model {model!r}: run 'mooring build {' '.join(TEXTS)}' first"
+            )
+    reports.mkdir(parents=True, exist_ok=True)
+    print("Serving with tritonserver", flush=True)
+    with TritonServer(repository, log_file=reports / "tritonserver.log") as server:
+        with Client(server.grpc_url, timeout_s=30.0) as grpc, Client(server.http_url, timeout_s=30.0) as http:
+            releases = [_served_release(grpc, repository, model) for model in TEXTS]
+            print("Asking over gRPC and HTTP", flush=True)
+            answers = {model: ask_both(grpc, http, model, texts) for model, texts in TEXTS.items()}
+        print(f"Loading {_LOADED} for {seconds} s", flush=True)
+        progress = _Progress(seconds)
+        try:
+            load = run_load(
+                model=_LOADED,
+                grpc_url=server.grpc_url,
+                http_url=server.http_url,
+                seconds=seconds,
+                reports=reports,
+                users=_USERS,
+                progress=progress.show,
+            )
+        finally:
+            progress.clear()
+    title = f"Load: {_USERS} users for {seconds} s, server and users on the same {os.cpu_count()} cores"
+    print()
+    print(
+        summarise(
+            releases=releases,
+            answers=answers,
+            load=load,
+            load_title=title,
+            report=reports / f"{_LOADED}.html",
+            command=_mooring_command(),
+        )
+    )
+    return 0 if load.passed and _all_agree(answers) else 1
+
+
+def _served_release(client: Client, repository: Path, model: str) -> ReleaseFacts:
+    versions = client.metadata(model).versions
+    return read_release(repository, model, max(map(int, versions)))
+
+
+def _mooring_command() -> str:
+    """``mooring`` if that is this environment's, else its path: nothing says that it was activated."""
+    installed = Path(sys.executable).parent / "mooring"
+    if shutil.which("mooring") == str(installed) or not installed.exists():
+        return "mooring"
+    return os.path.relpath(installed) if installed.is_relative_to(Path.cwd()) else str(installed)
+
+
+def _all_agree(answers: dict[str, list[AnswerPair]]) -> bool:
+    return all(pair.agree for pairs in answers.values() for pair in pairs)
+
+
+class _Progress:
+    """One line that fills up; nothing where there is no terminal."""
+
+    _WIDTH = 40
+
+    def __init__(self, seconds: int) -> None:
+        self._seconds = seconds
+        self._shown = sys.stderr.isatty()
+
+    def show(self, elapsed_s: float) -> None:
+        if self._shown:
+            seconds = min(elapsed_s, self._seconds)
+            bar = ("#" * int(seconds / self._seconds * self._WIDTH)).ljust(self._WIDTH, ".")
+            print(f"\r{bar} {seconds:3.0f}/{self._seconds} s", end="", file=sys.stderr, flush=True)
+
+    def clear(self) -> None:
+        if self._shown:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,81 @@
+"""What a release's manifest says of it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from mooring import DataError
+
+#: Figures worth showing, best known first, with the words for them.
+_METRICS = {
+    "entity_f1": "entity F1",
+    "accuracy": "accuracy",
+    "macro_f1": "macro F1",
+    "tag_accuracy": "tag accuracy",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineParity:
+    """How far an exported engine is from the PyTorch model."""
+
+    #: The engine's model name, such as ``ner_onnx``.
+    model: str
+    #: Largest difference of any logit.
+    max_abs_difference: float
+    tolerance: float
+    #: Batches that were compared.
+    cases: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReleaseFacts:
+    """One release of one recipe."""
+
+    name: str
+    version: int
+    #: Name of the checkpoint that the training began with.
+    base_checkpoint: str
+    train_examples: int
+    evaluation_examples: int
+    #: Quality on the evaluation examples: words and figure.
+    metrics: tuple[tuple[str, float], ...]
+    engines: tuple[EngineParity, ...]
+
+
+def read_release(repository: Path, name: str, version: int) -> ReleaseFacts:
+    """Read a release's ``manifest.json``.
+
+    Raises:
+        DataError: there is none, or it is none.
+    """
+    path = repository / name / str(version) / "manifest.json"
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        return ReleaseFacts(
+            name=name,
+            version=version,
+            base_checkpoint=manifest["base_checkpoint"]["name"],
+            train_examples=manifest["data"]["train_examples"],
+            evaluation_examples=manifest["data"]["evaluation_examples"],
+            metrics=tuple(
+                (words, float(manifest["metrics"][key]))
+                for key, words in _METRICS.items()
+                if key in manifest["metrics"]
+            ),
+            engines=tuple(
+                EngineParity(
+                    model=f"{name}_{export_format}",
+                    max_abs_difference=parity["max_abs_difference"],
+                    tolerance=parity["tolerance"],
+                    cases=parity["cases"],
+                )
+                for export_format, parity in manifest["parity"].items()
+            ),
+        )
+    except FileNotFoundError as exc:
+        raise DataError(f"{path} is missing: 'mooring build {name}' writes it") from exc
+    except (ValueError, KeyError, TypeError) as exc:
+        raise DataError(f"{path} is no manifest of a release ({exc!r})") from exc

@@ -1,0 +1,32 @@
+"""Folders of the cache that are built once and never changed."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+
+def build_once(target: Path, build: Callable[[Path], None]) -> Path:
+    """Return ``target``, after building it where it doesn't exist yet.
+
+    The folder gets its name in one rename: a half built one is never seen, whoever dies when, and of
+    several processes that build at once one wins and all get the same folder.
+
+    Args:
+        target: folder whose name says all that its content depends on.
+        build: fills the empty folder that it is given.
+    """
+    if target.is_dir():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".building-", dir=target.parent) as scratch:
+        complete = Path(scratch) / target.name
+        complete.mkdir()
+        build(complete)
+        try:
+            complete.rename(target)
+        except OSError:
+            if not target.is_dir():
+                raise
+    return target

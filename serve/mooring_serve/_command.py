@@ -1,0 +1,146 @@
+"""Options of one server and the command line that they make."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+from mooring._errors import ConfigError
+from mooring_serve._installation import Installation
+
+ModelControlMode = Literal["none", "explicit", "poll"]
+
+# Set by Mooring itself; a second value would be ignored or contradict the first.
+_OWN_OPTIONS = (
+    "--model-repository", "--model-store", "--model-control-mode", "--http-address", "--http-port",
+    "--grpc-address", "--grpc-port", "--metrics-address", "--metrics-port", "--strict-readiness",
+    "--exit-on-error", "--exit-timeout-secs", "--backend-directory", "--cache-directory", "--id",
+)  # fmt: skip
+# Backends that run in stubs, each with shared-memory regions of its own.
+_STUB_BACKENDS = ("python", "onnxruntime", "pytorch")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerOptions:
+    """What a caller asks of a server; ports may still be 0."""
+
+    model_repository: Path
+    http_port: int = 0
+    grpc_port: int = 0
+    metrics_port: int = 0
+    host: str = "127.0.0.1"
+    #: ``"none"`` loads every model at start and no other later, ``"explicit"`` also obeys load and unload
+    #: requests, ``"poll"`` follows the repository's files.
+    model_control_mode: ModelControlMode = "none"
+    #: Whether the server is ready only when every model is.
+    strict_readiness: bool = True
+    #: Time for everything to load, in seconds.
+    start_timeout_s: float = 120.0
+    #: Time for running requests and models to finish, in seconds; then the server is killed.
+    stop_timeout_s: float = 10.0
+    #: More options of tritonserver, such as ``"--log-verbose=1"``.
+    extra_args: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        if self.model_control_mode not in get_args(ModelControlMode):
+            known = ", ".join(map(repr, get_args(ModelControlMode)))
+            raise ConfigError(f"model_control_mode is {self.model_control_mode!r}: it must be one of {known}")
+        for name in ("start_timeout_s", "stop_timeout_s"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"{name} is {getattr(self, name)}: it must be above 0")
+        for argument in self.extra_args:
+            if argument.partition("=")[0] in _OWN_OPTIONS:
+                raise ConfigError(
+                    f"extra_args holds {argument!r}, which Mooring sets: use TritonServer's own arguments"
+                )
+
+    def ports(self) -> dict[str, int]:
+        """Ports by the names of their options."""
+        return {"http_port": self.http_port, "grpc_port": self.grpc_port, "metrics_port": self.metrics_port}
+
+
+def check_repository(options: ServerOptions) -> None:
+    """Refuse a repository from which nothing could be served.
+
+    Raises:
+        ConfigError: it doesn't exist, or nothing in it is built and nothing can be loaded later.
+    """
+    repository = options.model_repository
+    if not repository.is_dir():
+        raise ConfigError(
+            f"there is no model repository at {repository}: run 'mooring build', or give another folder"
+        )
+    if options.model_control_mode == "none" and not any(map(_has_version, _model_folders(repository))):
+        raise ConfigError(
+            f"the model repository {repository} holds no built model: run 'mooring build' first"
+        )
+
+
+def models_to_load(options: ServerOptions) -> set[str]:
+    """Names of the models that the server loads when it starts."""
+    named = _named_models(options) - {"*"}
+    return named or {folder.name for folder in _model_folders(options.model_repository)}
+
+
+def unbuilt_models(options: ServerOptions) -> set[str]:
+    """Names of the models that have no version folder."""
+    return {folder.name for folder in _model_folders(options.model_repository) if not _has_version(folder)}
+
+
+def _named_models(options: ServerOptions) -> set[str]:
+    option = "--load-model="
+    return {argument.removeprefix(option) for argument in options.extra_args if argument.startswith(option)}
+
+
+def _model_folders(repository: Path) -> list[Path]:
+    return [entry for entry in repository.iterdir() if entry.is_dir() and not entry.name.startswith(".")]
+
+
+def _has_version(model: Path) -> bool:
+    return any(entry.is_dir() and entry.name.isdecimal() for entry in model.iterdir())
+
+
+def server_command(
+    installation: Installation,
+    options: ServerOptions,
+    *,
+    address: str,
+    ports: Mapping[str, int],
+    server_id: str,
+) -> list[str]:
+    """Command line that starts the server.
+
+    Args:
+        installation: the server.
+        options: what the caller asks for.
+        address: IPv4 address on which the server listens.
+        ports: the chosen ports, by option name.
+        server_id: name under which the server answers, and start of the names of its shared-memory regions.
+    """
+    command = [
+        str(installation.executable),
+        f"--id={server_id}",
+        f"--model-repository={options.model_repository}",
+        f"--model-control-mode={options.model_control_mode}",
+    ]
+    for service in ("http", "grpc", "metrics"):
+        command += [f"--{service}-address={address}", f"--{service}-port={ports[f'{service}_port']}"]
+    command += [
+        f"--strict-readiness={str(options.strict_readiness).lower()}",
+        # A server that lives on after a failed load can be asked for the reasons of all failed models.
+        "--exit-on-error=false",
+        # Less than the time after which the server is killed, so that it can still end its stubs itself.
+        f"--exit-timeout-secs={max(1, int(options.stop_timeout_s) - 2)}",
+    ]
+    if options.model_control_mode == "explicit" and not _named_models(options):
+        command.append("--load-model=*")
+    if installation.embedded:
+        command += [
+            f"--backend-directory={installation.backend_directory}",
+            f"--cache-directory={installation.cache_directory}",
+        ]
+    for backend in _STUB_BACKENDS if installation.embedded else _STUB_BACKENDS[:1]:
+        command.append(f"--backend-config={backend},shm-region-prefix-name={server_id}")
+    return [*command, *options.extra_args]

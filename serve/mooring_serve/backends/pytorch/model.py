@@ -1,0 +1,41 @@
+"""Triton's backend ``pytorch`` for the embedded server, as a Python-based backend.
+
+Serves the same TorchScript models and configurations as the official C++ backend, with the ``torch`` package
+of the server's Python. Configurations are not completed: TorchScript does not keep what they need. Every
+instance is a process with its own weights: ``ENABLE_WEIGHT_SHARING`` changes nothing.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import mooring_stub
+from mooring_model_config import Instance, ModelConfig
+
+if TYPE_CHECKING:
+    from mooring_torch_engine import TorchEngine
+
+
+class TritonPythonModel:
+    """One instance of one model; its methods are called by the stub."""
+
+    _config: ModelConfig
+    _engine: TorchEngine
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Load the model and check that its configuration fits."""
+        # A stub that only looks for auto_complete_config() need not wait for PyTorch.
+        from mooring_torch_engine import TorchEngine
+
+        with mooring_stub.load_errors():
+            self._config = ModelConfig.parse(json.loads(args["model_config"]))
+            self._engine = TorchEngine(self._config, Instance.parse(args))
+
+    def execute(self, requests: list[Any]) -> list[Any]:
+        """Answer one dynamic batch."""
+        return mooring_stub.execute(self._config, requests, self._engine.run)
+
+    def finalize(self) -> None:
+        """Release the module."""
+        del self._engine

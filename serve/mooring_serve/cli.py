@@ -1,0 +1,116 @@
+"""The command ``mooring serve``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mooring._errors import StartError
+
+if TYPE_CHECKING:
+    from mooring_serve import TritonServer
+    from mooring_serve._status import ModelState
+
+_WATCH_S = 0.5
+
+
+def add_command(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add ``serve`` to the ``mooring`` command."""
+    parser = subparsers.add_parser(
+        "serve",
+        help="run a tritonserver on a model repository",
+        description="Run a tritonserver on a model repository until Ctrl-C. The official server is used if "
+        "it is on PATH, else the one in the PyPI wheel nvidia-pytriton, which is downloaded once.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("model_repository", nargs="?", type=Path, default=Path("model_repository"))
+    parser.add_argument("--http-port", type=int, default=8000, help="0 chooses a free one, as for the others")
+    parser.add_argument("--grpc-port", type=int, default=8001, help="port of the gRPC service")
+    parser.add_argument("--metrics-port", type=int, default=8002, help="port of the Prometheus metrics")
+    parser.add_argument("--host", default="127.0.0.1", help="IPv4 address or name; 0.0.0.0 is every address")
+    parser.add_argument("--log-file", type=Path, help="gets the server's output; else a temporary file")
+    parser.add_argument(
+        "--allow-load",
+        action="store_true",
+        help="let clients load and unload models (Triton's explicit model control)",
+    )
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Serve until Ctrl-C or SIGTERM.
+
+    Raises:
+        StartError: the server did not start, or ended by itself.
+    """
+    from mooring_serve import TritonServer
+
+    server = TritonServer(
+        args.model_repository,
+        http_port=args.http_port,
+        grpc_port=args.grpc_port,
+        metrics_port=args.metrics_port,
+        host=args.host,
+        log_file=args.log_file,
+        model_control_mode="explicit" if args.allow_load else "none",
+    )
+    with _sigterm_as_ctrl_c():
+        try:
+            print("mooring: starting tritonserver ...", flush=True)
+            server.start()
+            print(_summary(server), flush=True)
+            while server.is_alive():
+                time.sleep(_WATCH_S)
+            raise StartError(server.exit_reason())
+        except KeyboardInterrupt:
+            print("mooring: stopping", flush=True)
+        finally:
+            server.stop()
+    return 0
+
+
+@contextmanager
+def _sigterm_as_ctrl_c() -> Iterator[None]:
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _summary(server: TritonServer) -> str:
+    states = server.model_states()
+    width = max((len(state.name) for state in states), default=0)
+    models = [f"  {state.name:<{width}}  {state.version:>4}  {state.state}" for state in states]
+    return "\n".join(
+        [
+            "models:",
+            *models,
+            f"http:    {server.http_url}",
+            f"grpc:    {server.grpc_url}",
+            f"metrics: {server.metrics_url}",
+            f"log:     {server.log_file}",
+            f"try:     {_example(server, states)}",
+            "Ctrl-C stops the server.",
+        ]
+    )
+
+
+def _example(server: TritonServer, states: Sequence[ModelState]) -> str:
+    """A request that works: one to a model that takes a text, if there is one."""
+    from mooring_serve._status import ask
+
+    for state in states:
+        config = ask(server.http_url, f"/models/{state.name}/config") if state.state == "READY" else None
+        if config and config.get("platform") == "ensemble":
+            inputs = config["input"]
+            if [tensor["data_type"] for tensor in inputs] == ["TYPE_STRING"]:
+                body = json.dumps({inputs[0]["name"]: "Ada Lovelace lived in London"})
+                return f"curl -s {server.http_url}/v2/models/{state.name}/generate -d '{body}'"
+    return f"curl -s {server.http_url}/v2"

@@ -1,0 +1,145 @@
+"""The entry points as Triton would load them: from version folders, with a stand-in for Triton."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import types
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mooring_build.recipe import Recipe, load_recipe
+from mooring_build.release import version_files
+from tiny_release import LABELS, make_release
+
+
+@dataclass
+class _Tensor:
+    name: str
+    array: np.ndarray
+
+    def as_numpy(self) -> np.ndarray:
+        return self.array
+
+
+@dataclass
+class _TritonError:
+    message: str
+    code: int
+    INVALID_ARG = 3
+
+
+@dataclass
+class _Response:
+    output_tensors: list[_Tensor] = field(default_factory=list)
+    error: _TritonError | None = None
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        assert self.error is None, self.error
+        return {tensor.name: tensor.array for tensor in self.output_tensors}
+
+
+def _request(**arrays: Any) -> dict[str, _Tensor]:
+    return {name: _Tensor(name, np.asarray(array)) for name, array in arrays.items()}
+
+
+def _texts(*texts: bytes) -> np.ndarray:
+    return np.array([[text] for text in texts], dtype=object)
+
+
+Load = Callable[[Recipe, str], Any]
+
+
+@pytest.fixture
+def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Load]:
+    """Write a part's version folder and load its model as Triton does: package ``1``, module ``model``."""
+    triton = types.ModuleType("triton_python_backend_utils")
+    vars(triton).update(
+        Tensor=_Tensor,
+        InferenceResponse=_Response,
+        TritonError=_TritonError,
+        get_input_tensor_by_name=lambda request, name: request[name],
+    )
+    monkeypatch.setitem(sys.modules, "triton_python_backend_utils", triton)
+
+    def load_model(recipe: Recipe, part: str) -> Any:
+        files = version_files(recipe, make_release(tmp_path / "files", recipe))[f"{recipe.name}_{part}"]
+        folder = tmp_path / "model"
+        (folder / "1").mkdir(parents=True)
+        for name, source in files.items():
+            content = source.read_text() if isinstance(source, Path) else source
+            (folder / "1" / name).write_text(content)
+        monkeypatch.syspath_prepend(str(folder))
+        model = importlib.import_module("1.model").TritonPythonModel()
+        model.initialize({"model_repository": str(folder), "model_version": "1"})
+        return model
+
+    yield load_model
+    for name in [name for name in sys.modules if name == "1" or name.startswith("1.")]:
+        del sys.modules[name]
+
+
+@pytest.fixture
+def ner() -> Recipe:
+    return load_recipe("ner", ["labels=" + str(LABELS["token-classification"])])
+
+
+@pytest.fixture
+def intent() -> Recipe:
+    return load_recipe("intent", ["text.top_k=2"])
+
+
+def test_the_tokenizer_answers_each_request(load: Load, ner: Recipe) -> None:
+    model = load(ner, "tokenizer")
+    good, bad = model.execute([_request(text=_texts(b"Anna visits Porto")), _request(text=_texts(b"a", b""))])
+    arrays = good.arrays()
+    assert {name: (array.dtype, array.shape) for name, array in arrays.items()} == {
+        "input_ids": (np.int64, (1, 8)),
+        "attention_mask": (np.int64, (1, 8)),
+        "offsets": (np.int32, (1, 8, 2)),
+        "word_ids": (np.int32, (1, 8)),
+    }
+    assert bad.error == _TritonError("text 1 is empty", _TritonError.INVALID_ARG)
+    assert bad.output_tensors == []
+
+
+def test_the_tokenizer_of_a_text_classifier_has_two_outputs(load: Load, intent: Recipe) -> None:
+    (response,) = load(intent, "tokenizer").execute([_request(text=_texts(b"where is my card"))])
+    assert sorted(response.arrays()) == ["attention_mask", "input_ids"]
+
+
+def test_the_entity_postprocessor_answers_each_request(load: Load, ner: Recipe) -> None:
+    model = load(ner, "postprocessor")
+    logits = np.zeros((1, 3, 5), np.float32)
+    logits[0, 1, 3] = 50
+    tokens = {"offsets": [[[-1, -1], [3, 8], [-1, -1]]], "word_ids": [[-1, 0, -1]]}
+    good, bad = model.execute(
+        [
+            _request(text=_texts(b"in Porto"), logits=logits, **tokens),
+            _request(text=_texts(b"in Porto"), logits=logits[:, :2], **tokens),
+        ]
+    )
+    assert {name: array.tolist() for name, array in good.arrays().items()} == {
+        "label": [[b"LOC"]],
+        "score": [[1.0]],
+        "start": [[3]],
+        "end": [[8]],
+        "entity": [[b"Porto"]],
+    }
+    assert bad.error.code == _TritonError.INVALID_ARG
+    assert "do not fit 1 text(s) and 5 labels" in bad.error.message
+
+
+def test_the_classifier_postprocessor_answers_each_request(load: Load, intent: Recipe) -> None:
+    model = load(intent, "postprocessor")
+    logits = np.log(np.array([[0.1, 0.7, 0.2]], np.float32))
+    good, bad = model.execute([_request(logits=logits), _request(logits=logits[:, :2])])
+    arrays = good.arrays()
+    assert arrays["label"].tolist() == [[b"balance", b"card"]]
+    assert arrays["score"] == pytest.approx(np.array([[0.7, 0.2]]))
+    assert bad.error == _TritonError("logits [1, 2] do not fit 3 labels", _TritonError.INVALID_ARG)

@@ -1,0 +1,208 @@
+"""Generated configs: what Triton reads in them."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from google.protobuf import text_format
+from hypothesis import given
+from hypothesis import strategies as st
+from tritonclient.grpc import model_config_pb2 as pb
+
+from mooring_build.recipe import load_recipe
+from mooring_build.triton_config import (
+    HEADER,
+    dumps_config,
+    loads_config,
+    model_configs,
+    model_names,
+    serve_versions,
+)
+from tiny_release import LABELS
+
+ENTITY_LABELS = LABELS["token-classification"]
+INTENT_LABELS = LABELS["text-classification"]
+
+
+def _configs(shipped: str, *overrides: str, version: int = 1) -> dict[str, pb.ModelConfig]:
+    labels = ENTITY_LABELS if shipped == "ner" else INTENT_LABELS
+    return model_configs(load_recipe(shipped, overrides), labels, version)
+
+
+def _tensors(tensors: Any) -> dict[str, tuple[str, list[int]]]:
+    return {tensor.name: (pb.DataType.Name(tensor.data_type), list(tensor.dims)) for tensor in tensors}
+
+
+def test_a_recipe_has_five_models_and_the_ensemble_is_last() -> None:
+    names = ["ner_tokenizer", "ner_onnx", "ner_torchscript", "ner_postprocessor", "ner"]
+    assert list(_configs("ner")) == model_names(load_recipe("ner")) == names
+    assert "ner_torchscript" not in _configs("ner", 'export.formats=["onnx"]')
+
+
+@pytest.mark.parametrize("shipped", ["ner", "intent"])
+def test_the_text_round_trips_and_says_where_it_comes_from(shipped: str) -> None:
+    for name, config in _configs(shipped).items():
+        text = dumps_config(config)
+        assert text.startswith(f"{HEADER}; what is changed here is overwritten.\n")
+        assert loads_config(text) == config
+        assert dumps_config(loads_config(text)) == text
+        assert config.name == name
+
+
+def test_text_that_is_no_config_is_refused() -> None:
+    with pytest.raises(ValueError, match=r'not a Triton model configuration: 1:1 : .*no field named "nam"'):
+        loads_config('nam: "ner"')
+
+
+def test_signatures_of_token_classification() -> None:
+    configs = _configs("ner")
+    text = {"text": ("TYPE_STRING", [1])}
+    tokens = {"input_ids": ("TYPE_INT64", [-1]), "attention_mask": ("TYPE_INT64", [-1])}
+    words = {"offsets": ("TYPE_INT32", [-1, 2]), "word_ids": ("TYPE_INT32", [-1])}
+    answers = {
+        "label": ("TYPE_STRING", [-1]),
+        "score": ("TYPE_FP32", [-1]),
+        "start": ("TYPE_INT32", [-1]),
+        "end": ("TYPE_INT32", [-1]),
+        "entity": ("TYPE_STRING", [-1]),
+    }
+    logits = ("TYPE_FP32", [-1, -1])
+    assert {name: (_tensors(config.input), _tensors(config.output)) for name, config in configs.items()} == {
+        "ner_tokenizer": (text, tokens | words),
+        "ner_onnx": (tokens, {"logits": logits}),
+        "ner_torchscript": (tokens, {"logits__0": logits}),
+        "ner_postprocessor": (text | {"logits": logits} | words, answers),
+        "ner": (text, answers),
+    }
+
+
+def test_signatures_of_text_classification() -> None:
+    configs = _configs("intent", "text.top_k=2")
+    logits = ("TYPE_FP32", [-1])
+    assert _tensors(configs["intent_tokenizer"].output).keys() == {"input_ids", "attention_mask"}
+    assert _tensors(configs["intent_onnx"].output) == {"logits": logits}
+    assert _tensors(configs["intent_postprocessor"].input) == {"logits": logits}
+    assert _tensors(configs["intent_postprocessor"].output) == {
+        "label": ("TYPE_STRING", [-1]),
+        "score": ("TYPE_FP32", [-1]),
+    }
+    assert _tensors(configs["intent"].output) == {"label": ("TYPE_STRING", [2]), "score": ("TYPE_FP32", [2])}
+
+
+def test_a_classifier_returns_no_more_labels_than_it_has() -> None:
+    assert _tensors(_configs("intent", "text.top_k=50")["intent"].output)["label"] == ("TYPE_STRING", [3])
+
+
+@pytest.mark.parametrize(
+    ("engine", "output"), [("onnx", {"logits": "logits"}), ("torchscript", {"logits__0": "logits"})]
+)
+def test_the_ensemble_chains_the_parts_of_its_version(engine: str, output: dict[str, str]) -> None:
+    configs = _configs("ner", f"export.engine={engine}", version=7)
+    ensemble = configs["ner"]
+    steps = ensemble.ensemble_scheduling.step
+    assert [step.model_name for step in steps] == ["ner_tokenizer", f"ner_{engine}", "ner_postprocessor"]
+    assert {step.model_version for step in steps} == {7}
+    assert dict(steps[1].output_map) == output
+    for step in steps:
+        part = configs[step.model_name]
+        assert step.input_map.keys() == _tensors(part.input).keys()
+        assert step.output_map.keys() == _tensors(part.output).keys()
+    produced = {"text"}
+    for step in steps:
+        assert set(step.input_map.values()) <= produced
+        produced |= set(step.output_map.values())
+    assert _tensors(ensemble.output).keys() <= produced
+    assert ensemble.platform == "ensemble"
+    assert not ensemble.model_warmup  # Triton refuses a warm-up of an ensemble
+
+
+def test_every_model_serves_one_version_and_parts_may_serve_more() -> None:
+    configs = _configs("ner", version=3)
+    assert {tuple(config.version_policy.specific.versions) for config in configs.values()} == {(3,)}
+    serve_versions(configs["ner_onnx"], [3, 2])
+    assert list(configs["ner_onnx"].version_policy.specific.versions) == [2, 3]
+
+
+def test_a_client_can_read_what_the_ensemble_is() -> None:
+    ensemble = _configs("ner", "text.truncation=true", "text.max_length=96")["ner"]
+    parameters = {key: value.string_value for key, value in ensemble.parameters.items()}
+    assert json.loads(parameters.pop("labels")) == ENTITY_LABELS
+    assert parameters == {"task": "token-classification", "max_length": "96", "truncation": "true"}
+
+
+def test_batching_and_instances_come_from_the_recipe() -> None:
+    configs = _configs(
+        "ner",
+        "serving.max_batch_size=16",
+        "serving.preferred_batch_size=[16, 2]",
+        "serving.max_queue_delay_microseconds=700",
+        "serving.instance_count=3",
+        "serving.intra_op_thread_count=4",
+    )
+    assert {config.max_batch_size for config in configs.values()} == {16}
+    for name in ("ner_onnx", "ner_torchscript"):
+        batching = configs[name].dynamic_batching
+        assert list(batching.preferred_batch_size) == [2, 16]
+        assert batching.max_queue_delay_microseconds == 700
+        assert [group.count for group in configs[name].instance_group] == [3]
+    for name in ("ner_tokenizer", "ner_postprocessor"):
+        config = configs[name]
+        assert config.backend == "python"
+        assert config.HasField("dynamic_batching")
+        assert config.dynamic_batching.max_queue_delay_microseconds == 0
+        assert [pb.ModelInstanceGroup.Kind.Name(group.kind) for group in config.instance_group] == [
+            "KIND_CPU"
+        ]
+
+
+@pytest.mark.parametrize("kind", ["auto", "cpu", "gpu"])
+def test_engines_run_where_the_recipe_says(kind: str) -> None:
+    configs = _configs("ner", f"serving.kind={kind}")
+    for name in ("ner_onnx", "ner_torchscript"):
+        (group,) = configs[name].instance_group
+        assert pb.ModelInstanceGroup.Kind.Name(group.kind) == f"KIND_{kind.upper()}"
+
+
+def test_threads_go_by_the_backends_own_names() -> None:
+    configs = _configs("ner", "serving.intra_op_thread_count=2")
+    parameters = {
+        name: {key: value.string_value for key, value in configs[name].parameters.items()}
+        for name in ("ner_onnx", "ner_torchscript")
+    }
+    assert parameters == {
+        "ner_onnx": {"intra_op_thread_count": "2"},
+        "ner_torchscript": {"INTRA_OP_THREAD_COUNT": "2", "INTER_OP_THREAD_COUNT": "1"},
+    }
+    assert (configs["ner_onnx"].backend, configs["ner_torchscript"].backend) == ("onnxruntime", "pytorch")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "shapes"),
+    [
+        ([], {(1, 16), (4, 16), (8, 16), (1, 128)}),
+        (["text.pad_to_multiple_of=24"], {(1, 24), (4, 24), (8, 24), (1, 128)}),
+        (["text.max_length=10", "serving.preferred_batch_size=[]"], {(1, 10)}),
+        (["serving.warm_up=false"], set()),
+    ],
+)
+def test_engines_warm_up_on_the_shapes_they_will_meet(
+    overrides: list[str], shapes: set[tuple[int, int]]
+) -> None:
+    configs = _configs("ner", *overrides)
+    for name in ("ner_onnx", "ner_torchscript"):
+        warm_up = configs[name].model_warmup
+        assert {(one.batch_size, one.inputs["input_ids"].dims[0]) for one in warm_up} == shapes
+        assert len({one.name for one in warm_up}) == len(shapes)
+        for one in warm_up:
+            assert set(one.inputs) == {"input_ids", "attention_mask"}
+            assert one.inputs["attention_mask"].dims == one.inputs["input_ids"].dims
+            assert all(tensor.zero_data for tensor in one.inputs.values())
+
+
+@given(st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1), min_size=1, unique=True))
+def test_any_label_survives_the_text_format(labels: list[str]) -> None:
+    config = model_configs(load_recipe("intent"), labels, 1)["intent"]
+    parsed = text_format.Parse(dumps_config(config), pb.ModelConfig())
+    assert json.loads(parsed.parameters["labels"].string_value) == labels

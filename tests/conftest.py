@@ -1,0 +1,24 @@
+"""Fixtures that tests of several rooms share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mooring_serve import TritonServer
+
+
+@pytest.fixture
+def make_server(tmp_path: Path) -> Iterator[Callable[..., TritonServer]]:
+    """Start a server with ``TritonServer``'s arguments; it is stopped when the test ends."""
+    with ExitStack() as running:
+
+        def start(model_repository: Path, **options: Any) -> TritonServer:
+            options.setdefault("log_file", tmp_path / "tritonserver.log")
+            return running.enter_context(TritonServer(model_repository, **options))
+
+        yield start

@@ -1,0 +1,458 @@
+"""The client against a real tritonserver, over both protocols: same answers, same errors.
+
+The models are tiny and in Python; they keep the contract of the ``ner`` and ``intent`` pipelines.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from mooring import (
+    Client,
+    ConnectError,
+    DeadlineExceeded,
+    Entity,
+    InvalidInput,
+    Label,
+    ModelNotFound,
+    ModelNotReady,
+    MooringError,
+    Overloaded,
+    TransportError,
+)
+from mooring._cli import main
+from mooring_serve import TritonServer
+from python_models import write_python_model
+
+pytestmark = pytest.mark.integration
+
+TEXTS = """
+    def texts_of(request):
+        texts = []
+        for index, raw in enumerate(pb_utils.get_input_tensor_by_name(request, "text").as_numpy()[:, 0]):
+            if not raw:
+                raise ValueError(f"text {index} is empty")
+            try:
+                texts.append(raw.decode("utf-8"))
+            except UnicodeDecodeError as exc:
+                raise ValueError(f"text {index} is not valid UTF-8 (byte {exc.start})")
+            if len(texts[-1]) > 100:
+                raise ValueError(f"text {index} has {len(texts[-1])} tokens, this model takes at most 100")
+        return texts
+
+
+    class TritonPythonModel:
+        def execute(self, requests):
+            responses = []
+            for request in requests:
+                try:
+                    responses.append(pb_utils.InferenceResponse(answer(texts_of(request))))
+                except ValueError as exc:
+                    error = pb_utils.TritonError(str(exc), pb_utils.TritonError.INVALID_ARG)
+                    responses.append(pb_utils.InferenceResponse([], error))
+            return responses
+"""
+NER = """
+    import re
+    import numpy as np
+    import triton_python_backend_utils as pb_utils
+
+
+    def answer(texts):
+        rows = [[m.span() for m in re.finditer(r"[A-ZÄÖÜ]\\w*", text)] for text in texts]
+        shape = (len(texts), max(map(len, rows)))
+        label, entity = np.full(shape, b"", object), np.full(shape, b"", object)
+        score = np.zeros(shape, np.float32)
+        start, end = np.full(shape, -1, np.int32), np.full(shape, -1, np.int32)
+        for i, (text, row) in enumerate(zip(texts, rows)):
+            for j, (first, last) in enumerate(row):
+                label[i, j], entity[i, j] = b"NAME", text[first:last].encode()
+                score[i, j], start[i, j], end[i, j] = 0.75, first, last
+        named = {"label": label, "score": score, "start": start, "end": end, "entity": entity}
+        return [pb_utils.Tensor(name, array) for name, array in named.items()]
+"""
+INTENT = """
+    import numpy as np
+    import triton_python_backend_utils as pb_utils
+
+
+    def answer(texts):
+        long = np.array([len(text) / 100 for text in texts], np.float32)
+        label = [[b"long", b"short"] if share > 0.5 else [b"short", b"long"] for share in long]
+        score = np.sort(np.stack([long, 1 - long], axis=1), axis=1)[:, ::-1].copy()
+        return [pb_utils.Tensor("label", np.array(label, object)), pb_utils.Tensor("score", score)]
+"""
+NER_CONFIG = """
+    backend: "python"
+    max_batch_size: 4
+    input { name: "text" data_type: TYPE_STRING dims: [1] }
+    output { name: "label" data_type: TYPE_STRING dims: [-1] }
+    output { name: "score" data_type: TYPE_FP32 dims: [-1] }
+    output { name: "start" data_type: TYPE_INT32 dims: [-1] }
+    output { name: "end" data_type: TYPE_INT32 dims: [-1] }
+    output { name: "entity" data_type: TYPE_STRING dims: [-1] }
+    parameters { key: "task" value { string_value: "token-classification" } }
+"""
+INTENT_CONFIG = """
+    backend: "python"
+    max_batch_size: 4
+    input { name: "text" data_type: TYPE_STRING dims: [1] }
+    output { name: "label" data_type: TYPE_STRING dims: [2] }
+    output { name: "score" data_type: TYPE_FP32 dims: [2] }
+    parameters { key: "task" value { string_value: "text-classification" } }
+"""
+SLOW = """
+    import time
+    import triton_python_backend_utils as pb_utils
+
+
+    class TritonPythonModel:
+        def execute(self, requests):
+            tensors = [pb_utils.get_input_tensor_by_name(request, "x").as_numpy() for request in requests]
+            time.sleep(float(tensors[0].max()))
+            return [pb_utils.InferenceResponse([pb_utils.Tensor("y", tensor)]) for tensor in tensors]
+"""
+SLOW_CONFIG = """
+    backend: "python"
+    max_batch_size: 1
+    input { name: "x" data_type: TYPE_FP32 dims: [1] }
+    output { name: "y" data_type: TYPE_FP32 dims: [1] }
+    instance_group { count: 1 kind: KIND_CPU }
+    dynamic_batching { default_queue_policy { max_queue_size: 1 } }
+"""
+OPTIONAL_CONFIG = """
+    backend: "python"
+    input { name: "x" data_type: TYPE_FP32 dims: [-1] }
+    input { name: "unused" data_type: TYPE_STRING dims: [-1, 2] optional: true }
+    output { name: "y" data_type: TYPE_FP32 dims: [-1] }
+"""
+DTYPES = {
+    "BOOL": np.bool_,
+    "INT8": np.int8,
+    "INT16": np.int16,
+    "INT32": np.int32,
+    "INT64": np.int64,
+    "UINT8": np.uint8,
+    "UINT16": np.uint16,
+    "UINT32": np.uint32,
+    "UINT64": np.uint64,
+    "FP16": np.float16,
+    "FP32": np.float32,
+    "FP64": np.float64,
+    "STRING": np.object_,
+}
+
+
+def typed_config() -> str:
+    tensors = "".join(
+        f'{kind} {{ name: "{name}{datatype}" data_type: TYPE_{datatype} dims: [-1] }}\n'
+        for datatype in DTYPES
+        for kind, name in (("input", ""), ("output", "out_"))
+    )
+    return f'backend: "python"\nmax_batch_size: 4\n{tensors}'
+
+
+TYPED = """
+    import triton_python_backend_utils as pb_utils
+
+
+    class TritonPythonModel:
+        def execute(self, requests):
+            return [
+                pb_utils.InferenceResponse(
+                    [pb_utils.Tensor("out_" + given.name(), given.as_numpy()) for given in request.inputs()]
+                )
+                for request in requests
+            ]
+"""
+
+
+def write_models(repository: Path) -> Path:
+    write_python_model(repository, "ner", source=NER + TEXTS, config=NER_CONFIG)
+    write_python_model(repository, "intent", source=INTENT + TEXTS, config=INTENT_CONFIG)
+    write_python_model(repository, "slow", source=SLOW, config=SLOW_CONFIG)
+    write_python_model(repository, "typed", source=TYPED, config=typed_config())
+    write_python_model(repository, "optional", config=OPTIONAL_CONFIG)
+    write_python_model(repository, "broken", source="raise ValueError('broken on purpose')")
+    return repository
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
+    folder = tmp_path_factory.mktemp("client")
+    log_file = folder / "tritonserver.log"
+    with TritonServer(
+        write_models(folder / "repository"), log_file=log_file, strict_readiness=False
+    ) as running:
+        yield running
+
+
+@pytest.fixture(params=["grpc", "http"])
+def url_of(request: pytest.FixtureRequest) -> Callable[[TritonServer], str]:
+    """The same test over each protocol."""
+    return lambda server: server.grpc_url if request.param == "grpc" else server.http_url
+
+
+@pytest.fixture
+def client(server: TritonServer, url_of: Callable[[TritonServer], str]) -> Iterator[Client]:
+    with Client(url_of(server), timeout_s=30) as made:
+        yield made
+
+
+def test_entities_and_labels(client: Client) -> None:
+    text = "🙂 Ähre und Zoë"
+    assert client.task("ner")([text, "nichts"]) == [
+        [
+            Entity(label="NAME", score=0.75, start=2, end=6, text="Ähre"),
+            Entity(label="NAME", score=0.75, start=11, end=14, text="Zoë"),
+        ],
+        [],
+    ]
+    assert client.task("ner")("nichts") == []
+    assert client.task("intent")("x" * 75) == [
+        Label(label="long", score=0.75),
+        Label(label="short", score=0.25),
+    ]
+
+
+def test_more_texts_than_a_batch(client: Client) -> None:
+    ner = client.task("ner")
+    texts = [f"{'A' * i} and {'B' * (i % 7)}b" for i in range(1, 12)]
+    answers = ner(texts)
+    assert answers == [ner(text) for text in texts]
+    assert [answer[0].text for answer in answers] == ["A" * i for i in range(1, 12)]
+
+
+def test_texts_that_the_server_refuses(client: Client) -> None:
+    ner = client.task("ner")
+    with pytest.raises(
+        InvalidInput, match=r"^model 'ner': text 1 has 101 tokens, this model takes at most 100"
+    ) as e:
+        ner(["short", "x" * 101])
+    assert e.value.code in ("INVALID_ARGUMENT", "400")
+    with pytest.raises(
+        InvalidInput, match=r"text 1 has 101 .* \(text 0 of that request is text 4 of the call\)"
+    ):
+        ner(["short"] * 5 + ["x" * 101])
+    raw = np.array([[b"gr\xfc\xdfe"]], np.object_)
+    with pytest.raises(InvalidInput, match=r"text 0 is not valid UTF-8 \(byte 2\)"):
+        client.infer("ner", {"text": raw})
+    with pytest.raises(InvalidInput, match="text 0 is empty"):
+        client.infer("ner", {"text": np.array([[b""]], np.object_)})
+
+
+@pytest.mark.parametrize(
+    ("texts", "said"),
+    [
+        ("", "text 0 is empty"),
+        ([], "the list of texts is empty"),
+        (["a", "\ud800"], "text 1 can't be written as"),
+    ],
+)
+def test_texts_that_are_not_sent(client: Client, texts: Any, said: str) -> None:
+    with pytest.raises(InvalidInput, match=said):
+        client.task("ner")(texts)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "said"),
+    [
+        (
+            {"text": np.array(["a"])},
+            r"has shape \[1\]; expected \[-1, 1\]; the first axis is the batch, 1 to 4",
+        ),
+        ({"text": np.array([["a"]] * 5)}, "holds 5 rows; expected at most 4"),
+        ({"text": np.array([[1]])}, "is int64; expected BYTES"),
+        ({"words": np.array([["a"]])}, r"there is no input 'words'; expected text BYTES\[-1, 1\]"),
+    ],
+)
+def test_tensors_that_are_not_sent(client: Client, inputs: Any, said: str) -> None:
+    with pytest.raises(InvalidInput, match=said):
+        client.infer("ner", inputs)
+
+
+def test_unknown_and_unloaded_models(client: Client) -> None:
+    x = {"x": np.float32([[1]])}
+    with pytest.raises(ModelNotFound, match=r"^model 'nope': Request for unknown model: 'nope' is not found"):
+        client.infer("nope", x)
+    with pytest.raises(ModelNotFound, match=r"^model 'ner' version 7: .* version 7 is not found"):
+        client.task("ner", version="7")
+    with pytest.raises(ModelNotReady, match=r"^model 'broken': .*has no available versions"):
+        client.infer("broken", x)
+    assert not client.ready("nope")
+    assert not client.ready("broken")
+    assert not client.ready("ner", version="7")
+    assert client.ready("ner", version="1")
+    assert client.server_ready()
+
+
+def test_a_model_without_a_task(client: Client) -> None:
+    with pytest.raises(
+        MooringError, match=r"'slow' does not say its task .*text-classification, token-classif"
+    ):
+        client.task("slow")
+
+
+def test_descriptions_are_the_same_over_both_protocols(server: TritonServer) -> None:
+    with Client(server.grpc_url) as grpc, Client(server.http_url) as http:
+        for model in ("ner", "intent", "slow", "typed", "optional"):
+            assert grpc.metadata(model) == http.metadata(model)
+            assert grpc.config(model) == http.config(model)
+        assert grpc.config("optional").optional_inputs == ("unused",)
+        assert grpc.config("ner").parameters == {"task": "token-classification"}
+        assert sorted(grpc.models(), key=str) == sorted(http.models(), key=str)
+        states = {model.name: model for model in http.models()}
+        assert (states["ner"].state, states["ner"].version) == ("READY", "1")
+        assert states["broken"].state == "UNAVAILABLE"
+        assert "broken on purpose" in states["broken"].reason
+
+
+def test_every_data_type_passes(client: Client) -> None:
+    inputs = {
+        name: np.array([[b"\xff\x00", b""], [b"a", "ü".encode()]], dtype)
+        if name == "STRING"
+        else np.array([[0, 1], [1, 0]], dtype)
+        for name, dtype in DTYPES.items()
+    }
+    answer = client.infer("typed", inputs)
+    assert set(answer) == {f"out_{name}" for name in DTYPES}
+    for name, sent in inputs.items():
+        assert answer[f"out_{name}"].dtype == sent.dtype
+        np.testing.assert_array_equal(answer[f"out_{name}"], sent)
+    some = client.infer("typed", inputs, outputs=["out_STRING", "out_BOOL"], request_id="some", version="1")
+    assert set(some) == {"out_STRING", "out_BOOL"}
+    with pytest.raises(InvalidInput, match=r"input 'FP16' is bfloat16; expected FP16 \(float16\)"):
+        client.infer("typed", {**inputs, "FP16": np.zeros((2, 2), ml_dtypes.bfloat16)})
+
+
+def test_optional_inputs_and_models_that_do_not_batch(client: Client) -> None:
+    x = np.arange(3, dtype=np.float32)
+    assert client.infer("optional", {"x": x})["y"].tolist() == [0, 1, 2]
+    assert client.infer("optional", {"x": x, "unused": np.array([["a", "b"]])})["y"].tolist() == [0, 1, 2]
+
+
+def test_a_full_queue(client: Client) -> None:
+    wait = {"x": np.float32([[0.5]])}
+    client.infer("slow", {"x": np.float32([[0]])})
+
+    with ThreadPoolExecutor(6) as pool:
+        calls = [pool.submit(client.infer, "slow", wait) for _ in range(6)]
+    errors = [call.exception() for call in calls]
+    assert {type(error) for error in errors} == {type(None), Overloaded}
+    assert {"Exceeds maximum queue size" in str(error) for error in errors if error} == {True}
+
+
+def test_a_deadline(client: Client) -> None:
+    client.infer("slow", {"x": np.float32([[0]])})
+    with pytest.raises(DeadlineExceeded, match=r"no answer within 0\.\d+ s"):
+        client.infer("slow", {"x": np.float32([[1]])}, timeout_s=0.2)
+    assert client.infer("slow", {"x": np.float32([[0]])})["y"].tolist() == [[0]]
+
+
+def test_a_closed_port(url_of: Callable[[TritonServer], str], server: TritonServer) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    url = f"{url_of(server).partition(':')[0]}://127.0.0.1:{port}"
+    with (
+        Client(url) as client,
+        pytest.raises(ConnectError, match=f"^{url}: can't connect; is the server running"),
+    ):
+        client.task("ner")
+
+
+def test_the_port_of_the_other_protocol(server: TritonServer) -> None:
+    swapped = [server.http_url.replace("http", "grpc"), server.grpc_url.replace("grpc", "http")]
+    for url in swapped:
+        with (
+            Client(url, timeout_s=10) as client,
+            pytest.raises(MooringError, match=r"HTTP port|gRPC port|can't connect"),
+        ):
+            client.server_ready()
+
+
+def test_threads_share_a_client(client: Client) -> None:
+    ner = client.task("ner")
+
+    def work(seed: int) -> None:
+        for i in range(10):
+            name = f"N{seed}x{i}"
+            assert [entity.text for entity in ner(f"call {name}")] == [name]
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(work, range(8)))
+
+
+def test_predict_command(
+    server: TritonServer, url_of: Callable[[TritonServer], str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["predict", "ner", "Anna in Bonn", "--url", url_of(server)]) == 0
+    assert capsys.readouterr().out == (
+        "Anna in Bonn\n  NAME  0.7500        0:4  Anna\n  NAME  0.7500       8:12  Bonn\n"
+    )
+    assert main(["predict", "ner", "x" * 101, "--url", url_of(server)]) == 2
+    assert "text 0 has 101 tokens" in capsys.readouterr().err
+
+
+def test_a_killed_server_and_its_return(tmp_path: Path, url_of: Callable[[TritonServer], str]) -> None:
+    repository = write_python_model(tmp_path / "repository", "slow", source=SLOW, config=SLOW_CONFIG)
+    errors: list[BaseException] = []
+    with (
+        TritonServer(repository, log_file=tmp_path / "first.log") as server,
+        Client(url_of(server)) as client,
+    ):
+        client.infer("slow", {"x": np.float32([[0]])})
+        thread = threading.Thread(target=lambda: errors.append(_error_of(client, wait_s=60)))
+        thread.start()
+        _wait_until_inferring(client, thread)
+        assert server.pid is not None
+        os.kill(server.pid, signal.SIGKILL)
+        thread.join()
+        assert [type(error) for error in errors] == [TransportError], errors
+        assert "connection lost before an answer came" in str(errors[0])
+        with pytest.raises(ConnectError):
+            client.server_ready()
+        ports = {
+            f"{name}_port": int(getattr(server, f"{name}_url").split(":")[2]) for name in ("http", "grpc")
+        }
+        server.stop()
+        with TritonServer(repository, log_file=tmp_path / "second.log", **ports):
+            assert _eventually(client.server_ready)
+            assert client.infer("slow", {"x": np.float32([[0]])})["y"].tolist() == [[0]]
+
+
+def _error_of(client: Client, *, wait_s: float) -> BaseException:
+    try:
+        client.infer("slow", {"x": np.float32([[wait_s]])})
+    except MooringError as error:
+        return error
+    raise AssertionError("the killed server answered")
+
+
+def _wait_until_inferring(client: Client, thread: threading.Thread) -> None:
+    """Until the model is busy: a request that would take no time then waits, or finds the queue full."""
+    while thread.is_alive():
+        try:
+            client.infer("slow", {"x": np.float32([[0]])}, timeout_s=0.3)
+        except (DeadlineExceeded, Overloaded):
+            return
+
+
+def _eventually(ready: Callable[[], bool]) -> bool:
+    """gRPC pauses a moment between two tries to connect."""
+    for _ in range(100):
+        try:
+            return ready()
+        except ConnectError:
+            threading.Event().wait(0.1)
+    return False

@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mooring import MooringError
+from mooring_loadtests import demo, load_run
+from mooring_loadtests.load_run import run_load
+
+# Nothing listens on port 1.
+NO_SERVER = {"grpc_url": "grpc://127.0.0.1:1", "http_url": "http://127.0.0.1:1"}
+
+
+def _run_python(code: str) -> str:
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+    ).stdout
+
+
+def test_the_package_alone_imports_no_locust() -> None:
+    code = (
+        "import sys, mooring_loadtests, mooring_loadtests.demo, mooring_loadtests.load_run; "
+        "print([name for name in sys.modules if name.split('.')[0] in ('locust', 'gevent', 'torch')])"
+    )
+    assert _run_python(code) == "[]\n"
+
+
+def test_without_locust_the_users_name_the_extra() -> None:
+    code = (
+        "import sys; sys.modules['locust'] = None\n"
+        "try: import mooring_loadtests.users\n"
+        "except ImportError as exc: print(exc)"
+    )
+    assert _run_python(code) == "load tests need Locust: pip install 'mooring[loadtests]'\n"
+
+
+def test_without_locust_a_run_names_the_extra(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r"pip install 'mooring\[loadtests\]'"):
+        run_load(model="ner", seconds=1, reports=tmp_path, **NO_SERVER)
+
+
+def test_a_missing_locust_file_says_where_to_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(load_run, "_LOCUSTFILE", tmp_path / "locustfile.py")
+    with pytest.raises(MooringError, match="run load tests from a checkout of the project"):
+        run_load(model="ner", seconds=1, reports=tmp_path, **NO_SERVER)
+
+
+def test_a_server_that_is_down_is_a_failure_not_silence(tmp_path: Path) -> None:
+    progress: list[float] = []
+    load = run_load(
+        model="ner", seconds=2, reports=tmp_path / "new", users=2, progress=progress.append, **NO_SERVER
+    )
+    assert [result.name for result in load.protocols] == ["ner grpc", "ner http"]
+    for result in load.protocols:
+        assert result.requests == result.failures > 0
+    assert all("ConnectError" in error for error, _ in load.errors)
+    assert not load.passed
+    assert progress == sorted(progress)
+    assert len(progress) > 1
+    assert (tmp_path / "new" / "ner.html").is_file()
+
+
+def test_a_run_that_does_not_start_shows_the_log_and_no_old_results(tmp_path: Path) -> None:
+    (tmp_path / "ner.json").write_text('{"stats": [], "errors": [], "crashes": []}', encoding="utf-8")
+    with pytest.raises(
+        MooringError, match=r"Locust stopped with exit status 2 and no results(?s:.*)has no port"
+    ):
+        run_load(
+            model="ner", seconds=1, reports=tmp_path, grpc_url="grpc://host", http_url="http://127.0.0.1:1"
+        )
+
+
+def test_the_demo_says_what_to_build_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert demo.main(["--repository", str(tmp_path), "--reports", str(tmp_path / "reports")]) == 2
+    assert "has no model 'ner': run 'mooring build ner intent' first" in capsys.readouterr().err
+    assert not (tmp_path / "reports").exists()
+
+
+@pytest.mark.parametrize("seconds", ["0", "-1", "1.5", "soon"])
+def test_the_demo_refuses_other_lengths(seconds: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        demo.main([f"--seconds={seconds}"])
+    assert stopped.value.code == 2
+    assert "is no whole number of seconds above 0" in capsys.readouterr().err

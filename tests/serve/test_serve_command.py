@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mooring import ConfigError
+from mooring_serve import TritonServer
+from mooring_serve._command import (
+    ServerOptions,
+    check_repository,
+    models_to_load,
+    server_command,
+    unbuilt_models,
+)
+from mooring_serve._installation import Installation
+
+EMBEDDED = Installation(
+    executable=Path("/wheel/tritonserver"),
+    backend_directory=Path("/cache/backends"),
+    cache_directory=Path("/wheel/caches"),
+    environment={},
+)
+OFFICIAL = replace(EMBEDDED, backend_directory=None, cache_directory=None)
+PORTS = {"http_port": 1001, "grpc_port": 1002, "metrics_port": 1003}
+
+
+def command(installation: Installation = EMBEDDED, **options: Any) -> list[str]:
+    asked = ServerOptions(model_repository=Path("models"), **options)
+    return server_command(installation, asked, address="127.0.0.1", ports=PORTS, server_id="mine")
+
+
+def test_command_of_the_embedded_server() -> None:
+    assert command() == [
+        "/wheel/tritonserver",
+        "--id=mine",
+        "--model-repository=models",
+        "--model-control-mode=none",
+        "--http-address=127.0.0.1",
+        "--http-port=1001",
+        "--grpc-address=127.0.0.1",
+        "--grpc-port=1002",
+        "--metrics-address=127.0.0.1",
+        "--metrics-port=1003",
+        "--strict-readiness=true",
+        "--exit-on-error=false",
+        "--exit-timeout-secs=8",
+        "--backend-directory=/cache/backends",
+        "--cache-directory=/wheel/caches",
+        "--backend-config=python,shm-region-prefix-name=mine",
+        "--backend-config=onnxruntime,shm-region-prefix-name=mine",
+        "--backend-config=pytorch,shm-region-prefix-name=mine",
+    ]
+
+
+def test_the_official_server_keeps_its_backends() -> None:
+    assert set(command()) - set(command(OFFICIAL)) == {
+        "--backend-directory=/cache/backends",
+        "--cache-directory=/wheel/caches",
+        "--backend-config=onnxruntime,shm-region-prefix-name=mine",
+        "--backend-config=pytorch,shm-region-prefix-name=mine",
+    }
+
+
+def test_options_reach_the_command() -> None:
+    given = command(
+        strict_readiness=False,
+        stop_timeout_s=2.5,
+        model_control_mode="poll",
+        extra_args=["--log-verbose=1"],
+    )
+    assert {"--strict-readiness=false", "--exit-timeout-secs=1", "--model-control-mode=poll"} < set(given)
+    assert given[-1] == "--log-verbose=1"
+
+
+def test_explicit_control_loads_everything_unless_told_what() -> None:
+    assert "--load-model=*" in command(model_control_mode="explicit")
+    named = command(model_control_mode="explicit", extra_args=["--load-model=ner"])
+    assert [word for word in named if word.startswith("--load-model")] == ["--load-model=ner"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"model_control_mode": "all"}, "model_control_mode is 'all': it must be one of 'none', 'explicit'"),
+        ({"start_timeout_s": 0}, "start_timeout_s is 0: it must be above 0"),
+        ({"stop_timeout_s": -1.5}, r"stop_timeout_s is -1\.5"),
+        ({"extra_args": ["--http-port=80"]}, "'--http-port=80', which Mooring sets"),
+        ({"http_port": 99999}, "http_port is 99999"),
+    ],
+)
+def test_options_that_cannot_be_right(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        TritonServer("models", **options)
+
+
+def options_for(repository: Path, **options: Any) -> ServerOptions:
+    return ServerOptions(model_repository=repository, **options)
+
+
+def test_a_repository_that_is_missing_empty_or_not_built(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no model repository at .*/absent: run 'mooring build'"):
+        check_repository(options_for(tmp_path / "absent"))
+    with pytest.raises(ConfigError, match=r"holds no built model: run 'mooring build'"):
+        check_repository(options_for(tmp_path))
+    (tmp_path / "ner" / ".staging-1").mkdir(parents=True)
+    (tmp_path / ".hidden" / "1").mkdir(parents=True)
+    (tmp_path / "ner" / "config.pbtxt").touch()
+    with pytest.raises(ConfigError, match=r"holds no built model"):
+        check_repository(options_for(tmp_path))
+    # Here something may come later.
+    check_repository(options_for(tmp_path, model_control_mode="poll"))
+    (tmp_path / "ner" / "1").mkdir()
+    check_repository(options_for(tmp_path))
+
+
+def test_models_to_load(tmp_path: Path) -> None:
+    (tmp_path / "ner" / "1").mkdir(parents=True)
+    (tmp_path / "intent").mkdir()
+    (tmp_path / ".staging").mkdir()
+    (tmp_path / "README").touch()
+    assert models_to_load(options_for(tmp_path)) == {"ner", "intent"}
+    assert unbuilt_models(options_for(tmp_path)) == {"intent"}
+    only = options_for(tmp_path, model_control_mode="explicit", extra_args=["--load-model=ner"])
+    assert models_to_load(only) == {"ner"}

@@ -1,0 +1,135 @@
+"""Releases of the smallest models that answer text: each word has its label in a table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from tokenizers import BertWordPieceTokenizer
+
+from mooring_build.publish import EngineFiles, Release
+from mooring_build.recipe import ExportFormat, Recipe, Task
+
+LABELS: dict[Task, list[str]] = {
+    "token-classification": ["O", "B-PER", "I-PER", "B-LOC", "I-LOC"],
+    "text-classification": ["refund", "balance", "card"],
+}
+WORDS = ["anna", "smith", "porto", "new", "york", "visits", "my", "where", "is", "refund", "card", "."]
+_LETTERS = "abcdefghijklmnopqrstuvwxyz"
+VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS, *_LETTERS, *(f"##{letter}" for letter in _LETTERS)]
+#: Logit of a word's label; the others have 0.
+LOGIT = 4.0
+
+
+def make_tokenizer(folder: Path) -> tuple[Path, Path]:
+    """Write ``tokenizer.json``, with padding and truncation that nobody should heed, and its config."""
+    tokenizer = BertWordPieceTokenizer({word: index for index, word in enumerate(VOCABULARY)}, lowercase=True)
+    tokenizer.enable_padding(length=64)
+    tokenizer.enable_truncation(5)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text('{"pad_token": "[PAD]"}')
+    return folder / "tokenizer.json", folder / "tokenizer_config.json"
+
+
+def make_release(
+    folder: Path,
+    recipe: Recipe,
+    answers: Mapping[str, str] | None = None,
+    *,
+    inputs_digest: str = "a",
+    runnable: bool = False,
+) -> Release:
+    """Make the files of a release.
+
+    Args:
+        folder: gets the files; made anew.
+        recipe: task and formats.
+        answers: label by word.
+        inputs_digest: of the release.
+        runnable: whether the engines are real ones, or stand for engines that nobody runs.
+    """
+    folder.mkdir(parents=True)
+    tokenizer_file, tokenizer_config_file = make_tokenizer(folder)
+    labels = LABELS[recipe.task]
+    table = np.zeros((len(VOCABULARY), len(labels)), np.float32)
+    for word, label in (answers or {}).items():
+        table[VOCABULARY.index(word), labels.index(label)] = LOGIT
+    engines: dict[ExportFormat, EngineFiles] = {}
+    for export_format in recipe.export.formats:
+        path = folder / f"engine.{export_format}"
+        if runnable:
+            _WRITERS[export_format](path, table, recipe.task)
+        else:
+            path.write_bytes(export_format.encode() + table.tobytes())
+        engines[export_format] = EngineFiles(
+            path=path, parity={"passed": True, "cases": 7}, key=inputs_digest
+        )
+    return Release(
+        labels=labels,
+        engines=engines,
+        tokenizer_file=tokenizer_file,
+        tokenizer_config_file=tokenizer_config_file,
+        inputs_digest=inputs_digest,
+        facts={"git_commit": None, "metrics": {"accuracy": 0.5}},
+    )
+
+
+def _write_onnx(path: Path, table: np.ndarray, task: Task) -> None:
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    tokens = ["batch", "length"]
+    summed = task == "text-classification"
+    nodes = [
+        helper.make_node("Gather", ["table", "input_ids"], ["rows"]),
+        helper.make_node("Cast", ["attention_mask"], ["mask"], to=TensorProto.FLOAT),
+        helper.make_node("Unsqueeze", ["mask", "last"], ["mask_3d"]),
+        helper.make_node("Mul", ["rows", "mask_3d"], ["masked" if summed else "logits"]),
+    ]
+    if summed:
+        nodes.append(helper.make_node("ReduceSum", ["masked", "length_axis"], ["logits"], keepdims=0))
+    graph = helper.make_graph(
+        nodes,
+        "lookup",
+        [
+            helper.make_tensor_value_info(n, TensorProto.INT64, tokens)
+            for n in ("input_ids", "attention_mask")
+        ],
+        [
+            helper.make_tensor_value_info(
+                "logits", TensorProto.FLOAT, [*(tokens[:1] if summed else tokens), table.shape[1]]
+            )
+        ],
+        [
+            numpy_helper.from_array(table, "table"),
+            numpy_helper.from_array(np.array([2]), "last"),
+            numpy_helper.from_array(np.array([1]), "length_axis"),
+        ],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    onnx.checker.check_model(model, full_check=True)
+    onnx.save(model, path)
+
+
+def _write_torchscript(path: Path, table: np.ndarray, task: Task) -> None:
+    import warnings
+
+    import torch
+
+    class Lookup(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("table", torch.from_numpy(table))
+
+        def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+            logits = self.table[input_ids] * attention_mask.unsqueeze(-1)
+            return logits.sum(1) if task == "text-classification" else logits
+
+    example = torch.ones(2, 3, dtype=torch.int64)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        torch.jit.save(torch.jit.trace(Lookup().eval(), (example, example)), str(path))
+
+
+_WRITERS = {"onnx": _write_onnx, "torchscript": _write_torchscript}
