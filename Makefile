@@ -72,7 +72,7 @@ serve: venv ## serve model_repository/ on this machine until Ctrl-C
 
 .PHONY: constraints
 constraints: venv ## resolve constraints.txt again to the newest versions (torch stays as pinned)
-	$(BIN)/python .ci/resolve-constraints
+	$(BIN)/python .ci/resolve_constraints.py
 
 .PHONY: clean
 clean: ## remove the environment, caches and reports; checkpoints and published versions stay

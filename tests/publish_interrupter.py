@@ -22,7 +22,7 @@ from mooring._errors import PublishError
 from mooring_build.publish import Release, publish_release
 from mooring_build.recipe import Recipe
 
-_OPERATIONS = {"open", "os.rename", "os.mkdir", "os.rmdir", "os.remove", "os.chmod", "os.truncate"}
+_OPERATIONS = {"open", "os.rename", "os.mkdir", "os.rmdir", "os.remove", "os.chmod"}
 
 
 def main(folder: Path, how: str, recipe: Recipe, stride: int) -> None:

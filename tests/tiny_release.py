@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +37,7 @@ def make_release(
     recipe: Recipe,
     answers: Mapping[str, str] | None = None,
     *,
+    labels: Sequence[str] | None = None,
     inputs_digest: str = "a",
     runnable: bool = False,
 ) -> Release:
@@ -46,12 +47,13 @@ def make_release(
         folder: gets the files; made anew.
         recipe: task and formats.
         answers: label by word.
+        labels: those of the model; left out, the task's in ``LABELS``.
         inputs_digest: of the release.
         runnable: whether the engines are real ones, or stand for engines that nobody runs.
     """
     folder.mkdir(parents=True)
     tokenizer_file, tokenizer_config_file = make_tokenizer(folder)
-    labels = LABELS[recipe.task]
+    labels = list(labels or LABELS[recipe.task])
     table = np.zeros((len(VOCABULARY), len(labels)), np.float32)
     for word, label in (answers or {}).items():
         table[VOCABULARY.index(word), labels.index(label)] = LOGIT
@@ -73,6 +75,15 @@ def make_release(
         inputs_digest=inputs_digest,
         facts={"git_commit": None, "metrics": {"accuracy": 0.5}},
     )
+
+
+def snapshot(repository: Path) -> dict[str, bytes]:
+    """Every file of a model repository but the lock, by its path in it."""
+    return {
+        str(path.relative_to(repository)): path.read_bytes()
+        for path in repository.rglob("*")
+        if path.is_file() and path.name != ".publish.lock"
+    }
 
 
 def _write_onnx(path: Path, table: np.ndarray, task: Task) -> None:

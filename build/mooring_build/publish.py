@@ -25,6 +25,8 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from tritonclient.grpc import model_config_pb2 as pb
+
 from mooring._errors import PublishError
 from mooring_build.recipe import Recipe
 from mooring_build.release import EngineFiles, Release, version_files
@@ -172,18 +174,18 @@ def _publish(
     released = released_version(repository, recipe.name)
     version = _next_version(repository, recipe)
     manifest = {
+        **release.facts,
         "version": version,
         "published": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "inputs_digest": release.inputs_digest,
         "labels": list(release.labels),
         "parity": {name: dict(engine.parity) for name, engine in release.engines.items()},
-        **release.facts,
     }
     parts = {}
     for model, content in files.items():
-        parts[model] = stage_version(repository / model, version, content, {"model": model, **manifest})
+        parts[model] = stage_version(repository / model, version, content, {**manifest, "model": model})
         yield f"staged {model}"
-    stage_version(repository / recipe.name, version, {}, {"model": recipe.name, **manifest, "parts": parts})
+    stage_version(repository / recipe.name, version, {}, {**manifest, "model": recipe.name, "parts": parts})
     yield f"staged {recipe.name}"
 
     configs = model_configs(recipe, release.labels, version)
@@ -222,11 +224,26 @@ def _both(
     old_text = before[model]
     if released is None or old_text is None or released not in versions_of(repository, model):
         return after[model]
-    config = loads_config(after[model])
+    old, config = loads_config(old_text), loads_config(after[model])
+    if list(old.output) != list(config.output):
+        _leave_label_count_open(config)
     serve_versions(config, [released, *config.version_policy.specific.versions])
     # An ensemble may not take larger batches than its steps.
-    config.max_batch_size = max(config.max_batch_size, loads_config(old_text).max_batch_size)
+    config.max_batch_size = max(config.max_batch_size, old.max_batch_size)
     return dumps_config(config)
+
+
+def _leave_label_count_open(config: pb.ModelConfig) -> None:
+    """Make an engine's config fit versions with different numbers of labels.
+
+    The onnxruntime backend refuses -1 for an axis that the file fixes, but reads outputs that are not
+    declared from each version's own file; the pytorch backend wants them declared and compares nothing.
+    """
+    if config.backend == "onnxruntime":
+        config.ClearField("output")
+    else:
+        for output in config.output:
+            output.dims[-1] = -1
 
 
 def _recover(repository: Path, models: Sequence[str], journal: Journal) -> None:

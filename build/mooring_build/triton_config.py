@@ -5,9 +5,11 @@ A recipe ``ner`` gives the models ``ner_tokenizer``, one engine per export forma
 same version number in all of them. The ensemble pins it for every step, so that replacing the ensemble's
 ``config.pbtxt`` is what switches releases.
 
-A part's config belongs to all its versions, which may differ in their labels. That is why the label axis
-of ``logits`` is -1 everywhere: the labels themselves lie in the postprocessor's version folder, and in the
-parameters of the ensemble, whose config belongs to one release only.
+A part's config belongs to all its versions. What differs between them therefore stays out of it: labels lie
+in the postprocessor's version folder and in the parameters of the ensemble, whose config belongs to one
+release only. The one exception is the number of labels, the last axis of an engine's ``logits``: where the
+ONNX file fixes it, the onnxruntime backend refuses a config that says -1 (``CompareDimsSupported`` in
+onnxruntime_utils.cc of triton-inference-server/onnxruntime_backend).
 """
 
 from __future__ import annotations
@@ -112,7 +114,10 @@ def model_configs(recipe: Recipe, labels: Sequence[str], version: int) -> dict[s
     """
     parts = {
         tokenizer_name(recipe): _tokenizer(recipe),
-        **{engine_name(recipe, engine): _engine(recipe, engine) for engine in recipe.export.formats},
+        **{
+            engine_name(recipe, export_format): _engine(recipe, export_format, len(labels))
+            for export_format in recipe.export.formats
+        },
         postprocessor_name(recipe): _postprocessor(recipe),
     }
     for config in parts.values():
@@ -164,15 +169,15 @@ def _python_model(recipe: Recipe, name: str, inputs: _Tensors, outputs: _Tensors
     return config
 
 
-def _engine(recipe: Recipe, export_format: ExportFormat) -> pb.ModelConfig:
+def _engine(recipe: Recipe, export_format: ExportFormat, label_count: int) -> pb.ModelConfig:
     serving = recipe.serving
     config = pb.ModelConfig(
         name=engine_name(recipe, export_format),
         backend=_BACKENDS[export_format],
         max_batch_size=serving.max_batch_size,
     )
-    logits = _SIGNATURES[recipe.task].logits["logits"]
-    _declare(config, _TOKENS, {_LOGITS_NAMES[export_format]: logits})
+    data_type, (*axes, _) = _SIGNATURES[recipe.task].logits["logits"]
+    _declare(config, _TOKENS, {_LOGITS_NAMES[export_format]: (data_type, (*axes, label_count))})
     config.instance_group.add(count=serving.instance_count, kind=_KINDS[serving.kind])
     config.dynamic_batching.preferred_batch_size[:] = sorted(set(serving.preferred_batch_size))
     config.dynamic_batching.max_queue_delay_microseconds = serving.max_queue_delay_microseconds

@@ -195,10 +195,8 @@ class Client:
         outputs: Sequence[str] | None,
         request_id: str,
     ) -> tuple[Signature, InferRequest]:
-        signature = self._signatures.get((model, version))
-        known_before = signature is not None
-        if signature is None:
-            signature = self._ask_signature(deadline, model, version)
+        known_before = (model, version) in self._signatures
+        signature = self._signature(deadline, model, version)
         try:
             tensors, requested = check_inputs(signature, inputs), check_requested(signature, outputs)
         except InvalidInput:
@@ -211,6 +209,9 @@ class Client:
             model=model, version=version, inputs=tensors, outputs=requested, request_id=request_id
         )
         return signature, request
+
+    def _signature(self, deadline: Deadline, model: str, version: str) -> Signature:
+        return self._signatures.get((model, version)) or self._ask_signature(deadline, model, version)
 
     def _ask_signature(self, deadline: Deadline, model: str, version: str) -> Signature:
         signature = Signature(

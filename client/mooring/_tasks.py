@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar, overload
 
 import numpy as np
 
-from mooring._deadline import Deadline
 from mooring._errors import ConfigError, DecodeError, InvalidInput
 from mooring._models import ModelConfig, ModelMetadata
 
@@ -64,11 +63,10 @@ class TextTask(ABC, Generic[ResultT]):
     #: Outputs that the answer must have, each with its data type.
     outputs: ClassVar[Mapping[str, str]]
 
-    def __init__(self, client: Client, model: str, version: str, max_batch_size: int) -> None:
+    def __init__(self, client: Client, model: str, version: str) -> None:
         self._client = client
         self.model = model
         self.version = version
-        self.max_batch_size = max_batch_size
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.model!r})"
@@ -102,10 +100,13 @@ class TextTask(ABC, Generic[ResultT]):
             ServerError: the server said no.
         """
         checked = self._check_texts([texts] if isinstance(texts, str) else texts)
-        deadline = Deadline(self._client.timeout_s if timeout_s is None else timeout_s)
+        deadline = self._client._begin(timeout_s)
+        # Looked up at each call: a reload may have changed it. After one to 0, infer says what is wrong.
+        signature = self._client._signature(deadline, self.model, self.version)
+        size = signature.config.max_batch_size or len(checked)
         results: list[ResultT] = []
-        for first in range(0, len(checked), self.max_batch_size):
-            batch = checked[first : first + self.max_batch_size]
+        for first in range(0, len(checked), size):
+            batch = checked[first : first + size]
             results += self._ask(batch, first=first, timeout_s=deadline.left_s())
         return results[0] if isinstance(texts, str) else results
 
@@ -260,4 +261,4 @@ def make_task(
             f"max_batch_size {config.max_batch_size}; expected it to take text BYTES[-1, 1], to give "
             f"{dict(kind.outputs)}, and max_batch_size above 0"
         )
-    return kind(client, model, version, config.max_batch_size)
+    return kind(client, model, version)

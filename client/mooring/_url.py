@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from mooring._errors import ConfigError
 
@@ -72,6 +72,8 @@ def parse_url(url: str) -> Endpoint:
     if parts.query or parts.fragment:
         raise ConfigError(f"server URL {url!r} holds a query or fragment: {_EXAMPLE}")
     base_path = parts.path.rstrip("/")
+    if not base_path.isascii():
+        raise ConfigError(f"server URL {url!r}: write the path percent-encoded, {quote(base_path)}")
     if base_path and parts.scheme == "grpc":
         raise ConfigError(f"server URL {url!r}: gRPC has no base path, write grpc://{parts.netloc}")
     return Endpoint(scheme=parts.scheme, host=parts.hostname, port=port, base_path=base_path)

@@ -21,11 +21,24 @@ _NO_ANSWER = ("Retrying (Retry(", "Connection broken", "ConnectionError", "Could
 
 
 def cache_root() -> Path:
-    """Folder in which every room keeps what it can fetch or build again."""
-    # Imported here: only extras that fetch something depend on platformdirs.
+    """Folder in which every room keeps what it can fetch or build again.
+
+    Raises:
+        ConfigError: nothing can be written there.
+    """
+    # Imported here: a plain client fetches nothing.
     from platformdirs import user_cache_path
 
-    return user_cache_path("mooring")
+    folder = user_cache_path("mooring")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as exc:
+        raise ConfigError(
+            f"can't write into the cache folder {folder}: {exc}; "
+            "set XDG_CACHE_HOME to a folder that can be written"
+        ) from exc
+    return folder
 
 
 def fetch_wheel(requirement: str, sha256: str, *, cache_dir: Path | None = None) -> Path:

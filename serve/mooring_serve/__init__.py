@@ -7,5 +7,6 @@ inside the PyPI wheel ``nvidia-pytriton`` elsewhere.
 from __future__ import annotations
 
 from mooring_serve._server import TritonServer
+from mooring_serve._status import ModelState
 
-__all__ = ["TritonServer"]
+__all__ = ["ModelState", "TritonServer"]

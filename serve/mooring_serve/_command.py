@@ -17,6 +17,7 @@ _OWN_OPTIONS = (
     "--model-repository", "--model-store", "--model-control-mode", "--http-address", "--http-port",
     "--grpc-address", "--grpc-port", "--metrics-address", "--metrics-port", "--strict-readiness",
     "--exit-on-error", "--exit-timeout-secs", "--backend-directory", "--cache-directory", "--id",
+    "--allow-http", "--allow-grpc", "--allow-metrics",
 )  # fmt: skip
 # Backends that run in stubs, each with shared-memory regions of its own.
 _STUB_BACKENDS = ("python", "onnxruntime", "pytorch")

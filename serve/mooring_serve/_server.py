@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from mooring._errors import StartError
+from mooring._errors import ConfigError, StartError
 from mooring_serve._command import (
     ModelControlMode,
     ServerOptions,
@@ -152,7 +152,7 @@ class TritonServer:
         Raises:
             StartError: a model failed to load, a port is taken, or the server stopped; in the server's
                 own words.
-            ConfigError: the repository doesn't exist or holds no model.
+            ConfigError: the repository doesn't exist or holds no model, or the log file can't be written.
             UnsupportedPlatform: no official server is installed, and the embedded one can't run here.
             TransportError: the embedded one can't be downloaded.
         """
@@ -161,7 +161,6 @@ class TritonServer:
         self.stop()
         check_repository(self._options)
         installation = find_installation()
-        self._open_log()
         for tries_left in reversed(range(_PORT_TRIES)):
             try:
                 self._launch(installation)
@@ -211,13 +210,17 @@ class TritonServer:
     def _free_choice(self) -> list[str]:
         return [option for option, port in self._options.ports().items() if port == 0]
 
-    def _open_log(self) -> None:
+    def _open_log(self) -> Path:
         if self._log_file is None:
             handle, name = tempfile.mkstemp(prefix="mooring-tritonserver-", suffix=".log")
             os.close(handle)
             self._log_file = Path(name)
-        self._log_file.parent.mkdir(parents=True, exist_ok=True)
-        self._log_file.touch()
+        try:
+            self._log_file.parent.mkdir(parents=True, exist_ok=True)
+            self._log_file.open("ab").close()
+        except OSError as exc:
+            raise ConfigError(f"can't write the log file {self._log_file}: {exc}") from exc
+        return self._log_file
 
     def _read_log(self, *, last_bytes: int | None = None) -> str:
         if self._log_file is None or not self._log_file.exists():
@@ -231,7 +234,7 @@ class TritonServer:
         self._address = resolve_host(self._options.host)
         self._ports = choose_ports(self._address, self._options.ports())
         self._server_id = f"mooring-{os.getpid()}-{uuid.uuid4().hex[:12]}"
-        self._log_start = self.log_file.stat().st_size
+        self._log_start = self._open_log().stat().st_size
         self._process = SupervisedProcess(
             server_command(
                 installation,
@@ -263,7 +266,7 @@ class TritonServer:
     def _has_started(self) -> bool:
         # Another program may have taken the port while this server was loading.
         metadata = ask(self.http_url, "")
-        if metadata is None or metadata.get("name") != self._server_id:
+        if not isinstance(metadata, dict) or metadata.get("name") != self._server_id:
             return False
         states = model_states(self.http_url)
         if states is None or any(state.state == "LOADING" for state in states):
@@ -278,7 +281,7 @@ class TritonServer:
                 f"{len(failures)} of the models could not be loaded (log: {self.log_file}):\n"
                 + describe_failures(failures)
             )
-        return is_ready(self.http_url)
+        return is_ready(self.http_url, self.metrics_url)
 
     def _early_exit(self) -> StartError:
         port = taken_port(self._read_log())

@@ -30,11 +30,18 @@ class ModelState:
 
 def ask(http_url: str, path: str, *, post: bool = False) -> Any:
     """Return the server's JSON answer, or ``None`` if there is none or it is an error."""
-    request = urllib.request.Request(f"{http_url}/v2{path}", data=b"{}" if post else None)
+    answer = _get(f"{http_url}/v2{path}", body=b"{}" if post else None)
     try:
-        with _OPENER.open(request, timeout=_ANSWER_TIMEOUT_S) as answer:
-            return json.loads(answer.read() or b"{}")
-    except (OSError, http.client.HTTPException, ValueError):
+        return None if answer is None else json.loads(answer or b"{}")
+    except ValueError:
+        return None
+
+
+def _get(url: str, *, body: bytes | None = None) -> bytes | None:
+    try:
+        with _OPENER.open(urllib.request.Request(url, data=body), timeout=_ANSWER_TIMEOUT_S) as answer:
+            return bytes(answer.read())
+    except (OSError, http.client.HTTPException):
         return None
 
 
@@ -54,9 +61,12 @@ def model_states(http_url: str) -> list[ModelState] | None:
     ]
 
 
-def is_ready(http_url: str) -> bool:
-    """Whether the server calls itself ready."""
-    return ask(http_url, "/health/ready") is not None
+def is_ready(http_url: str, metrics_url: str) -> bool:
+    """Whether the server calls itself ready and all its services answer.
+
+    The metrics start last (after gRPC and HTTP), and the server ends if they can't.
+    """
+    return ask(http_url, "/health/ready") is not None and _get(metrics_url) is not None
 
 
 def load_failures(

@@ -27,7 +27,5 @@ def test_committed_configs_are_up_to_date(name: str) -> None:
 
 
 def test_no_config_is_left_over() -> None:
-    expected = {
-        model for name in shipped_recipes() for model in model_configs(load_recipe(name), ["O"], 1)
-    }
+    expected = {model for name in shipped_recipes() for model in model_configs(load_recipe(name), ["O"], 1)}
     assert {path.parent.name for path in REPOSITORY.glob("*/config.pbtxt")} == expected

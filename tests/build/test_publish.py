@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import stat
 import threading
 from pathlib import Path
@@ -24,9 +23,9 @@ from mooring_build.publish import (
     write_configs,
 )
 from mooring_build.recipe import Recipe, load_recipe
-from mooring_build.repository import damaged_files, file_sha256, locked, versions_of
+from mooring_build.repository import file_sha256, locked, versions_of
 from mooring_build.triton_config import dumps_config, loads_config, model_configs, model_names
-from tiny_release import LABELS, make_release
+from tiny_release import LABELS, make_release, snapshot
 
 PARTS = ["ner_tokenizer", "ner_onnx", "ner_torchscript", "ner_postprocessor"]
 ENTITY_LABELS = LABELS["token-classification"]
@@ -52,15 +51,6 @@ def next_release(tmp_path: Path, recipe: Recipe) -> Release:
     return make_release(tmp_path / "next", recipe, {"anna": "B-LOC"}, inputs_digest="b")
 
 
-def _files(folder: Path) -> dict[str, bytes]:
-    """Everything below a folder but the lock file."""
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in folder.rglob("*")
-        if path.is_file() and path.name != ".publish.lock"
-    }
-
-
 def _served(repository: Path, model: str) -> list[int]:
     text = (repository / model / "config.pbtxt").read_text()
     return list(loads_config(text).version_policy.specific.versions)
@@ -76,7 +66,7 @@ def test_the_first_release_is_version_1_of_every_model(
     for model, config in model_configs(recipe, ENTITY_LABELS, 1).items():
         assert (repository / model / "config.pbtxt").read_text() == dumps_config(config)
         assert sorted(path.name for path in (repository / model).iterdir()) == ["1", "config.pbtxt"]
-        assert damaged_files(repository, model, 1) == []
+        assert damagedsnapshot(repository, model, 1) == []
 
 
 def test_version_folders_hold_what_the_models_need(
@@ -130,9 +120,9 @@ def test_the_next_release_leaves_the_earlier_one_as_it_is(
     repository: Path, recipe: Recipe, release: Release, next_release: Release
 ) -> None:
     publish_release(repository, recipe, release)
-    before = {name: data for name, data in _files(repository).items() if "/1/" in name}
+    before = {name: data for name, data in snapshot(repository).items() if "/1/" in name}
     assert publish_release(repository, recipe, next_release) == 2
-    after = _files(repository)
+    after = snapshot(repository)
     assert {name: after[name] for name in before} == before
     assert released_version(repository, "ner") == 2
     assert [_served(repository, model) for model in model_names(recipe)] == [[2]] * 5
@@ -147,10 +137,10 @@ def test_published_files_are_read_only(repository: Path, recipe: Recipe, release
 def test_the_same_release_is_not_published_twice(repository: Path, recipe: Recipe, release: Release) -> None:
     assert not is_up_to_date(repository, recipe, ENTITY_LABELS, "a")
     publish_release(repository, recipe, release)
-    before = _files(repository)
+    before = snapshot(repository)
     assert is_up_to_date(repository, recipe, ENTITY_LABELS, "a")
     assert publish_release(repository, recipe, release) == 1
-    assert _files(repository) == before
+    assert snapshot(repository) == before
 
 
 def _change_digest(recipe: Recipe, repository: Path) -> tuple[Recipe, str]:
@@ -218,10 +208,10 @@ def test_committed_configs_without_versions_get_the_version_that_they_pin(
     repository: Path, recipe: Recipe, release: Release
 ) -> None:
     write_configs(repository, recipe, ENTITY_LABELS, 3)
-    before = _files(repository)
+    before = snapshot(repository)
     assert released_version(repository, "ner") is None
     assert publish_release(repository, recipe, release) == 3
-    after = _files(repository)
+    after = snapshot(repository)
     assert {name: after[name] for name in before} == before
 
 
@@ -242,7 +232,7 @@ def test_a_release_that_was_rolled_back_by_hand_stays_on_disk(
     tmp_path: Path, repository: Path, recipe: Recipe, release: Release, next_release: Release
 ) -> None:
     publish_release(repository, recipe, release)
-    configs = {name: data for name, data in _files(repository).items() if name.endswith("config.pbtxt")}
+    configs = {name: data for name, data in snapshot(repository).items() if name.endswith("config.pbtxt")}
     publish_release(repository, recipe, next_release)
     for name, data in configs.items():
         (repository / name).write_bytes(data)
@@ -269,6 +259,29 @@ def test_parts_can_run_both_ensembles_until_the_switch_is_done(
         assert (list(config.version_policy.specific.versions), config.max_batch_size) == ([2], 8)
 
 
+def test_another_number_of_labels_is_left_open_until_the_switch_is_done(
+    tmp_path: Path, repository: Path, recipe: Recipe, release: Release
+) -> None:
+    publish_release(repository, recipe, release)
+    labels = [*ENTITY_LABELS, "B-ORG", "I-ORG"]
+    steps = publish_steps(
+        repository, recipe, make_release(tmp_path / "b", recipe, labels=labels, inputs_digest="b")
+    )
+    while next(steps) != "committed":
+        pass
+    assert _logits(repository, "ner_onnx") == ([], [1, 2])
+    assert _logits(repository, "ner_torchscript") == ([[-1, -1]], [1, 2])
+    list(steps)
+    for model in ("ner_onnx", "ner_torchscript"):
+        assert _logits(repository, model) == ([[-1, 7]], [2])
+
+
+def _logits(repository: Path, model: str) -> tuple[list[list[int]], list[int]]:
+    """Declared dims of an engine's outputs, and the versions it serves."""
+    config = loads_config((repository / model / "config.pbtxt").read_text())
+    return [list(output.dims) for output in config.output], list(config.version_policy.specific.versions)
+
+
 def test_an_engine_that_is_no_longer_exported_is_left_alone(
     tmp_path: Path, repository: Path, recipe: Recipe, release: Release
 ) -> None:
@@ -286,9 +299,9 @@ def test_recipes_share_a_repository(
 ) -> None:
     intent = load_recipe("intent")
     publish_release(repository, recipe, release)
-    before = _files(repository)
+    before = snapshot(repository)
     publish_release(repository, intent, make_release(tmp_path / "intent", intent))
-    after = _files(repository)
+    after = snapshot(repository)
     assert {name: after[name] for name in before} == before
     assert (released_version(repository, "ner"), released_version(repository, "intent")) == (1, 1)
 
@@ -297,12 +310,12 @@ def test_a_closed_generator_takes_back_what_it_began(
     repository: Path, recipe: Recipe, release: Release, next_release: Release
 ) -> None:
     publish_release(repository, recipe, release)
-    before = _files(repository)
+    before = snapshot(repository)
     steps = publish_steps(repository, recipe, next_release)
     while not next(steps).startswith("opened"):
         pass
     steps.close()
-    assert _files(repository) == before
+    assert snapshot(repository) == before
 
 
 def test_publishers_wait_for_one_another(
@@ -316,7 +329,7 @@ def test_publishers_wait_for_one_another(
         other.start()
         other.join(0.3)
         assert other.is_alive()
-        assert _files(repository) == {}
+        assert snapshot(repository) == {}
     other.join(30)
     assert versions == [1]
 
@@ -327,158 +340,3 @@ def test_a_lock_that_is_never_freed_is_reported(
     monkeypatch.setattr(repository_module, "_LOCK_TIMEOUT_S", 0.0)
     with locked(repository), pytest.raises(PublishError, match="has been held by another publish for 0 s"):
         publish_release(repository, recipe, release)
-
-
-def _with_parity(release: Release, **parity: Any) -> Release:
-    engine = dataclasses.replace(release.engines["onnx"], parity=parity)
-    return dataclasses.replace(release, engines={**release.engines, "onnx": engine})
-
-
-def _without_torchscript(release: Release) -> Release:
-    return dataclasses.replace(release, engines={"onnx": release.engines["onnx"]})
-
-
-def _without_engine_file(release: Release) -> Release:
-    release.engines["onnx"].path.unlink()
-    return release
-
-
-def _with_tokenizer(release: Release, content: bytes) -> Release:
-    release.tokenizer_file.write_bytes(content)
-    return release
-
-
-def _with_tokenizer_config(release: Release, content: str) -> Release:
-    release.tokenizer_config_file.write_text(content)
-    return release
-
-
-@pytest.mark.parametrize(
-    ("spoil", "message"),
-    [
-        (_with_parity, r"ner_onnx has not passed verification \(\{\}\): nothing is published"),
-        (
-            lambda r: _with_parity(r, passed=False, cases=3),
-            r"has not passed verification .*'cases': 3",
-        ),
-        (lambda r: _with_parity(r, passed="true"), "ner_onnx has not passed verification"),
-        (
-            lambda r: _with_parity(r, passed=True, distance=float("nan")),
-            "can't go into a manifest: Out of range",
-        ),
-        (_without_torchscript, "ner_torchscript is not in the release, but the recipe exports torchscript"),
-        (_without_engine_file, r"ner_onnx: .*engine\.onnx is not a file"),
-        (lambda r: dataclasses.replace(r, labels=["O", "PER"]), "label 'PER' is not O, B-<type> or I-<type>"),
-        (lambda r: dataclasses.replace(r, labels=[]), "recipe 'ner' has no labels"),
-        (lambda r: dataclasses.replace(r, facts={"path": Path()}), "can't go into a manifest.*PosixPath"),
-        (lambda r: _with_tokenizer(r, b"{}"), r"tokenizer\.json is not a tokenizer\.json"),
-        (lambda r: dataclasses.replace(r, tokenizer_file=Path("no.json")), r"no\.json is not a file"),
-        (lambda r: _with_tokenizer_config(r, "{}"), r"names no pad_token of .*\(got None\)"),
-        (lambda r: _with_tokenizer_config(r, '{"pad_token": "<pad>"}'), r"\(got '<pad>'\)"),
-        (lambda r: _with_tokenizer_config(r, "{"), r"tokenizer_config\.json can't be read"),
-    ],
-)
-def test_a_release_that_is_not_fit_is_refused_before_anything_is_written(
-    repository: Path, recipe: Recipe, release: Release, spoil: Any, message: str
-) -> None:
-    with pytest.raises(PublishError, match=message):
-        publish_release(repository, recipe, spoil(release))
-    assert not repository.exists()
-
-
-def test_a_padding_token_may_be_written_out(repository: Path, recipe: Recipe, release: Release) -> None:
-    _with_tokenizer_config(release, '{"pad_token": {"content": "[UNK]", "lstrip": false}}')
-    publish_release(repository, recipe, release)
-    settings = json.loads((repository / "ner_tokenizer/1/settings.json").read_text())
-    assert settings["pad_token_id"] == 1
-
-
-def _own_config(repository: Path) -> None:
-    (repository / "ner").mkdir(parents=True)
-    (repository / "ner" / "config.pbtxt").write_text('backend: "python"')
-
-
-def _own_model(repository: Path) -> None:
-    (repository / "ner_onnx" / "1").mkdir(parents=True)
-    (repository / "ner_onnx" / "1" / "model.onnx").write_bytes(b"mine")
-
-
-def _own_file(repository: Path) -> None:
-    repository.mkdir()
-    (repository / "ner_tokenizer").write_text("mine")
-
-
-def _other_recipe(repository: Path) -> None:
-    recipe = load_recipe("ner", ["name=ner_onnx"])
-    write_configs(repository, recipe, ENTITY_LABELS, 1)
-
-
-@pytest.mark.parametrize(
-    ("occupy", "model"),
-    [
-        (_own_config, "ner"),
-        (_own_model, "ner_onnx"),
-        (_own_file, "ner_tokenizer"),
-        (_other_recipe, "ner_onnx"),
-    ],
-)
-def test_a_model_that_the_recipe_did_not_make_is_not_touched(
-    repository: Path, recipe: Recipe, release: Release, occupy: Any, model: str
-) -> None:
-    occupy(repository)
-    before = _files(repository)
-    with pytest.raises(PublishError, match=rf"/{model} is not a model that recipe 'ner' made"):
-        publish_release(repository, recipe, release)
-    assert _files(repository) == before
-
-
-def test_a_name_keeps_its_task(tmp_path: Path, repository: Path, recipe: Recipe, release: Release) -> None:
-    publish_release(repository, recipe, release)
-    before = _files(repository)
-    other = load_recipe("intent", ["name=ner"])
-    with pytest.raises(
-        PublishError, match="serves token-classification, recipe 'ner' is text-classification"
-    ):
-        publish_release(repository, other, make_release(tmp_path / "other", other))
-    assert _files(repository) == before
-
-
-def test_a_version_is_never_written_over(
-    repository: Path, recipe: Recipe, release: Release, next_release: Release
-) -> None:
-    publish_release(repository, recipe, release)
-    steps = publish_steps(repository, recipe, next_release)
-    while next(steps) != "noted":
-        pass
-    (repository / "ner" / "2").mkdir()
-    with pytest.raises(PublishError, match=r"ner/2 exists: a version is written once and never changed"):
-        list(steps)
-    assert released_version(repository, "ner") == 1
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_repository_that_cannot_be_written_is_named(
-    repository: Path, recipe: Recipe, release: Release
-) -> None:
-    repository.mkdir(mode=0o555)
-    with pytest.raises(PublishError, match=f"can't publish into {repository}: Permission denied"):
-        publish_release(repository, recipe, release)
-
-
-def test_a_repository_that_is_a_file_is_named(repository: Path, recipe: Recipe, release: Release) -> None:
-    repository.write_text("")
-    with pytest.raises(PublishError, match=f"can't publish into {repository}: File exists"):
-        publish_release(repository, recipe, release)
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [(None, "can't be read: .*No such file"), ("[]", "is no manifest"), ("{", "can't be")],
-)
-def test_a_manifest_that_cannot_be_read_is_named(repository: Path, content: str | None, message: str) -> None:
-    folder = repository / "ner" / "1"
-    folder.mkdir(parents=True)
-    if content is not None:
-        (folder / "manifest.json").write_text(content)
-    with pytest.raises(PublishError, match=rf"ner/1/manifest\.json {message}"):
-        read_manifest(repository, "ner", 1)

@@ -17,7 +17,7 @@ from mooring_build.publish import publish_release, publish_steps, released_versi
 from mooring_build.recipe import Recipe, load_recipe
 from mooring_build.repository import damaged_files, read_config, versions_of
 from mooring_build.triton_config import model_names
-from tiny_release import make_release
+from tiny_release import make_release, snapshot
 
 _INTERRUPTER = Path(__file__).resolve().parent.parent / "publish_interrupter.py"
 
@@ -33,9 +33,10 @@ def _no_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _release_before(folder: Path, recipe: Recipe) -> None:
-    """An earlier release, made from another recipe of the same name and with an engine less."""
+    """An earlier release with an engine less, fewer labels and larger batches."""
     earlier = load_recipe("ner", ['export.formats=["onnx"]', "serving.warm_up=false"])
-    publish_release(folder / "before", earlier, make_release(folder / "a", earlier, {"anna": "B-PER"}))
+    release = make_release(folder / "a", earlier, {"anna": "B-PER"}, labels=["O", "B-PER"])
+    publish_release(folder / "before", earlier, release)
 
 
 def _configs_before(folder: Path, recipe: Recipe) -> None:
@@ -60,14 +61,6 @@ def _interrupted_before(folder: Path, recipe: Recipe) -> None:
     steps.close()
     shutil.rmtree(folder / "before")
     (folder / "killed").rename(folder / "before")
-
-
-def _snapshot(repository: Path) -> dict[str, bytes]:
-    return {
-        str(path.relative_to(repository)): path.read_bytes()
-        for path in repository.rglob("*")
-        if path.is_file()
-    }
 
 
 def _interrupt(folder: Path, how: str, recipe: Recipe, stride: int) -> list[str]:
@@ -123,7 +116,7 @@ def test_an_interrupted_publish_costs_nothing(
 ) -> None:
     before(tmp_path, recipe)
     old = released_version(tmp_path / "before", recipe.name)
-    kept = {name: data for name, data in _snapshot(tmp_path / "before").items() if "/1/" in name and old}
+    kept = {name: data for name, data in snapshot(tmp_path / "before").items() if "/1/" in name and old}
     endings = _interrupt(tmp_path, how, recipe, stride)
     assert set(endings[:-1]) == {"SIGKILL" if how == "kill" else "PublishError"}
 
@@ -135,7 +128,7 @@ def test_an_interrupted_publish_costs_nothing(
         again = make_release(tmp_path / f"again-{number}", recipe, {"anna": "B-LOC"}, inputs_digest="b")
         version = publish_release(repository, recipe, again)
         assert version == (old or 0) + 1, repository
-        after = _snapshot(repository)
+        after = snapshot(repository)
         assert {name: after[name] for name in kept} == kept
         assert not [name for name in after if ".staging-" in name]
         assert versions_of(repository, "ner_torchscript") == {version}

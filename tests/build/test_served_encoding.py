@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
@@ -149,6 +149,7 @@ def test_an_encoder_loads_from_a_version_folder(tokenizer_file: Path, tmp_path: 
         TextEncoder.load(tmp_path).encode(["anna smith visits"])
 
 
+@settings(deadline=None)
 @given(text=st.text(min_size=1, max_size=60))
 def test_offsets_are_characters_of_the_original_text(tokenizer_file: Path, text: str) -> None:
     encoder = _encoder(tokenizer_file, max_length=400)

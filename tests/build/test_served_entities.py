@@ -6,7 +6,7 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mooring_build.served.entities import BioLabels, Entity, decode_entities, tabulate
@@ -192,6 +192,7 @@ def _texts(draw: st.DrawFn) -> tuple[str, np.ndarray, np.ndarray, np.ndarray]:
     return text, logits, table[:, :2], table[:, 2]
 
 
+@settings(deadline=None)
 @given(_texts())
 def test_any_text_is_decoded_by_the_rules(
     example: tuple[str, np.ndarray, np.ndarray, np.ndarray],
@@ -205,6 +206,7 @@ def test_any_text_is_decoded_by_the_rules(
     )
 
 
+@settings(deadline=None)
 @given(st.lists(_texts(), min_size=1, max_size=5))
 def test_a_batch_is_decoded_as_its_texts_alone(
     examples: list[tuple[str, np.ndarray, np.ndarray, np.ndarray]],

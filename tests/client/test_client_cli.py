@@ -6,6 +6,7 @@ import argparse
 import importlib.metadata
 import io
 import json
+import os
 import subprocess
 import sys
 from types import ModuleType, SimpleNamespace
@@ -278,13 +279,15 @@ import sys
 import mooring._cli, mooring._predict
 def run(args):
     sys.stdin.read()  # until the reader of our output has gone
-    print("x" * 100_000)
+    print("short")  # stays in the buffer until the end
     return 0
 mooring._predict.run = run
 sys.exit(mooring._cli.main(["predict", "ner"]))
 """
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     process = subprocess.Popen(
         [sys.executable, "-c", program],
+        env=buffered,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

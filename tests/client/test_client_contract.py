@@ -321,6 +321,33 @@ def test_a_reloaded_model_is_asked_anew_before_the_client_says_no(wired: Any) ->
     assert client.infer("double", {"x": large})["y"].shape == (5, 1)
 
 
+def test_a_model_reloaded_with_a_smaller_batch_costs_one_error(wired: Any) -> None:
+    models = wired.fake.models_by_name
+    ner = wired.client.task("ner")
+
+    def at_most_two(inputs: dict[str, np.ndarray]) -> Any:
+        if len(inputs["text"]) > 2:
+            raise InvalidInput("batch-size must be <= 2")
+        return before.answer(inputs)
+
+    before = models["ner"]
+    models["ner"] = FakeModel(**{**vars(before), "max_batch_size": 2, "answer": at_most_two})
+    with pytest.raises(InvalidInput, match="batch-size must be <= 2"):
+        ner(["A", "b", "C"])
+    assert [len(found) for found in ner(["A", "b", "C"])] == [1, 0, 1]
+
+
+def test_a_model_reloaded_without_a_batch_axis_is_told_apart(wired: Any) -> None:
+    models = wired.fake.models_by_name
+    ner = wired.client.task("ner")
+    unbatched = {"max_batch_size": 0, "inputs": {"text": ("BYTES", [1])}, "answer": models["refusing"].answer}
+    models["ner"] = FakeModel(**{**vars(models["ner"]), **unbatched})
+    with pytest.raises(InvalidInput, match="text 0 is too long"):
+        ner(["A", "b", "C"])
+    with pytest.raises(InvalidInput, match=r"input 'text' has shape \[3, 1\]; expected \[1\]$"):
+        ner(["A", "b", "C"])
+
+
 def test_answers_that_contradict_the_signature_are_not_returned(wired: Any) -> None:
     models = wired.fake.models_by_name
     wired.client.infer("double", {"x": X})

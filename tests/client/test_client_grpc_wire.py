@@ -274,3 +274,13 @@ def test_a_call_on_a_channel_that_was_just_closed_says_so(serve: Any) -> None:
     transport.close()
     with pytest.raises(ConfigError, match="the client was closed while a call began"):
         transport.server_ready(timeout_s=1)
+
+
+def test_what_tritonclient_can_not_write_is_invalid_input() -> None:
+    """Such as bfloat16 with a tritonclient that is too old for it."""
+    tensor = Tensor("x", "INT64", np.float32([[1]]))
+    request = InferRequest(model="m", version="", inputs=(tensor,), outputs=None, request_id="")
+    transport = GrpcTransport(parse_url("grpc://127.0.0.1:1"))
+    with pytest.raises(InvalidInput, match=r"^model 'm': tritonclient can't write the request: .* FP32 "):
+        transport.infer(request, timeout_s=1)
+    transport.close()

@@ -442,3 +442,13 @@ def test_base_path_of_a_reverse_proxy_is_kept(serve: Any, connect: Any) -> None:
 
 def test_ipv6_addresses_are_bracketed_in_the_host_header() -> None:
     assert Endpoint(scheme="http", host="::1", port=8000).address == "[::1]:8000"
+
+
+def test_what_tritonclient_can_not_write_is_invalid_input() -> None:
+    """Such as bfloat16 with a tritonclient that is too old for it."""
+    tensor = Tensor("x", "INT64", np.float32([[1]]))
+    request = InferRequest(model="m", version="", inputs=(tensor,), outputs=None, request_id="")
+    transport = HttpTransport(parse_url("http://127.0.0.1:1"))
+    with pytest.raises(InvalidInput, match=r"^model 'm': tritonclient can't write the request: .* FP32 "):
+        transport.infer(request, timeout_s=1)
+    transport.close()

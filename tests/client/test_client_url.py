@@ -54,6 +54,7 @@ def test_urls_that_mean_the_same_are_written_alike(url: str, plain: str) -> None
         ("grpc://h:x", "can't be read"),
         ("grpc://[::1:8001", "can't be read"),
         ("grpc://h:1/base", "gRPC has no base path, write grpc://h:1"),
+        ("http://h:1/ü", "write the path percent-encoded, /%C3%BC"),
         ("http://h:1?x=1", "query or fragment"),
         ("http://h:1/#x", "query or fragment"),
         ("grpc://h :1", "white space or control characters"),

@@ -9,7 +9,7 @@ import pytest
 
 from fake_wheel import write_wheel
 from mooring._errors import ConfigError, TransportError
-from mooring._wheels import fetch_wheel
+from mooring._wheels import cache_root, fetch_wheel
 
 FILES = {"example/__init__.py": b"answer = 42\n"}
 
@@ -99,3 +99,18 @@ def test_a_python_without_pip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("mooring._wheels.importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"needs pip, .* -m ensurepip"):
         fetch_wheel("mooring-example==1.2", "0" * 64, cache_dir=tmp_path / "cache")
+
+
+def test_the_cache_is_the_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert cache_root() == tmp_path / "cache" / "mooring"
+    assert list(cache_root().iterdir()) == []
+
+
+def test_a_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    with pytest.raises(
+        ConfigError, match=r"can't write into the cache folder .*/file/mooring: .* XDG_CACHE_HOME"
+    ):
+        cache_root()

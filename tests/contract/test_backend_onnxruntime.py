@@ -200,7 +200,12 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
         _write_ragged,
     ):
         write(repository)
-    with TritonServer(repository, strict_readiness=False, log_file=folder / "tritonserver.log") as running:
+    with TritonServer(
+        repository,
+        strict_readiness=False,
+        log_file=folder / "tritonserver.log",
+        extra_args=["--backend-config=onnxruntime,default-max-batch-size=16"],
+    ) as running:
         yield running
 
 
@@ -233,6 +238,8 @@ def test_one_bad_request_fails_alone(client: Client) -> None:
     assert good.as_numpy("values").tolist() == [[10, 20]]
     assert other.as_numpy("values").tolist() == [[0, 30]]
     assert isinstance(bad, InferenceServerException)
+    assert bad.status() == "StatusCode.INTERNAL"
+    assert bad.message().startswith("onnx runtime error 2: Non-zero status code")
     assert "indices element out of data bounds, idx=99" in bad.message()
     assert count(client, "together", "execution_count") == before + 1
 
@@ -282,7 +289,7 @@ def test_reshape(client: Client) -> None:
 
 def test_missing_configuration_is_completed_from_the_model(client: Client) -> None:
     config = client.get_model_config("automatic").config
-    assert config.max_batch_size == 4
+    assert config.max_batch_size == 16
     assert config.HasField("dynamic_batching")
     assert [(tensor.name, list(tensor.dims)) for tensor in config.input] == [("ids", [-1])]
     assert [(tensor.name, list(tensor.dims)) for tensor in config.output] == [("values", [-1])]

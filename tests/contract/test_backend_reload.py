@@ -9,6 +9,7 @@ from pathlib import Path
 import onnx
 import psutil
 import pytest
+
 from engine_models import LOOKUP_CONFIG, lookup_model, write_config
 from mooring_serve import TritonServer
 from triton_calls import connect, infer

@@ -5,6 +5,7 @@ The models are tiny and in Python; they keep the contract of the ``ner`` and ``i
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -408,7 +409,7 @@ def test_a_killed_server_and_its_return(tmp_path: Path, url_of: Callable[[Triton
     repository = write_python_model(tmp_path / "repository", "slow", source=SLOW, config=SLOW_CONFIG)
     errors: list[BaseException] = []
     with (
-        TritonServer(repository, log_file=tmp_path / "first.log") as server,
+        TritonServer(repository, log_file=tmp_path / "first.log", stop_timeout_s=2) as server,
         Client(url_of(server)) as client,
     ):
         client.infer("slow", {"x": np.float32([[0]])})
@@ -420,6 +421,7 @@ def test_a_killed_server_and_its_return(tmp_path: Path, url_of: Callable[[Triton
         thread.join()
         assert [type(error) for error in errors] == [TransportError], errors
         assert "connection lost before an answer came" in str(errors[0])
+        assert _eventually(lambda: not server.is_alive())  # until then the port may still answer
         with pytest.raises(ConnectError):
             client.server_ready()
         ports = {
@@ -449,10 +451,10 @@ def _wait_until_inferring(client: Client, thread: threading.Thread) -> None:
 
 
 def _eventually(ready: Callable[[], bool]) -> bool:
-    """gRPC pauses a moment between two tries to connect."""
+    """Ask until it is so; gRPC pauses a moment between two tries to connect."""
     for _ in range(100):
-        try:
-            return ready()
-        except ConnectError:
-            threading.Event().wait(0.1)
+        with contextlib.suppress(ConnectError):
+            if ready():
+                return True
+        threading.Event().wait(0.1)
     return False

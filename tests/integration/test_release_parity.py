@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -46,8 +47,12 @@ def _slice_of_conll(folder: Path, target: Path, sentences: int) -> Path:
 
 
 def _slice_of_csv(path: Path, target: Path, every: int) -> Path:
-    header, *rows = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    target.write_text(header + "".join(rows[::every]), encoding="utf-8")
+    with (
+        path.open(encoding="utf-8", newline="") as source,
+        target.open("w", encoding="utf-8", newline="") as file,
+    ):
+        header, *rows = csv.reader(source)
+        csv.writer(file).writerows([header, *rows[::every]])
     return target
 
 

@@ -95,9 +95,16 @@ def test_it_serves_and_leaves_nothing(repository: Path) -> None:
 
 
 def test_an_exception_ends_it_and_keeps_the_log(repository: Path) -> None:
-    with pytest.raises(ZeroDivisionError), TritonServer(repository) as server:
-        pids = pids_of(server)
-        raise ZeroDivisionError
+    server = TritonServer(repository)
+    pids: list[int] = []
+
+    def fail() -> None:
+        with server:
+            pids.extend(pids_of(server))
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
     assert all_gone(pids)
     assert not regions(os.getpid())
     assert server.log_file.exists()
@@ -153,30 +160,37 @@ def test_a_model_that_takes_too_long_is_named(repository: Path, tmp_path: Path) 
 
 def test_an_option_that_tritonserver_does_not_know(repository: Path, tmp_path: Path) -> None:
     server = TritonServer(repository, extra_args=["--no-such-option=1"], log_file=tmp_path / "server.log")
-    with pytest.raises(StartError, match="exited with status 1 .*\nunrecognized option '--no-such-option=1'"):
+    with pytest.raises(
+        StartError, match=r"exited with status 1 .*\nunrecognized option '--no-such-option=1'"
+    ):
         server.start()
 
 
 @pytest.mark.parametrize("option", ["http_port", "grpc_port", "metrics_port"])
 def test_a_port_in_use_is_named(
-    repository: Path, tmp_path: Path, option: str, monkeypatch: pytest.MonkeyPatch
+    repository: Path,
+    tmp_path: Path,
+    make_server: Callable[..., TritonServer],
+    option: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    choose = _server.choose_ports
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-        server = TritonServer(repository, log_file=tmp_path / "server.log", **{option: port})  # type: ignore[arg-type]
-        with pytest.raises(StartError, match=rf"{option} {port} on 127\.0\.0\.1 is already in use"):
-            server.start()
-        assert "tritonserver" not in (tmp_path / "server.log").read_text()
+        message = rf"{option} {port} on 127\.0\.0\.1 is already in use"
+        with pytest.raises(StartError, match=message):
+            make_server(repository, **{option: port})
+        assert not (tmp_path / "tritonserver.log").exists()
 
         # The same where another program takes the port after that look.
-        choose = _server.choose_ports
         monkeypatch.setattr(
             _server,
             "choose_ports",
             lambda address, ports: {**choose(address, {**ports, option: 0}), option: port},
         )
-        with pytest.raises(StartError, match=rf"{option} {port} on 127\.0\.0\.1 is already in use"):
-            server.start()
+        with pytest.raises(StartError, match=message):
+            make_server(repository, **{option: port})
+        assert "already in use" in (tmp_path / "tritonserver.log").read_text()
     assert not regions(os.getpid())
 
 
@@ -236,6 +250,19 @@ def test_explicit_control_loads_and_unloads(
 def test_a_repository_without_models(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="run 'mooring build'"):
         TritonServer(tmp_path / "absent").start()
+
+
+def test_a_log_file_that_cannot_be_written(repository: Path) -> None:
+    with pytest.raises(ConfigError, match=r"can't write the log file .*/repository: .*directory"):
+        TritonServer(repository, log_file=repository).start()
+
+
+def test_the_log_of_an_earlier_run_stays(repository: Path, tmp_path: Path) -> None:
+    log_file = tmp_path / "server.log"
+    log_file.write_text("E1122 07:52:07.65 8922 main.cc:245] \"failed to load model 'echo': long ago\"\n")
+    with TritonServer(repository, log_file=log_file) as server:
+        assert "long ago" not in server.log_tail()
+    assert "long ago" in log_file.read_text()
 
 
 def test_a_name_as_host(repository: Path, make_server: Callable[..., TritonServer]) -> None:

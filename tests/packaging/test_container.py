@@ -54,7 +54,8 @@ def test_it_adds_what_the_python_models_import_as_pinned_for_this_project() -> N
 def test_what_it_adds_is_where_python_looks() -> None:
     (run,) = _arguments("RUN")
     target = re.search(r"--target=(\S+)", run)[1]
-    assert f"PYTHONPATH={target}" in _arguments("ENV")
+    # Before, not instead of what the image sets.
+    assert f"PYTHONPATH={target}${{PYTHONPATH:+:$PYTHONPATH}}" in _arguments("ENV")
 
 
 def test_it_does_not_run_as_root() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from mooring_batch import Request, answer_requests, join_inputs, make_batch_input
 from mooring_model_config import BackendError, BatchInput, BatchOutput, ModelConfig, TensorConfig
@@ -60,6 +60,7 @@ def test_without_batching_requests_run_one_by_one() -> None:
     assert engine.batches == [[1], [2, 3]]
 
 
+@settings(deadline=None)
 @given(st.lists(st.lists(st.sampled_from([1, 2, 3, BAD]), min_size=1, max_size=3), min_size=1, max_size=8))
 def test_only_bad_requests_fail_whatever_the_batch(rows: list[list[int]]) -> None:
     answers = answer_requests(BATCHING, [_request(row) for row in rows], Doubler())

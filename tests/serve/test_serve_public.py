@@ -1,16 +1,34 @@
 from __future__ import annotations
 
+import argparse
 import subprocess
 import sys
+from pathlib import Path
 
 import mooring_serve
+from mooring_serve.cli import add_command, run
 
 
 def test_public_names() -> None:
-    assert mooring_serve.__all__ == ["TritonServer"]
+    assert mooring_serve.__all__ == ["ModelState", "TritonServer"]
 
 
 def test_the_command_imports_nothing_heavy() -> None:
     program = "import sys, mooring_serve.cli; print(*{'torch', 'onnxruntime'} & set(sys.modules))"
     seen = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert seen.stdout.split() == []
+
+
+def test_the_commands_defaults() -> None:
+    parser = argparse.ArgumentParser()
+    add_command(parser.add_subparsers())
+    assert vars(parser.parse_args(["serve"])) == {
+        "model_repository": Path("model_repository"),
+        "http_port": 8000,
+        "grpc_port": 8001,
+        "metrics_port": 8002,
+        "host": "127.0.0.1",
+        "log_file": None,
+        "allow_load": False,
+        "run": run,
+    }

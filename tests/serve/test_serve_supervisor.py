@@ -125,6 +125,8 @@ def test_the_supervisor_ends_the_command_with_itself(supervised: Supervised, sig
     (supervisor,) = psutil.Process().children()
     supervisor.send_signal(sign)
     wait_until(lambda: process.exit_status is not None)
+    command = pids[1]
+    wait_until(lambda: not is_running(command))
 
     process.stop()
 

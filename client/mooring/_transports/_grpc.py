@@ -88,6 +88,10 @@ def _grpc_error(exc: Exception, *, endpoint: Endpoint, asked: Asked, timeout_s: 
     status = str(exc.status() or "").removeprefix("StatusCode.")
     said = exc.message() or ""
     lowered = said.lower()
+    if not status:
+        return InvalidInput(
+            f"model {asked.model!r}: tritonclient can't write the request: {said}", model=asked.model
+        )
     if status == "DEADLINE_EXCEEDED":
         return DeadlineExceeded(f"{endpoint}: no answer within {timeout_s:.3g} s", attempts=[exc])
     if status == "CANCELLED":
@@ -142,24 +146,8 @@ class GrpcTransport:
         return read_index(raw.get("models", []))
 
     def infer(self, request: InferRequest, *, timeout_s: float) -> dict[str, np.ndarray]:
-        inputs = []
-        for tensor in request.inputs:
-            written = triton_grpc.InferInput(tensor.name, list(tensor.array.shape), tensor.datatype)
-            written.set_data_from_numpy(tensor.array)
-            inputs.append(written)
-        outputs = None
-        if request.outputs is not None:
-            outputs = [triton_grpc.InferRequestedOutput(name) for name in request.outputs]
-        result = self._call(
-            self._client.infer,
-            request.model,
-            inputs,
-            model_version=request.version,
-            outputs=outputs,
-            request_id=request.request_id,
-            asked=Asked(request.model, request.version),
-            timeout_s=timeout_s,
-        )
+        asked = Asked(request.model, request.version)
+        result = self._call(self._send, request, asked=asked, timeout_s=timeout_s)
         try:
             return {output.name: result.as_numpy(output.name) for output in result.get_response().outputs}
         except Exception as exc:
@@ -168,6 +156,24 @@ class GrpcTransport:
 
     def close(self) -> None:
         self._client.close()
+
+    def _send(self, request: InferRequest, *, client_timeout: float) -> Any:
+        inputs = []
+        for tensor in request.inputs:
+            written = triton_grpc.InferInput(tensor.name, list(tensor.array.shape), tensor.datatype)
+            written.set_data_from_numpy(tensor.array)
+            inputs.append(written)
+        outputs = None
+        if request.outputs is not None:
+            outputs = [triton_grpc.InferRequestedOutput(name) for name in request.outputs]
+        return self._client.infer(
+            request.model,
+            inputs,
+            model_version=request.version,
+            outputs=outputs,
+            request_id=request.request_id,
+            client_timeout=client_timeout,
+        )
 
     def _call(
         self,

@@ -11,6 +11,7 @@ from urllib.parse import quote
 
 import numpy as np
 import tritonclient.http as triton_http
+from tritonclient.utils import InferenceServerException
 
 from mooring._errors import (
     ConnectError,
@@ -85,28 +86,23 @@ class HttpTransport:
         return read_index(self._json("POST", "repository/index", timeout_s=timeout_s))
 
     def infer(self, request: InferRequest, *, timeout_s: float) -> dict[str, np.ndarray]:
-        inputs = []
-        for tensor in request.inputs:
-            written = triton_http.InferInput(tensor.name, list(tensor.array.shape), tensor.datatype)
-            written.set_data_from_numpy(tensor.array, binary_data=True)
-            inputs.append(written)
-        outputs = None
-        if request.outputs is not None:
-            outputs = [triton_http.InferRequestedOutput(name, binary_data=True) for name in request.outputs]
-        body, header_length = triton_http.InferenceServerClient.generate_request_body(
-            inputs, outputs=outputs, request_id=request.request_id
-        )
+        try:
+            body, json_length = _write_request(request)
+        except InferenceServerException as exc:
+            raise InvalidInput(
+                f"model {request.model!r}: tritonclient can't write the request: {exc}", model=request.model
+            ) from exc
         headers = {"Content-Type": "application/octet-stream"}
-        if header_length is not None:  # None: no tensor follows the JSON
-            headers[_HEADER_LENGTH] = str(header_length)
+        if json_length is not None:
+            headers[_HEADER_LENGTH] = str(json_length)
         asked = Asked(request.model, request.version)
         path = f"{_model_path(asked)}/infer"
         answer = self._exchange("POST", path, body=body, headers=headers, timeout_s=timeout_s)
         _raise_if_refused(answer, asked)
         try:
-            json_length = answer.headers.get(_HEADER_LENGTH.lower())
+            length = answer.headers.get(_HEADER_LENGTH.lower())
             result = triton_http.InferenceServerClient.parse_response_body(
-                answer.body, header_length=None if json_length is None else int(json_length)
+                answer.body, header_length=None if length is None else int(length)
             )
             names = [output["name"] for output in result.get_response()["outputs"]]
             return {name: result.as_numpy(name) for name in names}
@@ -148,6 +144,22 @@ class HttpTransport:
         except (OSError, http.client.HTTPException, UnicodeError, OverflowError, MemoryError) as exc:
             # The last two: a length in the answer that no memory can hold.
             raise _http_error(exc, endpoint=self._endpoint, timeout_s=timeout_s) from exc
+
+
+def _write_request(request: InferRequest) -> tuple[bytes, int | None]:
+    """The body, and how many bytes of it are the JSON in front; ``None`` where that is all."""
+    inputs = []
+    for tensor in request.inputs:
+        written = triton_http.InferInput(tensor.name, list(tensor.array.shape), tensor.datatype)
+        written.set_data_from_numpy(tensor.array, binary_data=True)
+        inputs.append(written)
+    outputs = None
+    if request.outputs is not None:
+        outputs = [triton_http.InferRequestedOutput(name, binary_data=True) for name in request.outputs]
+    body, json_length = triton_http.InferenceServerClient.generate_request_body(
+        inputs, outputs=outputs, request_id=request.request_id
+    )
+    return body, json_length
 
 
 def _model_path(asked: Asked) -> str:

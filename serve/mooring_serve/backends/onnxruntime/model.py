@@ -1,8 +1,12 @@
 """Triton's backend ``onnxruntime`` for the embedded server, as a Python-based backend.
 
 Serves the same models and configurations as the official C++ backend, with the ``onnxruntime`` package of
-the server's Python. Every instance is a process with its own session: ``share_session_between_instances``
-changes nothing.
+the server's Python. It differs in this:
+
+- Every instance is a process with its own session: ``share_session_between_instances`` changes nothing.
+- Threads don't spin on CPU; see ``mooring_onnx_options``.
+- When a batch fails, only the requests that fail by themselves get the error.
+- Implicit state of sequences is refused at load, and so are output strings that are not UTF-8 when they come.
 """
 
 from __future__ import annotations

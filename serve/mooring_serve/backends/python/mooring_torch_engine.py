@@ -40,7 +40,9 @@ class TorchEngine:
         _apply_parameters(config)
         self._device = _device(config, instance)
         self._inference_mode = config.flag("INFERENCE_MODE", default=True)
-        self._clean_cache = config.flag("ENABLE_CACHE_CLEANING") and self._device.type != "cpu"
+        self._clean_cache = (
+            config.flag("ENABLE_CACHE_CLEANING") and instance.kind != "CPU" and torch.cuda.is_available()
+        )
         try:
             with torch.inference_mode(self._inference_mode):
                 map_location = None if instance.kind == "MODEL" else self._device

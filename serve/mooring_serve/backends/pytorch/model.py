@@ -1,8 +1,14 @@
 """Triton's backend ``pytorch`` for the embedded server, as a Python-based backend.
 
 Serves the same TorchScript models and configurations as the official C++ backend, with the ``torch`` package
-of the server's Python. Configurations are not completed: TorchScript does not keep what they need. Every
-instance is a process with its own weights: ``ENABLE_WEIGHT_SHARING`` changes nothing.
+of the server's Python. Configurations are not completed: TorchScript does not keep what they need. It differs
+in this:
+
+- Every instance is a process with its own weights: ``ENABLE_WEIGHT_SHARING`` changes nothing.
+- When a batch fails, only the requests that fail by themselves get the error.
+- Strings of a batch are cut by request; the official backend gives every request the first ones.
+- Inputs that don't name every argument of ``forward()`` once are refused at load.
+- Implicit state of sequences is refused at load, and so are output strings that are not UTF-8 when they come.
 """
 
 from __future__ import annotations

@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """Write constraints.txt anew: the newest versions that pyproject.toml allows, torch as it is pinned now.
 
 The pins must exist for every Python that the project supports: look at the diff, then run the tests

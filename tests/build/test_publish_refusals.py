@@ -1,0 +1,200 @@
+"""What publishing refuses: releases that are not fit, and places that are not its own."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mooring._errors import PublishError
+from mooring_build.publish import (
+    Release,
+    publish_release,
+    publish_steps,
+    read_manifest,
+    released_version,
+    write_configs,
+)
+from mooring_build.recipe import Recipe, load_recipe
+from tiny_release import LABELS, make_release, snapshot
+
+ENTITY_LABELS = LABELS["token-classification"]
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    return tmp_path / "repository"
+
+
+@pytest.fixture
+def recipe() -> Recipe:
+    return load_recipe("ner")
+
+
+@pytest.fixture
+def release(tmp_path: Path, recipe: Recipe) -> Release:
+    return make_release(tmp_path / "first", recipe, {"anna": "B-PER"})
+
+
+@pytest.fixture
+def next_release(tmp_path: Path, recipe: Recipe) -> Release:
+    return make_release(tmp_path / "next", recipe, {"anna": "B-LOC"}, inputs_digest="b")
+
+
+def _with_parity(release: Release, **parity: Any) -> Release:
+    engine = dataclasses.replace(release.engines["onnx"], parity=parity)
+    return dataclasses.replace(release, engines={**release.engines, "onnx": engine})
+
+
+def _without_torchscript(release: Release) -> Release:
+    return dataclasses.replace(release, engines={"onnx": release.engines["onnx"]})
+
+
+def _without_engine_file(release: Release) -> Release:
+    release.engines["onnx"].path.unlink()
+    return release
+
+
+def _with_tokenizer(release: Release, content: bytes) -> Release:
+    release.tokenizer_file.write_bytes(content)
+    return release
+
+
+def _with_tokenizer_config(release: Release, content: str) -> Release:
+    release.tokenizer_config_file.write_text(content)
+    return release
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (_with_parity, r"ner_onnx has not passed verification \(\{\}\): nothing is published"),
+        (
+            lambda r: _with_parity(r, passed=False, cases=3),
+            r"has not passed verification .*'cases': 3",
+        ),
+        (lambda r: _with_parity(r, passed="true"), "ner_onnx has not passed verification"),
+        (
+            lambda r: _with_parity(r, passed=True, distance=float("nan")),
+            "can't go into a manifest: Out of range",
+        ),
+        (_without_torchscript, "ner_torchscript is not in the release, but the recipe exports torchscript"),
+        (_without_engine_file, r"ner_onnx: .*engine\.onnx is not a file"),
+        (lambda r: dataclasses.replace(r, labels=["O", "PER"]), "label 'PER' is not O, B-<type> or I-<type>"),
+        (lambda r: dataclasses.replace(r, labels=[]), "recipe 'ner' has no labels"),
+        (lambda r: dataclasses.replace(r, facts={"path": Path()}), "can't go into a manifest.*PosixPath"),
+        (lambda r: _with_tokenizer(r, b"{}"), r"tokenizer\.json is not a tokenizer\.json"),
+        (lambda r: dataclasses.replace(r, tokenizer_file=Path("no.json")), r"no\.json is not a file"),
+        (lambda r: _with_tokenizer_config(r, "{}"), r"names no pad_token of .*\(got None\)"),
+        (lambda r: _with_tokenizer_config(r, '{"pad_token": "<pad>"}'), r"\(got '<pad>'\)"),
+        (lambda r: _with_tokenizer_config(r, "{"), r"tokenizer_config\.json can't be read"),
+    ],
+)
+def test_a_release_that_is_not_fit_is_refused_before_anything_is_written(
+    repository: Path, recipe: Recipe, release: Release, spoil: Any, message: str
+) -> None:
+    with pytest.raises(PublishError, match=message):
+        publish_release(repository, recipe, spoil(release))
+    assert not repository.exists()
+
+
+def test_a_padding_token_may_be_written_out(repository: Path, recipe: Recipe, release: Release) -> None:
+    _with_tokenizer_config(release, '{"pad_token": {"content": "[UNK]", "lstrip": false}}')
+    publish_release(repository, recipe, release)
+    settings = json.loads((repository / "ner_tokenizer/1/settings.json").read_text())
+    assert settings["pad_token_id"] == 1
+
+
+def _own_config(repository: Path) -> None:
+    (repository / "ner").mkdir(parents=True)
+    (repository / "ner" / "config.pbtxt").write_text('backend: "python"')
+
+
+def _own_model(repository: Path) -> None:
+    (repository / "ner_onnx" / "1").mkdir(parents=True)
+    (repository / "ner_onnx" / "1" / "model.onnx").write_bytes(b"mine")
+
+
+def _own_file(repository: Path) -> None:
+    repository.mkdir()
+    (repository / "ner_tokenizer").write_text("mine")
+
+
+def _other_recipe(repository: Path) -> None:
+    recipe = load_recipe("ner", ["name=ner_onnx"])
+    write_configs(repository, recipe, ENTITY_LABELS, 1)
+
+
+@pytest.mark.parametrize(
+    ("occupy", "model"),
+    [
+        (_own_config, "ner"),
+        (_own_model, "ner_onnx"),
+        (_own_file, "ner_tokenizer"),
+        (_other_recipe, "ner_onnx"),
+    ],
+)
+def test_a_model_that_the_recipe_did_not_make_is_not_touched(
+    repository: Path, recipe: Recipe, release: Release, occupy: Any, model: str
+) -> None:
+    occupy(repository)
+    before = snapshot(repository)
+    with pytest.raises(PublishError, match=rf"/{model} is not a model that recipe 'ner' made"):
+        publish_release(repository, recipe, release)
+    assert snapshot(repository) == before
+
+
+def test_a_name_keeps_its_task(tmp_path: Path, repository: Path, recipe: Recipe, release: Release) -> None:
+    publish_release(repository, recipe, release)
+    before = snapshot(repository)
+    other = load_recipe("intent", ["name=ner"])
+    with pytest.raises(
+        PublishError, match="serves token-classification, recipe 'ner' is text-classification"
+    ):
+        publish_release(repository, other, make_release(tmp_path / "other", other))
+    assert snapshot(repository) == before
+
+
+def test_a_version_is_never_written_over(
+    repository: Path, recipe: Recipe, release: Release, next_release: Release
+) -> None:
+    publish_release(repository, recipe, release)
+    steps = publish_steps(repository, recipe, next_release)
+    while next(steps) != "noted":
+        pass
+    (repository / "ner" / "2").mkdir()
+    with pytest.raises(PublishError, match=r"ner/2 exists: a version is written once and never changed"):
+        list(steps)
+    assert released_version(repository, "ner") == 1
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_repository_that_cannot_be_written_is_named(
+    repository: Path, recipe: Recipe, release: Release
+) -> None:
+    repository.mkdir(mode=0o555)
+    with pytest.raises(PublishError, match=f"can't publish into {repository}: Permission denied"):
+        publish_release(repository, recipe, release)
+
+
+def test_a_repository_that_is_a_file_is_named(repository: Path, recipe: Recipe, release: Release) -> None:
+    repository.write_text("")
+    with pytest.raises(PublishError, match=f"can't publish into {repository}: File exists"):
+        publish_release(repository, recipe, release)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(None, "can't be read: .*No such file"), ("[]", "is no manifest"), ("{", "can't be")],
+)
+def test_a_manifest_that_cannot_be_read_is_named(repository: Path, content: str | None, message: str) -> None:
+    folder = repository / "ner" / "1"
+    folder.mkdir(parents=True)
+    if content is not None:
+        (folder / "manifest.json").write_text(content)
+    with pytest.raises(PublishError, match=rf"ner/1/manifest\.json {message}"):
+        read_manifest(repository, "ner", 1)
