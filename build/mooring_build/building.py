@@ -234,7 +234,7 @@ def _publish(
             "serving": recipe.serving.model_dump(),
             "engine": recipe.export.engine,
             "task": recipe.task,
-            "sources": source_digest("served", "publish.py", "triton_config.py"),
+            "sources": source_digest("served", "release.py", "triton_config.py"),
         }
     )
     if is_up_to_date(repository, recipe, dataset.labels, inputs_digest):

@@ -23,7 +23,7 @@ from mooring_build.publish import (
     write_configs,
 )
 from mooring_build.recipe import Recipe, load_recipe
-from mooring_build.repository import file_sha256, locked, versions_of
+from mooring_build.repository import damaged_files, file_sha256, locked, versions_of
 from mooring_build.triton_config import dumps_config, loads_config, model_configs, model_names
 from tiny_release import LABELS, make_release, snapshot
 
@@ -66,7 +66,7 @@ def test_the_first_release_is_version_1_of_every_model(
     for model, config in model_configs(recipe, ENTITY_LABELS, 1).items():
         assert (repository / model / "config.pbtxt").read_text() == dumps_config(config)
         assert sorted(path.name for path in (repository / model).iterdir()) == ["1", "config.pbtxt"]
-        assert damagedsnapshot(repository, model, 1) == []
+        assert damaged_files(repository, model, 1) == []
 
 
 def test_version_folders_hold_what_the_models_need(

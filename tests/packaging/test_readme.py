@@ -9,9 +9,13 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 MADE = {"artifacts", "dist", "reports"}
 
 
+def _blocks() -> list[str]:
+    return [block for _, block in re.findall(r"(?ms)^```(\w*)\n(.*?)^```$", README)]
+
+
 def _tree() -> list[str]:
     """Paths of the folder tree: the code block whose lines begin with a path and whose first line is one."""
-    for block in re.findall(r"(?ms)^```(?:text)?\n(.*?)^```", README):
+    for block in _blocks():
         lines = [line for line in block.splitlines() if line.strip()]
         if lines and all(re.match(r"[│├└─ ]*[\w.*/-]+(/|\s|$)", line) for line in lines) and "├" in block:
             return _paths(lines)
@@ -44,7 +48,7 @@ def test_the_tree_lists_every_folder_at_the_top() -> None:
 
 
 def test_the_tree_says_something_of_each_line() -> None:
-    block = next(block for block in re.findall(r"(?ms)^```(?:text)?\n(.*?)^```", README) if "├" in block)
+    block = next(block for block in _blocks() if "├" in block)
     silent = [line for line in block.splitlines()[1:] if line.strip() and len(line.split()) < 4]
     assert silent == []
 
