@@ -14,12 +14,12 @@ STAMP := $(VENV)/made-from.sha256
 DIGEST = { pwd; cat $(PINNED); } | sha256sum
 
 .DEFAULT_GOAL := help
-MAKEFLAGS += --no-print-directory
 
 .PHONY: help
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
 
+# --no-compile: Python compiles what is imported when it is; all at once takes longer than the rest of the install.
 .PHONY: venv
 venv: ## create .venv with the pinned set; does nothing while pyproject.toml and constraints.txt stay the same
 	@set -eu; \
@@ -36,7 +36,8 @@ venv: ## create .venv with the pinned set; does nothing while pyproject.toml and
 	if [ -t 1 ]; then quiet=; else quiet=--quiet; fi; \
 	"$$found" -m venv --clear $(VENV); \
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --upgrade pip; \
-	$(BIN)/python -m pip install $$quiet --constraint constraints.txt --build-constraint constraints.txt --editable '.[all]' --group dev; \
+	$(BIN)/python -m pip install $$quiet --no-compile --constraint constraints.txt \
+		--build-constraint constraints.txt --editable '.[all]' --group dev; \
 	$(DIGEST) > $(STAMP)
 
 .PHONY: demo

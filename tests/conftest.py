@@ -12,6 +12,11 @@ import pytest
 from mooring_serve import TritonServer
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What fails fast comes first: unit tests before those that start a server."""
+    items.sort(key=lambda item: item.get_closest_marker("integration") is not None)
+
+
 @pytest.fixture
 def make_server(tmp_path: Path) -> Iterator[Callable[..., TritonServer]]:
     """Start a server with ``TritonServer``'s arguments; it is stopped when the test ends."""

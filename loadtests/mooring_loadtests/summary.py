@@ -96,10 +96,13 @@ def _verdict(answers: Mapping[str, Sequence[AnswerPair]]) -> str:
 def _answers(answers: Mapping[str, Sequence[AnswerPair]]) -> list[str]:
     rows = [["", "", "", "gRPC", "HTTP"]]
     for model, pairs in answers.items():
+        name = model
         for pair in pairs:
             text = textwrap.shorten(pair.text, _TEXT_WIDTH, placeholder=" …")
-            for first, (said, grpc, http) in enumerate(_items(pair)):
-                rows.append(["", "", said, grpc, http] if first else [model, text, said, grpc, http])
+            for said, grpc, http in _items(pair):
+                rows.append([name, text, said, grpc, http])
+                # Once is enough: the lines below belong to the same.
+                name = text = ""
     return table(rows, right=(3, 4))
 
 

@@ -154,7 +154,7 @@ def test_the_manifest_carries_parity_and_quality(
     version = released_version(repository, name)
     assert version == 1
     for engine in ("onnx", "torchscript"):
-        parity = read_manifest(repository, f"{name}_{engine}", version)["parity"]
+        parity = read_manifest(repository, f"{name}_{engine}", version)["parity"][engine]
         assert parity["passed"] is True
         assert parity["max_abs_difference"] <= parity["tolerance"] == 1e-4
         assert parity["cases"] > 50

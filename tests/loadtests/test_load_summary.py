@@ -114,7 +114,7 @@ def test_the_whole_summary() -> None:
         "Answers: gRPC and HTTP agree",
         "                                             gRPC   HTTP",
         "  ner  Maria in Lisbon  LOC  Lisbon [9:15]  0.900  0.900",
-        "  ner  It rained.       (nothing)",
+        "       It rained.       (nothing)",
         "",
         "Load: 8 users",
         "            requests  requests/s  p50 ms  p99 ms  failures",
