@@ -1,8 +1,7 @@
 # Every target runs from a fresh clone with Python 3.11-3.13, pip and make: the environment comes first.
 #
 #   make demo PYTHON=python3.12       chooses the Python (default: the first in range)
-#   make demo PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
-#                                     takes the small CPU build of PyTorch where pip's index has the CUDA one
+#   make demo PIP_EXTRA_INDEX_URL=...  PyTorch's index of CPU builds: smaller than the CUDA build that pip may find
 
 PYTHONS := python3 python3.13 python3.12 python3.11
 PYTHON ?=

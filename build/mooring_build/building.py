@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+import fcntl
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mooring._errors import CheckpointError, VerificationError
-from mooring_build.checkpoints import Checkpoint, read_labels_of, resolve_checkpoint
+from mooring._errors import BuildError, CheckpointError, VerificationError
+from mooring_build.checkpoints import (
+    Checkpoint,
+    read_label_count,
+    read_labels_of,
+    read_position_limit,
+    resolve_checkpoint,
+)
 from mooring_build.datasets import Dataset, load_dataset
+from mooring_build.digests import digest_of
 from mooring_build.publish import EngineFiles, Release, is_up_to_date, publish_release, released_version
 from mooring_build.recipe import ExportFormat, Recipe
-from mooring_build.stages import Stage, digest_of, library_versions, source_digest
+from mooring_build.stages import Stage, library_versions, source_digest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+_TRAINING_SOURCES = source_digest("training.py", "datasets.py", "models.py", "metrics.py")
 _LIBRARIES = ("numpy", "onnx", "onnxruntime", "onnxscript", "tokenizers", "torch", "transformers")
 
 
@@ -47,18 +57,43 @@ def build(
 
     Raises:
         DataError, CheckpointError: the inputs can't be used.
+        BuildError: the artifacts can't be written, or another build of the recipe is running.
         VerificationError: an engine does not answer as the PyTorch model; nothing is published.
         PublishError: the repository can't be written.
     """
-    checkpoint = resolve_checkpoint(recipe)
-    dataset = load_dataset(recipe, labels=_fixed_labels(recipe, checkpoint))
-    prepare = _evaluate if recipe.training is None else _train
-    fine_tuned = prepare(recipe, checkpoint, dataset, artifacts, say)
-    engines = _Exports(recipe, fine_tuned, dataset, artifacts, say).make()
-    return _publish(recipe, checkpoint, dataset, fine_tuned, engines, repository, say)
+    try:
+        with _alone(artifacts / recipe.name):
+            checkpoint = resolve_checkpoint(recipe)
+            dataset = load_dataset(recipe, labels=_fixed_labels(recipe, checkpoint))
+            prepare = _evaluate if recipe.training is None else _train
+            fine_tuned = prepare(recipe, checkpoint, dataset, artifacts, say)
+            engines = _Exports(recipe, fine_tuned, dataset, artifacts, say).make()
+            return _publish(recipe, checkpoint, dataset, fine_tuned, engines, repository, say)
+    except OSError as exc:
+        place = f": {exc.filename}" if exc.filename else ""
+        raise BuildError(f"can't build {recipe.name}: {exc.strerror or exc}{place}") from exc
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Keep a second build of the recipe out of its stages; a killed build's lock is free at once."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BuildError(f"another build works in {folder}: wait for it or end it") from None
+        yield
 
 
 def _fixed_labels(recipe: Recipe, checkpoint: Checkpoint) -> list[str] | None:
+    """Labels of a fine-tuned checkpoint; on the way, refuse what can't come out well before it costs time."""
+    limit = read_position_limit(checkpoint.folder)
+    if limit is not None and recipe.text.max_length > limit:
+        raise CheckpointError(
+            f"text.max_length {recipe.text.max_length} is more than the {limit} positions "
+            f"of {checkpoint.folder}"
+        )
     if recipe.training is not None:
         return None
     labels = read_labels_of(checkpoint.folder)
@@ -71,6 +106,11 @@ def _fixed_labels(recipe: Recipe, checkpoint: Checkpoint) -> list[str] | None:
         raise CheckpointError(
             f"{checkpoint.folder} names no labels (id2label in its config.json): "
             "name them in the recipe (labels)"
+        )
+    count = read_label_count(checkpoint.folder)
+    if labels is None and recipe.labels is not None and len(recipe.labels) != count:
+        raise CheckpointError(
+            f"{checkpoint.folder} has {count} labels, the recipe has {len(recipe.labels)}: {recipe.labels}"
         )
     return labels or recipe.labels
 
@@ -90,16 +130,19 @@ def _train(
             "training": recipe.training.model_dump() if recipe.training else None,
             "max_length": recipe.text.max_length,
             "libraries": library_versions("torch", "transformers"),
-            "sources": source_digest("training.py", "datasets.py", "models.py", "metrics.py"),
+            "sources": _TRAINING_SOURCES,
         },
     )
     metrics = stage.result()
     if metrics is None:
         say(f"training    on {len(dataset.train)} examples")
-        from mooring_build.training import fine_tune
+        from mooring_build.training import count_cut, fine_tune
 
+        cut = count_cut([*dataset.train, *dataset.evaluation], checkpoint.folder, recipe)
+        if cut:
+            say(f"            {cut} examples are cut off at text.max_length {recipe.text.max_length}")
         metrics = fine_tune(recipe, checkpoint.folder, dataset, stage.folder)
-        stage.finish(metrics)
+        stage.finish(metrics, (path for path in stage.folder.iterdir() if path.is_file()))
         say(f"trained     {_figures(metrics)}")
     else:
         say(f"trained     {_figures(metrics)} (up to date)")
@@ -116,7 +159,14 @@ def _evaluate(
             artifacts,
             recipe.name,
             "evaluated",
-            {"checkpoint": checkpoint.digest, "data": dataset.digest, "max_length": recipe.text.max_length},
+            {
+                "checkpoint": checkpoint.digest,
+                "data": dataset.digest,
+                "task": recipe.task,
+                "max_length": recipe.text.max_length,
+                "libraries": library_versions("torch", "transformers"),
+                "sources": _TRAINING_SOURCES,
+            },
         )
         found = stage.result()
         if found is None:
@@ -143,7 +193,6 @@ class _Exports:
         self._recipe = recipe
         self._fine_tuned = fine_tuned
         self._texts = [example.text for example in dataset.evaluation]
-        self._labels = dataset.labels
         self._artifacts = artifacts
         self._say = say
         self._loaded: tuple[PreTrainedModel, PreTrainedTokenizerFast] | None = None
@@ -167,14 +216,14 @@ class _Exports:
                 "max_batch_size": recipe.serving.max_batch_size,
                 "texts": digest_of(self._texts),
                 "libraries": library_versions(*_LIBRARIES),
-                "sources": source_digest("export.py", "verification.py", "engines.py"),
+                "sources": source_digest("export.py", "verification.py", "engines.py", "models.py"),
             },
         )
         parity = stage.result()
         state = " (up to date)"
         if parity is None:
             parity, state = self._export_and_verify(export_format, stage.folder), ""
-            stage.finish(parity)
+            stage.finish(parity, [stage.folder / ENGINE_FILES[export_format]])
         self._say(
             f"{export_format:<11} largest difference {parity['max_abs_difference']:.2g} "
             f"over {parity['cases']} batches, {parity['tolerance']:.0e} allowed{state}"
@@ -187,12 +236,14 @@ class _Exports:
         from mooring_build.verification import verify_engine
 
         model, tokenizer = self._model()
-        path = export_engine(model, self._recipe, export_format, folder)
         try:
-            parity = verify_engine(
-                open_engine(path, export_format), model, tokenizer, self._recipe, self._texts
-            )
-        except VerificationError as exc:
+            path = export_engine(model, self._recipe, export_format, folder)
+            engine = open_engine(path, export_format)
+            parity = verify_engine(engine, model, tokenizer, self._recipe, self._texts)
+        except OSError:
+            raise
+        except Exception as exc:
+            # Exporters and runtimes raise whatever they have; none of it may lead to a release.
             raise VerificationError(f"{self._recipe.name}_{export_format} is not published: {exc}") from exc
         return parity.to_dict()
 
@@ -201,19 +252,7 @@ class _Exports:
 
         if self._loaded is None:
             folder = self._fine_tuned.folder
-            model = load_fine_tuned_model(folder, self._recipe.task)
-            if model.config.num_labels != len(self._labels):
-                raise CheckpointError(
-                    f"{folder} has {model.config.num_labels} labels, "
-                    f"the recipe has {len(self._labels)}: {self._labels}"
-                )
-            limit = getattr(model.config, "max_position_embeddings", None)
-            if limit is not None and self._recipe.text.max_length > limit:
-                raise CheckpointError(
-                    f"text.max_length {self._recipe.text.max_length} is more than "
-                    f"the {limit} positions of {folder}"
-                )
-            self._loaded = model, load_tokenizer(folder)
+            self._loaded = load_fine_tuned_model(folder, self._recipe.task), load_tokenizer(folder)
         return self._loaded
 
 

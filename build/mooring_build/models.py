@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from transformers import (
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
@@ -40,38 +39,40 @@ def quiet_transformers() -> Iterator[None]:
 
 
 def load_base_model(folder: Path, task: Task, labels: list[str]) -> PreTrainedModel:
-    """Load the encoder of a base checkpoint with a new head for ``labels``."""
-    return _load(
+    """Load the encoder of a base checkpoint with a new head for ``labels``.
+
+    Raises:
+        CheckpointError: the weights lack a part of the encoder, hold NaN or infinity, or don't fit the
+            config.
+    """
+    model, missing = _load(
         folder,
         task,
         id2label=dict(enumerate(labels)),
         label2id={label: index for index, label in enumerate(labels)},
         ignore_mismatched_sizes=True,
     )
+    encoder = [key for key in missing if key.startswith(f"{model.base_model_prefix}.")]
+    if encoder:
+        raise CheckpointError(
+            f"{folder}: its weights lack {_some(encoder)} of the {model.config.model_type} encoder"
+        )
+    return model
 
 
 def load_fine_tuned_model(folder: Path, task: Task) -> PreTrainedModel:
     """Load a fine-tuned checkpoint as it is, ready to answer.
 
     Raises:
-        CheckpointError: the weights lack the head, hold NaN or infinity, or don't fit the config.
+        CheckpointError: the weights lack the head or anything else, hold NaN or infinity, or don't fit the
+            config.
     """
-    with quiet_transformers():
-        try:
-            model, report = _MODEL_CLASSES[task].from_pretrained(
-                folder, use_safetensors=True, local_files_only=True, output_loading_info=True
-            )
-        except (OSError, ValueError, RuntimeError, SafetensorError) as exc:
-            raise CheckpointError(f"{folder} can't be loaded for {task}: {exc}") from exc
-    missing = sorted(key for key in report["missing_keys"] if not key.startswith("pooler"))
+    model, missing = _load(folder, task)
     if missing:
         raise CheckpointError(
-            f"{folder} is not fine-tuned for {task}: its weights lack {missing}. Give the recipe a "
+            f"{folder} is not fine-tuned for {task}: its weights lack {_some(missing)}. Give the recipe a "
             "[training] table, or name a fine-tuned checkpoint"
         )
-    for name, parameter in model.named_parameters():
-        if not torch.isfinite(parameter).all():
-            raise CheckpointError(f"{folder}: weight {name!r} holds NaN or infinity")
     return model.eval()
 
 
@@ -80,18 +81,39 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     try:
         with quiet_transformers():
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError) as exc:
-        raise CheckpointError(f"{folder}: its tokenizer can't be loaded: {exc}") from exc
+    except Exception as exc:
+        # As for weights: a malformed file surfaces as whatever its parser raises.
+        raise CheckpointError(f"{folder}: its tokenizer can't be loaded: {exc!r}") from exc
+    if tokenizer.pad_token_id is None:
+        raise CheckpointError(f"{folder}: its tokenizer has no padding token; set one and save it again")
     if not tokenizer.is_fast:
         raise CheckpointError(f"{folder}: its tokenizer is not a fast one (no tokenizer.json)")
     return tokenizer
 
 
-def _load(folder: Path, task: Task, **options: object) -> PreTrainedModel:
+def _load(folder: Path, task: Task, **options: object) -> tuple[PreTrainedModel, list[str]]:
+    """The model in fp32, and the keys that its weights lack. A pooler is no part of a token classifier,
+    and a text classifier's is trained with its head."""
     with quiet_transformers():
         try:
-            return _MODEL_CLASSES[task].from_pretrained(
-                folder, use_safetensors=True, local_files_only=True, **options
+            model, report = _MODEL_CLASSES[task].from_pretrained(
+                folder,
+                use_safetensors=True,
+                local_files_only=True,
+                output_loading_info=True,
+                # transformers keeps the checkpoint's own type otherwise, and the engines promise FP32.
+                dtype=torch.float32,
+                **options,
             )
-        except (OSError, ValueError, RuntimeError, SafetensorError) as exc:
+        except Exception as exc:
+            # transformers lets through whatever a malformed file makes its parsers raise.
             raise CheckpointError(f"{folder} can't be loaded for {task}: {exc}") from exc
+    for name, parameter in model.named_parameters():
+        if not torch.isfinite(parameter).all():
+            raise CheckpointError(f"{folder}: weight {name!r} holds NaN or infinity")
+    pooler = f"{model.base_model_prefix}.pooler."
+    return model, sorted(key for key in report["missing_keys"] if not key.startswith(pooler))
+
+
+def _some(keys: list[str]) -> str:
+    return ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")

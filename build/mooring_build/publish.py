@@ -28,6 +28,7 @@ from pathlib import Path
 from tritonclient.grpc import model_config_pb2 as pb
 
 from mooring._errors import PublishError
+from mooring_build.digests import file_sha256
 from mooring_build.recipe import Recipe
 from mooring_build.release import EngineFiles, Release, version_files
 from mooring_build.repository import (
@@ -35,7 +36,6 @@ from mooring_build.repository import (
     MANIFEST,
     Journal,
     damaged_files,
-    file_sha256,
     locked,
     pinned_version,
     place_version,

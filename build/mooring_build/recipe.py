@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
 
 from mooring._errors import RecipeError
 
@@ -148,7 +148,7 @@ class Recipe(_Table):
 
     name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
     task: Task
-    labels: list[Annotated[str, Field(min_length=1)]] | None = None
+    labels: Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=2)] | None = None
     base: Base
     data: Data | None = None
     training: Training | None = None
@@ -156,8 +156,7 @@ class Recipe(_Table):
     export: Export = Export()
     verify: Verify = Verify()
     serving: Serving = Serving()
-    #: Folder that relative paths start from; set by :func:`load_recipe`.
-    folder: Path = Field(default=Path(), exclude=True, strict=False)
+    _folder: Path = PrivateAttr(default_factory=Path)
 
     @model_validator(mode="after")
     def _data_fits_task(self) -> Recipe:
@@ -174,7 +173,12 @@ class Recipe(_Table):
 
     def path(self, value: str) -> Path:
         """Resolve a path of the recipe: absolute as it is, otherwise from the recipe's folder."""
-        return (self.folder / Path(value).expanduser()).resolve()
+        return (self._folder / value).resolve()
+
+    @property
+    def folder(self) -> Path:
+        """Folder that relative paths start from: the recipe's own."""
+        return self._folder
 
 
 def shipped_recipes() -> dict[str, Path]:
@@ -208,14 +212,16 @@ def load_recipe(
     if fine_tuned is not None:
         # The recipe's labels and data describe another checkpoint; overrides may name new ones.
         table = {key: table[key] for key in table.keys() - {"training", "labels", "data"}}
-        table["base"] = {"checkpoint": str(Path(fine_tuned).expanduser().resolve())}
+        table["base"] = {"checkpoint": str(Path(fine_tuned).absolute())}
     for override in overrides:
         _apply_override(table, override)
     try:
-        return Recipe.model_validate({**table, "folder": path.resolve().parent})
+        recipe = Recipe.model_validate(table)
     except ValidationError as exc:
         mistakes = "\n".join(f"  {_key(error['loc'])}: {_mistake(error)}" for error in exc.errors())
         raise RecipeError(f"{path} has {exc.error_count()} mistake(s):\n{mistakes}") from exc
+    recipe._folder = path.resolve().parent
+    return recipe
 
 
 def _find_recipe(recipe: str | Path) -> Path:
@@ -243,8 +249,9 @@ def _apply_override(table: dict[str, Any], override: str) -> None:
         table = table.setdefault(name, {})
         if not isinstance(table, dict):
             raise RecipeError(f"override {override!r}: {name!r} is a value, not a table")
-    if key in ("data.train", "data.evaluation", "base.checkpoint") and Path(str(value)).expanduser().exists():
-        value = str(Path(value).expanduser().resolve())
+    path = Path(str(value))
+    if key in ("data.train", "data.evaluation") or (key == "base.checkpoint" and path.exists()):
+        value = str(path.absolute())
     table[last] = value
 
 

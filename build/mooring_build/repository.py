@@ -8,7 +8,6 @@ for versions.
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
 import os
 import shutil
@@ -22,6 +21,7 @@ from typing import Any
 from tritonclient.grpc import model_config_pb2 as pb
 
 from mooring._errors import PublishError
+from mooring_build.digests import file_sha256
 from mooring_build.triton_config import loads_config
 
 CONFIG = "config.pbtxt"
@@ -112,12 +112,6 @@ def damaged_files(repository: Path, model: str, version: int) -> list[Path]:
         for name, digest in digests.items()
         if not (folder / name).is_file() or file_sha256(folder / name) != digest
     ]
-
-
-def file_sha256(path: Path) -> str:
-    """Lower-case hex digest of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_file(path: Path, text: str) -> None:

@@ -1,20 +1,20 @@
 """Stages of a build on disk: each is done once per content of its inputs.
 
 A stage lives in ``<artifacts>/<recipe>/<stage>-<key>/``, where the key is a digest of everything that
-the stage depends on. It is finished when ``stage.json`` is there, which is written last; so an
-interrupted stage is never mistaken for a finished one, and nothing depends on timestamps.
+the stage depends on. It is finished when ``stage.json`` is there, which is written last, and the files
+that it lists are as they were written; so neither an interrupted stage nor a damaged file is mistaken for
+a result, and nothing depends on timestamps.
 """
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from mooring_build.checkpoints import digest_files
+from mooring_build.digests import digest_files, digest_of, file_sha256
 
 _RECORD = "stage.json"
 _SOURCES = Path(__file__).resolve().parent
@@ -35,24 +35,23 @@ class Stage:
         self.folder = artifacts / recipe_name / f"{name}-{self.key[:12]}"
 
     def result(self) -> dict[str, Any] | None:
-        """What :meth:`finish` recorded, or ``None`` while the stage is not finished."""
+        """What :meth:`finish` recorded; ``None`` while the stage is not finished or a file is damaged."""
         try:
             record = json.loads((self.folder / _RECORD).read_text(encoding="utf-8"))
-        except (FileNotFoundError, ValueError):
+            files = {name: file_sha256(self.folder / name) for name in record["files"]}
+        except (FileNotFoundError, ValueError, KeyError):
             return None
-        return record["result"] if record.get("key") == self.key else None
+        whole = record.get("key") == self.key and files == record["files"]
+        return record["result"] if whole else None
 
-    def finish(self, result: dict[str, Any]) -> None:
-        """Record the stage as done."""
+    def finish(self, result: dict[str, Any], files: Iterable[Path] = ()) -> None:
+        """Record the stage as done, with the files that make up its result."""
         self.folder.mkdir(parents=True, exist_ok=True)
+        digests = {path.relative_to(self.folder).as_posix(): file_sha256(path) for path in files}
+        record = {"key": self.key, "files": digests, "result": result}
         unfinished = self.folder / f"{_RECORD}.new"
-        unfinished.write_text(json.dumps({"key": self.key, "result": result}, indent=2), encoding="utf-8")
+        unfinished.write_text(json.dumps(record, indent=2), encoding="utf-8")
         unfinished.replace(self.folder / _RECORD)
-
-
-def digest_of(value: Any) -> str:
-    """SHA-256 of a JSON value, independent of the order of keys."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def source_digest(*modules: str) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
 from transformers import (
     DataCollatorForTokenClassification,
     DataCollatorWithPadding,
@@ -84,6 +85,7 @@ def fine_tune(recipe: Recipe, base: Path, dataset: Dataset, folder: Path) -> dic
             metric_for_best_model=headline,
             greater_is_better=True,
             seed=training.seed,
+            restore_callback_states_from_checkpoint=True,
             report_to="none",
             dataloader_pin_memory=False,
         ),
@@ -99,12 +101,20 @@ def fine_tune(recipe: Recipe, base: Path, dataset: Dataset, folder: Path) -> dic
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(EpochProgress(headline))
     with quiet_transformers():
-        trainer.train(resume_from_checkpoint=get_last_checkpoint(str(states)) if states.is_dir() else None)
+        trainer.train(resume_from_checkpoint=_last_whole_epoch(states))
         metrics = _plain(trainer.evaluate())
         trainer.save_model(str(folder))
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=2), encoding="utf-8")
     shutil.rmtree(states)
     return metrics
+
+
+def _last_whole_epoch(states: Path) -> str | None:
+    """The newest epoch that was saved to its end (its state comes last); half a one is removed."""
+    for folder in states.glob("checkpoint-*"):
+        if not (folder / "trainer_state.json").is_file():
+            shutil.rmtree(folder)
+    return get_last_checkpoint(str(states)) if states.is_dir() else None
 
 
 class EpochProgress(ProgressCallback):
@@ -113,6 +123,13 @@ class EpochProgress(ProgressCallback):
     def __init__(self, headline: str) -> None:
         super().__init__()
         self._headline = headline
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        # No bar where there is no terminal.
+        self.training_bar = tqdm(total=state.max_steps, dynamic_ncols=True, disable=None)
+        self.current_step = 0
 
     def on_prediction_step(self, *args: Any, **kwargs: Any) -> None:
         """No second bar."""
@@ -146,6 +163,13 @@ def evaluate_checkpoint(recipe: Recipe, checkpoint: Path, dataset: Dataset, fold
         compute_metrics=_metrics_function(recipe, dataset.labels),
     )
     return _plain(trainer.evaluate())
+
+
+def count_cut(examples: Sequence[Example], folder: Path, recipe: Recipe) -> int:
+    """How many examples are longer than ``text.max_length``; training and evaluation see only their start."""
+    tokenizer = load_tokenizer(folder)
+    lengths = tokenizer([example.text for example in examples], return_length=True)["length"]
+    return sum(length > recipe.text.max_length for length in lengths)
 
 
 def encode_examples(

@@ -64,9 +64,13 @@ def verify_engine(
             further away than the tolerance; the message names output, case and distance.
     """
     worst, worst_case, cases, rows, answers, agreed = -1.0, "", 0, 0, 0, 0
-    for name, input_ids, attention_mask in _cases(recipe, tokenizer, texts):
+    for name, input_ids, attention_mask in _cases(recipe, model, tokenizer, texts):
         expected = _run_model(model, input_ids, attention_mask)
+        if not np.isfinite(expected).all():
+            raise VerificationError(f"the PyTorch model itself gives NaN or infinity in case {name}")
         actual = _run_engine(engine, name, input_ids, attention_mask)
+        if actual.dtype != np.float32:
+            raise VerificationError(f"output 'logits' of case {name} is {actual.dtype}, float32 is served")
         if actual.shape != expected.shape:
             raise VerificationError(
                 f"output 'logits' of case {name} has shape {actual.shape}, "
@@ -102,13 +106,14 @@ def verify_engine(
 
 
 def _cases(
-    recipe: Recipe, tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]
+    recipe: Recipe, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]
 ) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
     """Yield (name, input_ids ``[B, L]``, attention_mask ``[B, L]``), the same ones in every run."""
     random = np.random.default_rng(20)
     longest = recipe.text.max_length
     lengths = sorted({2, 3, 7, 16, 33, longest} & set(range(2, longest + 1)))
-    low, high = min(1000, len(tokenizer) // 2), len(tokenizer)
+    high = min(len(tokenizer), model.config.vocab_size)
+    low = min(1000, high // 2)
     for batch in (*BATCH_SIZES, recipe.serving.max_batch_size):
         for length in lengths:
             if batch * length > 2048:

@@ -17,6 +17,7 @@ Every error is a :class:`MooringError`; :mod:`mooring.testing` has a fake server
 
 from mooring._client import Client
 from mooring._errors import (
+    BuildError,
     CheckpointError,
     ConfigError,
     ConnectError,
@@ -40,6 +41,7 @@ from mooring._models import ModelConfig, ModelMetadata, ModelStatus, TensorSpec
 from mooring._tasks import Entity, Label, TextClassifier, TokenClassifier
 
 __all__ = [
+    "BuildError",
     "CheckpointError",
     "Client",
     "ConfigError",

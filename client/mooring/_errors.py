@@ -16,6 +16,7 @@
     │   ├── InvalidInput               also raised before sending, when metadata already says no
     │   └── Overloaded                 may be retried
     ├── DecodeError                    the answer contradicts the model's signature
+    ├── BuildError                     a build could not write or was not alone (mooring_build)
     ├── VerificationError              an exported engine differs from the PyTorch model (mooring_build)
     ├── PublishError                   a release could not be written (mooring_build)
     ├── StartError                     tritonserver did not start; says why (mooring_serve)
@@ -106,6 +107,10 @@ class Overloaded(ServerError):
 
 class DecodeError(MooringError):
     """The server's answer contradicts what the model says of itself."""
+
+
+class BuildError(MooringError):
+    """A build could not go on: its files can't be written, or another build is at work in the same place."""
 
 
 class VerificationError(MooringError):

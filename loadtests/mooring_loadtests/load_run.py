@@ -29,7 +29,7 @@ def run_load(
     users: int = 8,
     progress: Callable[[float], None] = lambda elapsed_s: None,
 ) -> LoadResult:
-    """Load a model over both protocols and leave ``<model>.html``, ``.log`` and CSV files in ``reports``.
+    """Load a model over both protocols and leave ``<model>.html``, ``.json`` and ``.log`` in ``reports``.
 
     Args:
         model: model that takes texts; the users are shared out evenly between the protocols.
@@ -56,7 +56,7 @@ def run_load(
     command = [sys.executable, "-m", "locust", "--locustfile", str(_LOCUSTFILE)]
     command += ["--headless", "--only-summary"]
     command += ["--users", str(users), "--spawn-rate", str(users), "--run-time", f"{seconds}s"]
-    command += ["--html", str(reports / f"{model}.html"), "--csv", str(reports / model)]
+    command += ["--html", str(reports / f"{model}.html")]
     command += ["--results", str(results)]
     command += ["--model", model, "--grpc-url", grpc_url, "--http-url", http_url]
     with log.open("wb") as output:

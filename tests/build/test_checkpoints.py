@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.numpy import save_file
 
 from mooring._errors import CheckpointError
@@ -33,10 +35,11 @@ def recipe_for(checkpoint: Path | str, *overrides: str) -> Recipe:
 def no_hub(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     asked: list[bool] = []
 
-    def nothing(base: object, *, local_files_only: bool) -> None:
+    def nothing(base: object, *, local_files_only: bool, **options: object) -> None:
         asked.append(local_files_only)
+        raise LocalEntryNotFoundError("nobody is there")
 
-    monkeypatch.setattr(checkpoints, "_from_hub", nothing)
+    monkeypatch.setattr(checkpoints, "snapshot_download", nothing)
     return asked
 
 
@@ -113,13 +116,27 @@ def test_wheel_stands_in_for_the_hub(
     assert no_hub == [True, False, True], "an unpacked wheel spares the question to the hub"
 
 
+def test_the_hubs_cache_is_used_without_the_hub(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repository = tmp_path / "hub" / "models--someone--a-model"
+    snapshot = repository / "snapshots" / ("0" * 40)
+    shutil.copytree(folder, snapshot)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("0" * 40)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    found = resolve_checkpoint(recipe_for("someone/a-model"))
+    assert (found.folder, found.source) == (snapshot, "hub")
+
+
 def test_nowhere_to_be_had(no_hub: list[bool], tmp_path: Path) -> None:
     recipe = load_recipe("ner", fine_tuned=tmp_path)
     recipe = recipe.model_copy(
         update={"base": recipe.base.model_copy(update={"checkpoint": "someone/a-model"})}
     )
     with pytest.raises(
-        CheckpointError, match="'someone/a-model' is no local folder, and the hub does not give it"
+        CheckpointError, match=r"'someone/a-model' is no local folder, and the hub does not give it"
     ):
         resolve_checkpoint(recipe)
 

@@ -13,6 +13,7 @@ import pytest
 
 from mooring._errors import PublishError
 from mooring_build import repository as repository_module
+from mooring_build.digests import file_sha256
 from mooring_build.publish import (
     Release,
     is_up_to_date,
@@ -23,7 +24,7 @@ from mooring_build.publish import (
     write_configs,
 )
 from mooring_build.recipe import Recipe, load_recipe
-from mooring_build.repository import damaged_files, file_sha256, locked, versions_of
+from mooring_build.repository import damaged_files, locked, versions_of
 from mooring_build.triton_config import dumps_config, loads_config, model_configs, model_names
 from tiny_release import LABELS, make_release, snapshot
 

@@ -2,7 +2,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mooring_build.stages import Stage, digest_of, source_digest
+from mooring_build.digests import digest_of
+from mooring_build.stages import Stage, source_digest
 
 
 def test_a_stage_is_done_once_per_content(tmp_path: Path) -> None:

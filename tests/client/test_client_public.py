@@ -18,6 +18,7 @@ from mooring import Client, MooringError
 from mooring.testing import FakeModel, FakeTransport
 
 NAMES = [
+    "BuildError",
     "CheckpointError",
     "Client",
     "ConfigError",

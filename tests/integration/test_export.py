@@ -12,7 +12,7 @@ import torch
 from mooring._errors import CheckpointError, VerificationError
 from mooring_build.engines import open_engine
 from mooring_build.export import MAX_IR_VERSION, LogitsOnly, export_engine
-from mooring_build.models import load_fine_tuned_model, load_tokenizer
+from mooring_build.models import load_base_model, load_fine_tuned_model, load_tokenizer
 from mooring_build.recipe import ExportFormat, Recipe, load_recipe
 from mooring_build.verification import verify_engine
 from tiny_checkpoint import make_tiny_checkpoint
@@ -77,6 +77,17 @@ def test_onnx_file_is_one_that_triton_reads(exported: tuple[Path, ExportFormat],
     assert [item.name for item in graph.graph.output] == ["logits"]
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.load:DeprecationWarning")
+def test_torchscript_runs_on_whatever_device_its_inputs_are_on(exported: tuple[Path, ExportFormat]) -> None:
+    path, export_format = exported
+    if export_format == "onnx":
+        return
+    # The only place where the absence of a GPU can be made up for: no device may be written into the graph.
+    assert "DeviceObjType" not in {
+        node.output().type().kind() for node in torch.jit.load(path).graph.findAllNodes("prim::Constant")
+    }
+
+
 def test_wrong_label_order_is_found(
     exported: tuple[Path, ExportFormat], recipe: Recipe, model: torch.nn.Module
 ) -> None:
@@ -128,6 +139,40 @@ def test_nan_weights_are_found(
     path = export_engine(broken, recipe, export_format, tmp_path)
     with pytest.raises(VerificationError, match=r"'logits' of case .* holds NaN or infinity"):
         verify(path, export_format, recipe, model)
+
+
+def test_nan_of_the_pytorch_model_is_no_agreement(recipe: Recipe) -> None:
+    broken = load_fine_tuned_model(Path(recipe.base.checkpoint), recipe.task)
+    with torch.no_grad():
+        broken.classifier.bias.fill_(float("nan"))
+    tokenizer = load_tokenizer(Path(recipe.base.checkpoint))
+
+    def same(input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
+        inputs = (torch.from_numpy(input_ids), torch.from_numpy(attention_mask))
+        return broken(*inputs).logits.detach().numpy()
+
+    with pytest.raises(VerificationError, match="the PyTorch model itself gives NaN"):
+        verify_engine(same, broken, tokenizer, recipe, TEXTS)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_checkpoint_in_half_precision_is_served_in_fp32(
+    dtype: torch.dtype, recipe: Recipe, tmp_path: Path
+) -> None:
+    half = load_fine_tuned_model(Path(recipe.base.checkpoint), recipe.task).to(dtype)
+    half.save_pretrained(tmp_path)
+    model = load_fine_tuned_model(tmp_path, recipe.task)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    path = export_engine(model, recipe, "torchscript", tmp_path)
+    assert verify(path, "torchscript", recipe, model).passed
+
+
+def test_a_base_without_some_of_its_layers_is_refused(recipe: Recipe, tmp_path: Path) -> None:
+    model = load_fine_tuned_model(Path(recipe.base.checkpoint), recipe.task)
+    weights = {name: value for name, value in model.state_dict().items() if "layer.1." not in name}
+    model.save_pretrained(tmp_path, state_dict=weights)
+    with pytest.raises(CheckpointError, match=r"its weights lack bert\.encoder\.layer\.1\."):
+        load_base_model(tmp_path, recipe.task, LABELS[recipe.task])
 
 
 def test_nan_weights_in_the_checkpoint_are_refused(recipe: Recipe, tmp_path: Path) -> None:

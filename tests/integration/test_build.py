@@ -1,0 +1,278 @@
+"""``mooring build`` from recipe to release with a tiny model: what it does, skips and refuses."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+import mooring_build.export
+import mooring_build.training
+from mooring._cli import main
+from mooring_build.building import build
+from mooring_build.datasets import load_dataset
+from mooring_build.recipe import load_recipe
+from mooring_build.repository import read_manifest, released_version
+from tiny_checkpoint import make_tiny_checkpoint
+
+pytestmark = pytest.mark.integration
+
+LABELS = ["ask", "complain", "pay"]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_checkpoint(tmp_path_factory.mktemp("tiny"), "text-classification", LABELS)
+
+
+@pytest.fixture
+def checkpoint(made: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(made, tmp_path / "checkpoint"))
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    rows = [("who pays my refund", "pay"), ("the river is wide", "complain"), ("is anna in porto", "ask")]
+    path = tmp_path / "data.csv"
+    path.write_text(
+        "text,label\n" + "".join(f"{text} {i},{label}\n" for i in range(8) for text, label in rows)
+    )
+    return path
+
+
+class Command:
+    """``mooring build intent`` in a folder of its own; TorchScript alone, which exports in a second."""
+
+    def __init__(self, folder: Path, checkpoint: Path) -> None:
+        self.repository, self.artifacts = folder / "models", folder / "artifacts"
+        self._words = ["build", "intent", f"--checkpoint={checkpoint}", f"--repository={self.repository}"]
+        self._words += [f"--artifacts={self.artifacts}", "--set=text.max_length=48"]
+        self._words += ['--set=export.formats=["torchscript"]', "--set=export.engine=torchscript"]
+
+    def __call__(self, *more: str) -> int:
+        return main([*self._words, *more])
+
+    def files(self) -> dict[str, bytes]:
+        return {
+            str(path.relative_to(self.repository)): path.read_bytes()
+            for path in self.repository.rglob("*")
+            if path.is_file() and not path.name.startswith(".")
+        }
+
+
+@pytest.fixture
+def command(tmp_path: Path, checkpoint: Path) -> Command:
+    return Command(tmp_path, checkpoint)
+
+
+def test_a_fine_tuned_checkpoint_is_published_without_training(
+    command: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command() == 0
+    assert "nothing to train" in capsys.readouterr().out
+    assert released_version(command.repository, "intent") == 1
+    assert read_manifest(command.repository, "intent", 1)["labels"] == LABELS
+
+
+def test_nothing_is_done_twice(
+    command: Command, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert command() == 0
+    before = command.files()
+    capsys.readouterr()
+
+    def again(*args: object) -> None:
+        raise AssertionError("exported again")
+
+    monkeypatch.setattr(mooring_build.export, "export_engine", again)
+    assert command() == 0
+    assert capsys.readouterr().out.count("(up to date)") == 2
+    assert command.files() == before
+
+
+def test_only_what_a_change_touches_is_done_again(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert command() == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(mooring_build.export, "export_engine", None)
+        assert command("--set=serving.max_queue_delay_microseconds=900") == 0
+    assert released_version(command.repository, "intent") == 2
+    assert command("--set=verify.tolerance=1e-3") == 0
+    assert released_version(command.repository, "intent") == 3
+
+
+@pytest.mark.parametrize("damage", [lambda path: path.write_bytes(b"garbage"), Path.unlink])
+def test_a_damaged_engine_is_made_again(command: Command, damage: Callable[[Path], object]) -> None:
+    assert command() == 0
+    (engine,) = command.artifacts.glob("intent/torchscript-*/model.pt")
+    whole = engine.read_bytes()
+    damage(engine)
+    assert command("--set=text.top_k=2") == 0
+    assert len(engine.read_bytes()) == len(whole)
+    assert (command.repository / "intent_torchscript" / "2" / "model.pt").stat().st_size == len(whole)
+
+
+def test_a_build_is_alone(command: Command, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = command.artifacts / "intent"
+    folder.mkdir(parents=True)
+    with (folder / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert command() == 1
+    assert f"another build works in {folder}" in capsys.readouterr().err
+
+
+def test_artifacts_that_cant_be_written(command: Command, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command("--artifacts=/dev/null/here") == 1
+    assert "can't build intent: Not a directory: /dev/null/here" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "complaint"),
+    [
+        ("tokenizer.json", "{}", "its tokenizer can't be loaded"),
+        ("config.json", '{"model_type": "bert", "id2label": ["a"]}', "id2label is no table by label id"),
+        ("config.json", '{"model_type": "bert", "id2label": {"x": "a"}}', "id2label is no table by label id"),
+        ("config.json", '{"model_type": "bert", "hidden_size": "wide"}', "can't be loaded for text-"),
+    ],
+)
+def test_malformed_checkpoint_files(
+    command: Command,
+    checkpoint: Path,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+    content: str,
+    complaint: str,
+) -> None:
+    (checkpoint / name).write_text(content)
+    assert command('--set=labels=["a", "b"]' if "wide" in content else "--set=text.top_k=1") == 2
+    assert complaint in capsys.readouterr().err
+
+
+def test_an_exporter_that_fails(
+    command: Command, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: object) -> None:
+        raise RuntimeError("no such operator")
+
+    monkeypatch.setattr(mooring_build.export, "export_engine", fail)
+    assert command() == 1
+    assert "intent_torchscript is not published: no such operator" in capsys.readouterr().err
+
+
+def test_an_engine_that_fails_verification_is_not_published(
+    command: Command, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert command() == 0
+    before = command.files()
+    export = mooring_build.export.export_engine
+
+    def export_with_other_label_order(model: torch.nn.Module, *args: object) -> Path:
+        head = model.classifier
+        original = head.weight.detach().clone()
+        with torch.no_grad():
+            head.weight.copy_(original.flip(0))
+            try:
+                return export(model, *args)
+            finally:
+                head.weight.copy_(original)
+
+    monkeypatch.setattr(mooring_build.export, "export_engine", export_with_other_label_order)
+    assert command("--set=verify.tolerance=1e-3") == 1
+    message = capsys.readouterr().err
+    assert "intent_torchscript is not published: output 'logits' differs from the PyTorch model by" in message
+    assert command.files() == before
+
+
+def test_corrupt_checkpoint(command: Command, checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    weights = checkpoint / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    assert command() == 2
+    assert "model.safetensors can't be read (1000 bytes)" in capsys.readouterr().err
+    assert not command.repository.exists()
+
+
+def test_labels_that_are_not_the_checkpoints(command: Command, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command('--set=labels=["pay", "ask", "complain"]') == 2
+    assert "labels ['pay', 'ask', 'complain'] are not those of" in capsys.readouterr().err
+
+
+def test_checkpoint_without_label_names(
+    command: Command, checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = json.loads((checkpoint / "config.json").read_text())
+    config["id2label"] = {str(index): f"LABEL_{index}" for index in range(3)}
+    config["label2id"] = {f"LABEL_{index}": index for index in range(3)}
+    (checkpoint / "config.json").write_text(json.dumps(config))
+    assert command() == 2
+    assert "names no labels (id2label in its config.json)" in capsys.readouterr().err
+    assert command('--set=labels=["a", "b"]') == 2
+    assert "has 3 labels, the recipe has 2" in capsys.readouterr().err
+    assert command('--set=labels=["a", "b", "c"]') == 0
+
+
+def test_texts_longer_than_the_model_has_positions(
+    command: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command("--set=text.max_length=65") == 2
+    assert "text.max_length 65 is more than the 64 positions of" in capsys.readouterr().err
+
+
+def test_a_fine_tuned_checkpoint_is_scored_where_data_is_given(command: Command, data: Path) -> None:
+    assert command("--set=data.format=csv", f"--set=data.evaluation={data}") == 0
+    assert 0 <= read_manifest(command.repository, "intent", 1)["metrics"]["accuracy"] <= 1
+
+
+def test_an_interrupted_training_goes_on_where_it_was(
+    checkpoint: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = load_recipe(
+        "intent",
+        [
+            f"base.checkpoint={checkpoint}",
+            f"data.train={data}",
+            f"data.evaluation={data}",
+            "training.epochs=3",
+            "training.early_stopping_patience=0",
+            "text.max_length=48",
+            'export.formats=["torchscript"]',
+            "export.engine=torchscript",
+        ],
+    )
+    epochs: list[float] = []
+    interrupt_at = 2.0
+
+    class Watch(mooring_build.training.EpochProgress):
+        def on_epoch_end(self, args: object, state: object, control: object, **kwargs: object) -> None:
+            epochs.append(state.epoch)  # type: ignore[attr-defined]
+            if state.epoch == interrupt_at:  # type: ignore[attr-defined]
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(mooring_build.training, "EpochProgress", Watch)
+    places = {"repository": tmp_path / "models", "artifacts": tmp_path / "artifacts"}
+    with pytest.raises(KeyboardInterrupt):
+        build(recipe, **places)
+    assert not (tmp_path / "models").exists()
+    assert epochs == [1.0, 2.0]
+    (states,) = (tmp_path / "artifacts" / "intent").glob("trained-*/epochs")
+    (states / "checkpoint-99").mkdir()  # as a kill while an epoch is saved leaves it
+    interrupt_at = -1
+    assert build(recipe, **places) == 1
+    assert epochs == [1.0, 2.0, 2.0, 3.0], "the first epoch was not repeated"
+    (trained,) = (tmp_path / "artifacts" / "intent").glob("trained-*")
+    assert list((trained / "logs").glob("events.out.tfevents.*"))
+
+
+def test_training_is_seeded(checkpoint: Path, data: Path, tmp_path: Path) -> None:
+    overrides = [f"base.checkpoint={checkpoint}", f"data.train={data}", f"data.evaluation={data}"]
+    overrides += ["training.epochs=1", "text.max_length=48"]
+    recipe = load_recipe("intent", overrides)
+    dataset = load_dataset(recipe)
+    fine_tune = mooring_build.training.fine_tune
+    first, second = (fine_tune(recipe, checkpoint, dataset, tmp_path / name) for name in ("one", "two"))
+    assert first == second
+    other = load_recipe("intent", [*overrides, "training.seed=1"])
+    assert fine_tune(other, checkpoint, dataset, tmp_path / "three")["loss"] != first["loss"]
