@@ -111,6 +111,6 @@ def _example(server: TritonServer, states: Sequence[ModelState]) -> str:
         if config and config.get("platform") == "ensemble":
             inputs = config["input"]
             if [tensor["data_type"] for tensor in inputs] == ["TYPE_STRING"]:
-                body = json.dumps({inputs[0]["name"]: "Ada Lovelace lived in London"})
+                body = json.dumps({inputs[0]["name"]: "Where is my parcel from Lisbon?"})
                 return f"curl -s {server.http_url}/v2/models/{state.name}/generate -d '{body}'"
     return f"curl -s {server.http_url}/v2"

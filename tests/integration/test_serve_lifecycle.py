@@ -360,7 +360,7 @@ def test_serve_command_shows_a_call_that_works(tmp_path: Path) -> None:
     command = ServeCommand(str(repository))
     (line,) = [line for line in command.read_summary() if line.startswith("try:")]
     tried = subprocess.run(line.removeprefix("try:"), shell=True, capture_output=True, text=True, check=True)
-    assert '"answer":"Ada Lovelace lived in London"' in tried.stdout
+    assert '"answer":"Where is my parcel from Lisbon?"' in tried.stdout
     command.process.terminate()
     assert command.finish()[0] == 0
 

@@ -59,3 +59,7 @@ def test_every_make_target_that_is_named_exists() -> None:
     named = set(re.findall(r"\bmake ([a-z][a-z-]*)\b", code))
     assert {"demo", "test"} <= named
     assert named <= targets
+
+
+def test_the_readme_shows_real_output() -> None:
+    assert not re.findall(r"[A-Z]+_OUTPUT|TODO|TBD|XXX", README)
