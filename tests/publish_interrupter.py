@@ -18,7 +18,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from mooring._errors import PublishError
+from mooring import PublishError
 from mooring_build.publish import Release, publish_release
 from mooring_build.recipe import Recipe
 

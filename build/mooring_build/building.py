@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mooring._errors import BuildError, CheckpointError, VerificationError
+from mooring import BuildError, CheckpointError, VerificationError
 from mooring_build.checkpoints import (
     Checkpoint,
     read_label_count,
@@ -290,26 +290,31 @@ def _publish(
             tokenizer_file=fine_tuned.folder / "tokenizer.json",
             tokenizer_config_file=fine_tuned.folder / "tokenizer_config.json",
             inputs_digest=inputs_digest,
-            facts={
-                "recipe": recipe.model_dump(mode="json"),
-                "base_checkpoint": {
-                    "name": recipe.base.checkpoint,
-                    "source": checkpoint.source,
-                    "digest": checkpoint.digest,
-                },
-                "data": {
-                    "digest": dataset.digest,
-                    "train_examples": len(dataset.train),
-                    "evaluation_examples": len(dataset.evaluation),
-                },
-                "metrics": fine_tuned.metrics,
-                "libraries": library_versions(*_LIBRARIES),
-                "git_commit": _git_commit(recipe.folder),
-            },
+            facts=_facts(recipe, checkpoint, dataset, fine_tuned),
         ),
     )
     say(f"published   {recipe.name} version {version} in {repository}")
     return version
+
+
+def _facts(recipe: Recipe, checkpoint: Checkpoint, dataset: Dataset, fine_tuned: FineTuned) -> dict[str, Any]:
+    """What the manifest says of the release beyond its files."""
+    return {
+        "recipe": recipe.model_dump(mode="json"),
+        "base_checkpoint": {
+            "name": recipe.base.checkpoint,
+            "source": checkpoint.source,
+            "digest": checkpoint.digest,
+        },
+        "data": {
+            "digest": dataset.digest,
+            "train_examples": len(dataset.train),
+            "evaluation_examples": len(dataset.evaluation),
+        },
+        "metrics": fine_tuned.metrics,
+        "libraries": library_versions(*_LIBRARIES),
+        "git_commit": _git_commit(recipe.folder),
+    }
 
 
 def _git_commit(folder: Path) -> str | None:

@@ -17,7 +17,7 @@ import platformdirs
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-from mooring._errors import CheckpointError
+from mooring import CheckpointError
 from mooring._wheels import fetch_wheel
 from mooring_build.digests import digest_files
 from mooring_build.recipe import Base, Recipe

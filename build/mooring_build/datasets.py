@@ -13,7 +13,7 @@ import re
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
-from mooring._errors import DataError, RecipeError
+from mooring import DataError, RecipeError
 from mooring_build.recipe import Data, Recipe
 
 

@@ -16,7 +16,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from mooring._errors import CheckpointError
+from mooring import CheckpointError
 from mooring_build.recipe import Task
 
 _MODEL_CLASSES = {

@@ -27,7 +27,7 @@ from pathlib import Path
 
 from tritonclient.grpc import model_config_pb2 as pb
 
-from mooring._errors import PublishError
+from mooring import PublishError
 from mooring_build.digests import file_sha256
 from mooring_build.recipe import Recipe
 from mooring_build.release import EngineFiles, Release, version_files

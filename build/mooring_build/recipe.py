@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
 
-from mooring._errors import RecipeError
+from mooring import RecipeError
 
 Task = Literal["token-classification", "text-classification"]
 ExportFormat = Literal["onnx", "torchscript"]

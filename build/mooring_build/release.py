@@ -10,7 +10,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from mooring._errors import PublishError
+from mooring import PublishError
 from mooring_build.engines import ENGINE_FILES
 from mooring_build.recipe import ExportFormat, Recipe, Task
 from mooring_build.served.encoding import EncodingSettings

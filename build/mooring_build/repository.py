@@ -20,7 +20,7 @@ from typing import Any
 
 from tritonclient.grpc import model_config_pb2 as pb
 
-from mooring._errors import PublishError
+from mooring import PublishError
 from mooring_build.digests import file_sha256
 from mooring_build.triton_config import loads_config
 

@@ -27,11 +27,11 @@ from transformers import (
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer_utils import EvalPrediction, get_last_checkpoint
 
-from mooring._errors import RecipeError
+from mooring import RecipeError
 from mooring_build.datasets import Dataset, Example, LabelledText, TaggedSentence
 from mooring_build.metrics import text_metrics, token_metrics
 from mooring_build.models import load_base_model, load_fine_tuned_model, load_tokenizer, quiet_transformers
-from mooring_build.recipe import Recipe
+from mooring_build.recipe import Recipe, Training
 
 #: Label id that the loss leaves out (PyTorch's cross entropy default).
 IGNORED = -100
@@ -68,27 +68,7 @@ def fine_tune(recipe: Recipe, base: Path, dataset: Dataset, folder: Path) -> dic
         callbacks.append(EarlyStoppingCallback(training.early_stopping_patience))
     trainer = Trainer(
         model=model,
-        args=TrainingArguments(
-            output_dir=str(states),
-            num_train_epochs=training.epochs,
-            learning_rate=training.learning_rate,
-            per_device_train_batch_size=training.batch_size,
-            per_device_eval_batch_size=32,
-            weight_decay=training.weight_decay,
-            warmup_steps=training.warmup_ratio,
-            train_sampling_strategy="group_by_length",
-            eval_strategy="epoch",
-            save_strategy="epoch",
-            logging_strategy="epoch",
-            save_total_limit=1,
-            load_best_model_at_end=True,
-            metric_for_best_model=headline,
-            greater_is_better=True,
-            seed=training.seed,
-            restore_callback_states_from_checkpoint=True,
-            report_to="none",
-            dataloader_pin_memory=False,
-        ),
+        args=_arguments(training, headline, states),
         train_dataset=encode_examples(dataset.train, tokenizer, recipe, dataset.labels),
         eval_dataset=encode_examples(
             dataset.evaluation, tokenizer, recipe, dataset.labels, first_pieces_only=True
@@ -107,6 +87,30 @@ def fine_tune(recipe: Recipe, base: Path, dataset: Dataset, folder: Path) -> dic
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=2), encoding="utf-8")
     shutil.rmtree(states)
     return metrics
+
+
+def _arguments(training: Training, headline: str, states: Path) -> TrainingArguments:
+    return TrainingArguments(
+        output_dir=str(states),
+        num_train_epochs=training.epochs,
+        learning_rate=training.learning_rate,
+        per_device_train_batch_size=training.batch_size,
+        per_device_eval_batch_size=32,
+        weight_decay=training.weight_decay,
+        warmup_steps=training.warmup_ratio,
+        train_sampling_strategy="group_by_length",
+        eval_strategy="epoch",
+        save_strategy="epoch",
+        logging_strategy="epoch",
+        save_total_limit=1,
+        load_best_model_at_end=True,
+        metric_for_best_model=headline,
+        greater_is_better=True,
+        seed=training.seed,
+        restore_callback_states_from_checkpoint=True,
+        report_to="none",
+        dataloader_pin_memory=False,
+    )
 
 
 def _last_whole_epoch(states: Path) -> str | None:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from mooring._errors import VerificationError
+from mooring import VerificationError
 from mooring_build.engines import Engine
 from mooring_build.recipe import Recipe
 

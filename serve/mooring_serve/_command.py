@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from mooring._errors import ConfigError
+from mooring import ConfigError
 from mooring_serve._installation import Installation
 
 ModelControlMode = Literal["none", "explicit", "poll"]

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from mooring._errors import UnsupportedPlatform
+from mooring import UnsupportedPlatform
 
 _INSTEAD = "or serve the repository with NVIDIA's container (deploy/container)"
 #: The wheel is tagged manylinux_2_35.

@@ -7,7 +7,7 @@ import socket
 from collections.abc import Mapping
 from contextlib import ExitStack
 
-from mooring._errors import ConfigError, StartError
+from mooring import ConfigError, StartError
 
 
 def check_ports(ports: Mapping[str, int]) -> None:

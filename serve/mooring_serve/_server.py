@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from mooring._errors import ConfigError, StartError
+from mooring import ConfigError, StartError
 from mooring_serve._command import (
     ModelControlMode,
     ServerOptions,

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mooring._errors import StartError
+from mooring import StartError
 
 if TYPE_CHECKING:
     from mooring_serve import TritonServer

@@ -11,7 +11,7 @@ import pytest
 from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.numpy import save_file
 
-from mooring._errors import CheckpointError
+from mooring import CheckpointError
 from mooring_build import checkpoints
 from mooring_build.checkpoints import read_labels_of, resolve_checkpoint
 from mooring_build.recipe import Recipe, load_recipe

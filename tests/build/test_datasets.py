@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from mooring._errors import DataError, RecipeError
+from mooring import DataError, RecipeError
 from mooring_build.datasets import LabelledText, TaggedSentence, load_dataset, read_conll, read_csv
 from mooring_build.recipe import load_recipe
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from mooring._errors import PublishError
+from mooring import PublishError
 from mooring_build import repository as repository_module
 from mooring_build.digests import file_sha256
 from mooring_build.publish import (

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from mooring._errors import PublishError
+from mooring import PublishError
 from mooring_build.publish import (
     Release,
     publish_release,

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from mooring._errors import RecipeError
+from mooring import RecipeError
 from mooring_build.recipe import load_recipe, shipped_recipes
 
 MINIMAL = """

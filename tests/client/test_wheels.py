@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fake_wheel import write_wheel
-from mooring._errors import ConfigError, TransportError
+from mooring import ConfigError, TransportError
 from mooring._wheels import cache_root, fetch_wheel
 
 FILES = {"example/__init__.py": b"answer = 42\n"}

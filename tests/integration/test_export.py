@@ -9,7 +9,7 @@ import onnx
 import pytest
 import torch
 
-from mooring._errors import CheckpointError, VerificationError
+from mooring import CheckpointError, VerificationError
 from mooring_build.engines import open_engine
 from mooring_build.export import MAX_IR_VERSION, LogitsOnly, export_engine
 from mooring_build.models import load_base_model, load_fine_tuned_model, load_tokenizer
