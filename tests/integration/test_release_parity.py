@@ -77,9 +77,9 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def ner(workspace: Path) -> Built:
     data = shared_data("conll2003")
     overrides = [
-        f"data.train={_slice_of_conll(data / 'train.txt', workspace / 'train.conll', 500)}",
+        f"data.train={_slice_of_conll(data / 'train.txt', workspace / 'train.conll', 450)}",
         f"data.evaluation={_slice_of_conll(data / 'valid.txt', workspace / 'valid.conll', 100)}",
-        "training.epochs=2",
+        "training.epochs=1",
     ]
     texts = [example.text for example in read_conll(data / "test.txt")][:HELD_OUT]
     return _build("ner", overrides, workspace, texts)
@@ -89,7 +89,7 @@ def ner(workspace: Path) -> Built:
 def intent(workspace: Path) -> Built:
     data = shared_data("banking77")
     overrides = [
-        f"data.train={_slice_of_csv(data / 'train.csv', workspace / 'train.csv', 12)}",
+        f"data.train={_slice_of_csv(data / 'train.csv', workspace / 'train.csv', 20)}",
         f"data.evaluation={_slice_of_csv(data / 'test.csv', workspace / 'test.csv', 30)}",
         "data.label_column=category",
         "training.epochs=1",
