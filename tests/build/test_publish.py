@@ -32,26 +32,6 @@ PARTS = ["ner_tokenizer", "ner_onnx", "ner_torchscript", "ner_postprocessor"]
 ENTITY_LABELS = LABELS["token-classification"]
 
 
-@pytest.fixture
-def repository(tmp_path: Path) -> Path:
-    return tmp_path / "repository"
-
-
-@pytest.fixture
-def recipe() -> Recipe:
-    return load_recipe("ner")
-
-
-@pytest.fixture
-def release(tmp_path: Path, recipe: Recipe) -> Release:
-    return make_release(tmp_path / "first", recipe, {"anna": "B-PER"})
-
-
-@pytest.fixture
-def next_release(tmp_path: Path, recipe: Recipe) -> Release:
-    return make_release(tmp_path / "next", recipe, {"anna": "B-LOC"}, inputs_digest="b")
-
-
 def _served(repository: Path, model: str) -> list[int]:
     text = (repository / model / "config.pbtxt").read_text()
     return list(loads_config(text).version_policy.specific.versions)

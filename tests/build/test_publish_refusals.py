@@ -25,26 +25,6 @@ from tiny_release import LABELS, make_release, snapshot
 ENTITY_LABELS = LABELS["token-classification"]
 
 
-@pytest.fixture
-def repository(tmp_path: Path) -> Path:
-    return tmp_path / "repository"
-
-
-@pytest.fixture
-def recipe() -> Recipe:
-    return load_recipe("ner")
-
-
-@pytest.fixture
-def release(tmp_path: Path, recipe: Recipe) -> Release:
-    return make_release(tmp_path / "first", recipe, {"anna": "B-PER"})
-
-
-@pytest.fixture
-def next_release(tmp_path: Path, recipe: Recipe) -> Release:
-    return make_release(tmp_path / "next", recipe, {"anna": "B-LOC"}, inputs_digest="b")
-
-
 def _with_parity(release: Release, **parity: Any) -> Release:
     engine = dataclasses.replace(release.engines["onnx"], parity=parity)
     return dataclasses.replace(release, engines={**release.engines, "onnx": engine})

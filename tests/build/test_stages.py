@@ -14,6 +14,18 @@ def test_a_stage_is_done_once_per_content(tmp_path: Path) -> None:
     assert Stage(tmp_path, "ner", "trained", {"epochs": 2}).result() is None
 
 
+def test_a_stage_that_was_done_again_after_damage_is_finished(tmp_path: Path) -> None:
+    stage = Stage(tmp_path, "ner", "trained", {})
+    stage.finish({"try": 1})
+    (stage.folder / "model.safetensors").write_bytes(b"whole")
+    stage.finish({"try": 2})
+    (stage.folder / "model.safetensors").write_bytes(b"damaged")
+    assert stage.result() is None
+    (stage.folder / "model.safetensors").write_bytes(b"whole")
+    stage.finish({"try": 3})
+    assert stage.result() == {"try": 3}
+
+
 def test_an_interrupted_stage_is_not_finished(tmp_path: Path) -> None:
     stage = Stage(tmp_path, "ner", "onnx", {})
     stage.folder.mkdir(parents=True)
