@@ -9,6 +9,7 @@ import sys
 import tomllib
 import zipfile
 from collections.abc import Iterator
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -192,6 +193,14 @@ def test_ci_runs_make_targets_that_exist() -> None:
 
 # Joined here, so that this file does not find itself.
 UNFINISHED = re.compile("|".join((r"\bTO" + "DO", r"\bFIX" + "ME", r"\bX" + "XX")))
+
+
+def test_every_test_file_is_collected(pytestconfig: pytest.Config) -> None:
+    left_out = pytestconfig.getini("norecursedirs")
+    folders = {path.parent.relative_to(ROOT) for path in (ROOT / "tests").rglob("test_*.py")}
+    assert Path("tests/build") in folders
+    hidden = [part for folder in folders for part in folder.parts if any(fnmatch(part, p) for p in left_out)]
+    assert hidden == []
 
 
 def test_nothing_is_left_to_do_in_the_text() -> None:
