@@ -44,6 +44,11 @@ demo: venv ## fine-tune, export, verify, publish, serve, call and load-test: the
 	@$(BIN)/mooring build ner intent
 	@$(BIN)/python -m mooring_loadtests.demo --repository model_repository --reports reports
 
+.PHONY: bench-client
+bench-client: venv ## measure the client beside bare tritonclient (about eight minutes); the last line is JSON
+	@$(BIN)/mooring build ner
+	@$(BIN)/python -m mooring_loadtests.client_bench --repository model_repository
+
 .PHONY: test
 test: venv ## run every test: first the unit tests, then those that start a server
 	$(BIN)/python -m pytest
@@ -61,6 +66,10 @@ lint: venv ## check style and formatting
 format: venv ## fix style and formatting
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
+
+.PHONY: sync
+sync: venv ## make the client for threads from the one for coroutines (client/mooring/_async)
+	$(BIN)/python .ci/generate_sync.py
 
 .PHONY: types
 types: venv ## check types

@@ -19,9 +19,10 @@ from mooring_build.checkpoints import (
     resolve_checkpoint,
 )
 from mooring_build.datasets import Dataset, load_dataset
-from mooring_build.digests import digest_of
+from mooring_build.digests import digest_files, digest_of
 from mooring_build.publish import EngineFiles, Release, is_up_to_date, publish_release, released_version
 from mooring_build.recipe import ExportFormat, Recipe
+from mooring_build.release import SHARED_SOURCES
 from mooring_build.stages import Stage, library_versions, source_digest
 
 if TYPE_CHECKING:
@@ -267,6 +268,7 @@ def _publish(
             "engine": recipe.export.engine,
             "task": recipe.task,
             "sources": source_digest("served", "release.py", "triton_config.py"),
+            "shared_sources": digest_files(SHARED_SOURCES.glob("*.py"), root=SHARED_SOURCES),
         }
     )
     if is_up_to_date(repository, recipe, dataset.labels, inputs_digest):

@@ -122,6 +122,9 @@ class Serving(_Table):
     max_batch_size: _PositiveInt = 32
     preferred_batch_size: list[_PositiveInt] = Field(default=[4, 8])
     max_queue_delay_microseconds: Annotated[int, Field(ge=0)] = 500
+    #: Longest that a request may wait in one queue; a request may ask for less, as the client does with what
+    #: is left of a call's budget. 0 is no limit: ``triton_config`` says what a limit costs.
+    queue_timeout_microseconds: Annotated[int, Field(ge=0)] = 0
     #: ``auto`` runs on a GPU where Triton finds one, otherwise on the CPU.
     kind: Literal["auto", "cpu", "gpu"] = "auto"
     instance_count: _PositiveInt = 2

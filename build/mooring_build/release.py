@@ -10,27 +10,22 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
+import mooring._served
 from mooring import PublishError
+from mooring._served.encoding import EncodingSettings
+from mooring._served.entities import BioLabels
 from mooring_build.engines import ENGINE_FILES
 from mooring_build.recipe import ExportFormat, Recipe, Task
-from mooring_build.served.encoding import EncodingSettings
-from mooring_build.served.entities import BioLabels
 from mooring_build.triton_config import engine_name, postprocessor_name, tokenizer_name
 
-_SERVED = Path(__file__).resolve().parent / "served"
-_TOKENIZER_SOURCES = {"model.py": "tokenizer_model.py", "encoding.py": "encoding.py", "texts.py": "texts.py"}
-_POSTPROCESSOR_SOURCES: dict[Task, dict[str, str]] = {
-    "token-classification": {
-        "model.py": "entities_model.py",
-        "entities.py": "entities.py",
-        "softmax.py": "softmax.py",
-        "texts.py": "texts.py",
-    },
-    "text-classification": {
-        "model.py": "classifier_model.py",
-        "classification.py": "classification.py",
-        "softmax.py": "softmax.py",
-    },
+#: Modules that the client runs too, for callers that tokenize themselves.
+SHARED_SOURCES = Path(mooring._served.__file__).resolve().parent
+_ENTRY_POINTS = Path(__file__).resolve().parent / "served"
+# Entry point of each Python model, and the shared modules that it needs.
+_TOKENIZER_SOURCES = ("tokenizer_model.py", ("encoding.py", "texts.py"))
+_POSTPROCESSOR_SOURCES: dict[Task, tuple[str, tuple[str, ...]]] = {
+    "token-classification": ("entities_model.py", ("entities.py", "softmax.py", "texts.py")),
+    "text-classification": ("classifier_model.py", ("classification.py", "softmax.py")),
 }
 
 
@@ -82,7 +77,7 @@ def version_files(recipe: Recipe, release: Release) -> dict[str, dict[str, Path 
     )
     files: dict[str, dict[str, Path | str]] = {
         tokenizer_name(recipe): {
-            **_sources(_TOKENIZER_SOURCES),
+            **_sources(*_TOKENIZER_SOURCES),
             "tokenizer.json": release.tokenizer_file,
             "settings.json": json.dumps(vars(settings), indent=2),
         }
@@ -91,7 +86,7 @@ def version_files(recipe: Recipe, release: Release) -> dict[str, dict[str, Path 
         path = _verified_engine(recipe, release, export_format)
         files[engine_name(recipe, export_format)] = {ENGINE_FILES[export_format]: path}
     files[postprocessor_name(recipe)] = {
-        **_sources(_POSTPROCESSOR_SOURCES[recipe.task]),
+        **_sources(*_POSTPROCESSOR_SOURCES[recipe.task]),
         "labels.json": labels,
     }
     if recipe.task == "text-classification":
@@ -99,8 +94,8 @@ def version_files(recipe: Recipe, release: Release) -> dict[str, dict[str, Path 
     return files
 
 
-def _sources(names: Mapping[str, str]) -> dict[str, Path | str]:
-    return {name: _SERVED / source for name, source in names.items()}
+def _sources(entry_point: str, shared: Sequence[str]) -> dict[str, Path | str]:
+    return {"model.py": _ENTRY_POINTS / entry_point, **{name: SHARED_SOURCES / name for name in shared}}
 
 
 def _check_labels(recipe: Recipe, labels: Sequence[str]) -> None:

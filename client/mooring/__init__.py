@@ -12,13 +12,26 @@
         ids = np.array([[101, 102]], dtype=np.int64)  # [B, L]
         print(client.infer("ner_onnx", {"input_ids": ids, "attention_mask": np.ones_like(ids)}))
 
-Every error is a :class:`MooringError`; :mod:`mooring.testing` has a fake server.
+:class:`AsyncClient` is the same for coroutines. Every error is a :class:`MooringError`;
+:mod:`mooring.testing` has a fake server.
 """
 
-from mooring._client import Client
+from mooring._async._client import AsyncClient
+from mooring._async._shared_memory import AsyncSharedMemory
+from mooring._async._tasks import (
+    AsyncEmbedder,
+    AsyncImageClassifier,
+    AsyncRecommender,
+    AsyncTextClassifier,
+    AsyncTextRanker,
+    AsyncTokenClassifier,
+)
+from mooring._counters import ClientCounters, EndpointStatus
 from mooring._errors import (
+    AccessDenied,
     BuildError,
     CheckpointError,
+    CircuitOpen,
     ConfigError,
     ConnectError,
     DataError,
@@ -37,34 +50,87 @@ from mooring._errors import (
     UnsupportedPlatform,
     VerificationError,
 )
-from mooring._models import ModelConfig, ModelMetadata, ModelStatus, TensorSpec
-from mooring._tasks import Entity, Label, TextClassifier, TokenClassifier
+from mooring._models import (
+    BatchStatistics,
+    DurationStatistics,
+    EnsembleStep,
+    ModelConfig,
+    ModelMetadata,
+    ModelStatistics,
+    ModelStatus,
+    ServerMetadata,
+    TensorSpec,
+)
+from mooring._operations import SequenceStep
+from mooring._outcomes import Outcome
+from mooring._policies import CircuitPolicy, ConnectionPolicy, HedgePolicy, RetryPolicy, TlsConfig
+from mooring._sync._client import Client
+from mooring._sync._shared_memory import SharedMemory
+from mooring._sync._tasks import (
+    Embedder,
+    ImageClassifier,
+    Recommender,
+    TextClassifier,
+    TextRanker,
+    TokenClassifier,
+)
+from mooring._task_kinds import Entity, Label, RankedItem
 
 __all__ = [
+    "AccessDenied",
+    "AsyncClient",
+    "AsyncEmbedder",
+    "AsyncImageClassifier",
+    "AsyncRecommender",
+    "AsyncSharedMemory",
+    "AsyncTextClassifier",
+    "AsyncTextRanker",
+    "AsyncTokenClassifier",
+    "BatchStatistics",
     "BuildError",
     "CheckpointError",
+    "CircuitOpen",
+    "CircuitPolicy",
     "Client",
+    "ClientCounters",
     "ConfigError",
     "ConnectError",
+    "ConnectionPolicy",
     "DataError",
     "DeadlineExceeded",
     "DecodeError",
+    "DurationStatistics",
+    "Embedder",
+    "EndpointStatus",
+    "EnsembleStep",
     "Entity",
+    "HedgePolicy",
+    "ImageClassifier",
     "InvalidInput",
     "Label",
     "ModelConfig",
     "ModelMetadata",
     "ModelNotFound",
     "ModelNotReady",
+    "ModelStatistics",
     "ModelStatus",
     "MooringError",
+    "Outcome",
     "Overloaded",
     "PublishError",
+    "RankedItem",
     "RecipeError",
+    "Recommender",
+    "RetryPolicy",
+    "SequenceStep",
     "ServerError",
+    "ServerMetadata",
+    "SharedMemory",
     "StartError",
     "TensorSpec",
     "TextClassifier",
+    "TextRanker",
+    "TlsConfig",
     "TokenClassifier",
     "TransportError",
     "UnsupportedPlatform",

@@ -26,6 +26,8 @@ def check_timeout(timeout_s: float) -> float:
 class Deadline:
     """Counts down from ``timeout_s`` seconds, starting now."""
 
+    __slots__ = ("_ends_at_s", "timeout_s")
+
     def __init__(self, timeout_s: float) -> None:
         self.timeout_s = check_timeout(timeout_s)
         self._ends_at_s = time.monotonic() + self.timeout_s
@@ -38,6 +40,11 @@ class Deadline:
         """
         left_s = self._ends_at_s - time.monotonic()
         if left_s <= 0:
-            message = f"the call's {self.timeout_s:g} s were spent before its last request was sent"
-            raise DeadlineExceeded(message, attempts=[TimeoutError(message)])
+            raise DeadlineExceeded(
+                f"the call's {self.timeout_s:g} s were spent before its last request was sent"
+            )
         return left_s
+
+    def allows(self, pause_s: float) -> bool:
+        """Whether something can still be done after a pause of so many seconds."""
+        return time.monotonic() + pause_s < self._ends_at_s

@@ -7,14 +7,16 @@
     │   ├── RecipeError                a recipe (mooring_build): every mistake with its key
     │   ├── DataError                  a data file (mooring_build): path, line, what was expected
     │   └── CheckpointError            a checkpoint (mooring_build): missing, corrupt, wrong labels
-    ├── TransportError                 no answer came; ``attempts`` keeps every try's exception
+    ├── TransportError                 no answer came
     │   ├── ConnectError               nothing listens at the address
+    │   │   └── CircuitOpen            not sent: every endpoint failed lately
     │   └── DeadlineExceeded(TimeoutError)
     ├── ServerError                    the server answered no; ``model``, ``version``, ``code``
     │   ├── ModelNotFound
     │   ├── ModelNotReady
     │   ├── InvalidInput               also raised before sending, when metadata already says no
-    │   └── Overloaded                 may be retried
+    │   ├── AccessDenied               token, header or certificate missing or not accepted
+    │   └── Overloaded                 may be retried; ``retry_after_s``
     ├── DecodeError                    the answer contradicts the model's signature
     ├── BuildError                     a build could not write or was not alone (mooring_build)
     ├── VerificationError              an exported engine differs from the PyTorch model (mooring_build)
@@ -22,17 +24,25 @@
     ├── StartError                     tritonserver did not start; says why (mooring_serve)
     └── UnsupportedPlatform            the embedded server can't run here (mooring_serve)
 
-The message carries the offending value and the way out. The errors of the other rooms live in this
-module too, so that one ``except MooringError`` covers everything and the tree is seen in one place.
+The message carries the offending value and the way out. ``attempts`` of a call's error holds the error
+of every try, oldest first; each has the foreign exception behind it as its ``__cause__``. The errors of
+the other rooms live in this module too, so that one ``except MooringError`` covers everything and the tree
+is seen in one place.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 
 class MooringError(Exception):
     """Root of the tree."""
+
+    # Filled in by the client when an error ends a call that was tried before.
+    _earlier: tuple[MooringError, ...] = ()
+
+    @property
+    def attempts(self) -> tuple[MooringError, ...]:
+        """The error of every try of the call, oldest first; the last is this one."""
+        return (*self._earlier, self)
 
 
 class ConfigError(MooringError, ValueError):
@@ -52,19 +62,15 @@ class CheckpointError(ConfigError):
 
 
 class TransportError(MooringError):
-    """No answer came from the server.
-
-    Attributes:
-        attempts: the exception of every try, oldest first; never empty.
-    """
-
-    def __init__(self, message: str, *, attempts: Sequence[BaseException] = ()) -> None:
-        super().__init__(message)
-        self.attempts: tuple[BaseException, ...] = tuple(attempts)
+    """No answer came from the server."""
 
 
 class ConnectError(TransportError):
     """Nothing accepted the connection."""
+
+
+class CircuitOpen(ConnectError):
+    """Nothing was sent, because every endpoint failed lately; each is tried again after a pause."""
 
 
 class DeadlineExceeded(TransportError, TimeoutError):
@@ -101,8 +107,18 @@ class InvalidInput(ServerError):
     """A tensor or text that the model does not take: wrong name, dtype, shape, or content."""
 
 
+class AccessDenied(ServerError):
+    """The server, or a proxy before it, does not accept the caller: token, header or certificate."""
+
+
 class Overloaded(ServerError):
-    """The server refused because of load: queue full or rate limit. May be retried."""
+    """The server refused because of load: queue full or rate limit. May be retried.
+
+    Attributes:
+        retry_after_s: pause that the answer asks for (``Retry-After``), in seconds; ``None`` without one.
+    """
+
+    retry_after_s: float | None = None
 
 
 class DecodeError(MooringError):

@@ -36,16 +36,93 @@ class ModelMetadata:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EnsembleStep:
+    """One model that an ensemble calls."""
+
+    model: str
+    #: The version that the ensemble pins; empty for the server's choice.
+    version: str
+    #: The ensemble's tensors by the step's own input names.
+    inputs: Mapping[str, str]
+    #: The ensemble's tensors by the step's own output names.
+    outputs: Mapping[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """What the client needs of a model's ``config.pbtxt``."""
 
     name: str
+    #: The backend that runs it, or ``ensemble``; may be empty where the config leaves it to the server.
+    backend: str = ""
     #: Largest first axis of a request; 0 means that the model has no batch axis.
     max_batch_size: int
     #: Inputs that a request may leave out.
     optional_inputs: tuple[str, ...]
     #: ``parameters`` of the config: each key with its ``string_value``.
     parameters: Mapping[str, str]
+    #: Whether one request may get any number of responses; such a model is called with ``stream``.
+    decoupled: bool = False
+    #: What an ensemble calls, in the config's order; empty for other models.
+    steps: tuple[EnsembleStep, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerMetadata:
+    """What a server says of itself."""
+
+    name: str
+    #: Of tritonserver, such as ``2.51.0``.
+    version: str
+    extensions: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DurationStatistics:
+    """How often something was done and how long it took in all."""
+
+    count: int
+    #: Nanoseconds, summed over ``count``.
+    ns: int
+
+    @property
+    def mean_ms(self) -> float:
+        """Mean time in milliseconds; 0 where nothing was counted."""
+        return self.ns / self.count / 1e6 if self.count else 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchStatistics:
+    """Executions of one batch size."""
+
+    batch_size: int
+    compute_input: DurationStatistics
+    compute_infer: DurationStatistics
+    compute_output: DurationStatistics
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelStatistics:
+    """What the server counted for one version of a model since it was loaded."""
+
+    name: str
+    version: str
+    #: When the last inference ran, in milliseconds since 1970; 0 for never.
+    last_inference_ms: int
+    #: Batch items inferred.
+    inference_count: int
+    #: Times the model ran; ``inference_count / execution_count`` is the mean batch.
+    execution_count: int
+    #: Requests that were answered, queueing included.
+    success: DurationStatistics
+    fail: DurationStatistics
+    queue: DurationStatistics
+    compute_input: DurationStatistics
+    compute_infer: DurationStatistics
+    compute_output: DurationStatistics
+    cache_hit: DurationStatistics
+    cache_miss: DurationStatistics
+    batches: tuple[BatchStatistics, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +169,7 @@ def read_config(raw: Any, *, model: str) -> ModelConfig:
     try:
         return ModelConfig(
             name=_text(raw["name"]),
+            backend=_text(raw.get("backend", "")) or _text(raw.get("platform", "")),
             max_batch_size=int(raw.get("max_batch_size", 0)),
             optional_inputs=tuple(
                 _text(tensor["name"]) for tensor in raw.get("input", []) if tensor.get("optional", False)
@@ -100,6 +178,8 @@ def read_config(raw: Any, *, model: str) -> ModelConfig:
                 _text(key): _text(value.get("string_value", ""))
                 for key, value in raw.get("parameters", {}).items()
             },
+            decoupled=bool(raw.get("model_transaction_policy", {}).get("decoupled", False)),
+            steps=tuple(_step(step) for step in raw.get("ensemble_scheduling", {}).get("step", [])),
         )
     except (AttributeError, KeyError, TypeError, ValueError) as exc:
         raise DecodeError(f"model {model!r}: the answer is no model config: {_excerpt(raw)}") from exc
@@ -123,6 +203,71 @@ def read_index(raw: Any) -> list[ModelStatus]:
         ]
     except (AttributeError, KeyError, TypeError, ValueError) as exc:
         raise DecodeError(f"the answer is no repository index: {_excerpt(raw)}") from exc
+
+
+def read_server_metadata(raw: Any) -> ServerMetadata:
+    """Read a server-metadata answer (JSON object).
+
+    Raises:
+        DecodeError: it is not one.
+    """
+    try:
+        return ServerMetadata(
+            name=_text(raw["name"]),
+            version=_text(raw["version"]),
+            extensions=tuple(_text(name) for name in raw.get("extensions", [])),
+        )
+    except (AttributeError, KeyError, TypeError, ValueError) as exc:
+        raise DecodeError(f"the answer is no server metadata: {_excerpt(raw)}") from exc
+
+
+def read_statistics(raw: Any) -> list[ModelStatistics]:
+    """Read a statistics answer (JSON object).
+
+    Raises:
+        DecodeError: it is not one.
+    """
+    try:
+        return [_model_statistics(entry) for entry in raw.get("model_stats", [])]
+    except (AttributeError, KeyError, TypeError, ValueError) as exc:
+        raise DecodeError(f"the answer is no model statistics: {_excerpt(raw)}") from exc
+
+
+_TIMES = ("success", "fail", "queue", "compute_input", "compute_infer", "compute_output")
+_CACHE_TIMES = ("cache_hit", "cache_miss")
+
+
+def _model_statistics(raw: Any) -> ModelStatistics:
+    times = raw.get("inference_stats", {})
+    return ModelStatistics(
+        name=_text(raw["name"]),
+        version=_text(raw.get("version", "")),
+        last_inference_ms=int(raw.get("last_inference", 0)),
+        inference_count=int(raw.get("inference_count", 0)),
+        execution_count=int(raw.get("execution_count", 0)),
+        batches=tuple(
+            BatchStatistics(
+                batch_size=int(batch["batch_size"]),
+                **{name: _duration(batch.get(name, {})) for name in _TIMES[3:]},
+            )
+            for batch in raw.get("batch_stats", [])
+        ),
+        **{name: _duration(times.get(name, {})) for name in (*_TIMES, *_CACHE_TIMES)},
+    )
+
+
+def _duration(raw: Any) -> DurationStatistics:
+    return DurationStatistics(count=int(raw.get("count", 0)), ns=int(raw.get("ns", 0)))
+
+
+def _step(raw: Any) -> EnsembleStep:
+    version = int(raw.get("model_version", -1))
+    return EnsembleStep(
+        model=_text(raw["model_name"]),
+        version=str(version) if version > 0 else "",
+        inputs={_text(key): _text(value) for key, value in raw.get("input_map", {}).items()},
+        outputs={_text(key): _text(value) for key, value in raw.get("output_map", {}).items()},
+    )
 
 
 def _tensor_spec(raw: Any) -> TensorSpec:

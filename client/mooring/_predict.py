@@ -1,97 +1,165 @@
-"""``mooring predict``: texts in, entities or labels out."""
+"""``mooring predict``: texts, histories or images in, a model's answers out, each as it comes."""
 
 from __future__ import annotations
 
 import argparse
-import json
+import asyncio
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
-from typing import BinaryIO
+from collections import deque
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import AbstractContextManager, aclosing, nullcontext
+from pathlib import Path
+from typing import Any
 
-from mooring._client import Client
-from mooring._errors import InvalidInput
-from mooring._tasks import Entity, Label, TokenClassifier
+from mooring._answers import format_json, format_readable, parse_item
+from mooring._async._client import AsyncClient
+from mooring._commands import add_server_options, client_options, report, server_urls
+from mooring._errors import CircuitOpen, ConfigError, InvalidInput
+from mooring._lines import read_lines
+
+_DESCRIPTION = """\
+Send texts to a served model and print what it answers: entities, labels, embeddings, rankings or
+recommendations, as the model's config says. Lines are read only as fast as they are answered, and answers are
+printed in the order of the lines. What fails is reported with its line; the others are answered."""
+_EPILOG = """\
+What a TEXT or a line is:
+  for a recommender     a history, oldest first: a JSON array of texts, or texts separated by commas
+  for an image model    the path of an image
+  for all other models  a text
+
+Exit status: 0 all were answered, 1 the server said no or no answer came, 2 the input was wrong."""
 
 
 def add_command(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add ``predict`` to the command line."""
     parser = subparsers.add_parser(
         "predict",
-        help="send texts to a served model and print its answers",
-        description="Send texts to a served model and print the entities or labels that it finds.",
+        help="send texts to a model and print its answers",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("model", metavar="MODEL", help="name of the model, such as ner")
     parser.add_argument(
-        "texts", metavar="TEXT", nargs="*", help="a text; none, or a single -, reads stdin, a text per line"
+        "texts", metavar="TEXT", nargs="*", help="a text; none, or a single -, reads a text a line from stdin"
     )
-    parser.add_argument(
-        "--url",
-        default="grpc://127.0.0.1:8001",
-        help="server, grpc://host:port or http://host:port (default: %(default)s)",
-    )
-    parser.add_argument("--json", action="store_true", help="print one JSON object per text")
+    parser.add_argument("--file", metavar="FILE", help="read a text a line from this file")
+    parser.add_argument("--json", action="store_true", help="print one JSON object a line")
+    add_server_options(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Answer ``mooring predict`` and print; returns the exit code."""
-    texts = args.texts
-    if texts in ([], ["-"]):
-        if sys.stdin.isatty():
-            print("reading one text per line; end with Ctrl-D", file=sys.stderr)
-        texts = read_lines(sys.stdin.buffer)
-    with Client(args.url) as client:
-        task = client.task(args.model)
-        answers = task(texts)
-    key = "entities" if isinstance(task, TokenClassifier) else "labels"
-    for text, answer in zip(texts, answers, strict=True):
-        print(format_json(text, key, answer) if args.json else format_readable(text, answer))
-    return 0
+    if args.file is not None and args.texts:
+        raise ConfigError("give TEXT arguments or --file, not both")
+    with _open_lines(args) as stream:
+        return asyncio.run(_predict(args, stream))
 
 
-def read_lines(stream: BinaryIO) -> list[str]:
-    """Read one text per line.
-
-    Raises:
-        InvalidInput: no line at all, or one that is empty or not UTF-8; the message has its number.
-    """
-    texts = list(_decoded(stream))
-    if not texts:
-        raise InvalidInput("no text: give TEXT arguments, or one text per line on stdin")
-    return texts
-
-
-def _decoded(stream: BinaryIO) -> Iterator[str]:
-    for number, line in enumerate(stream, start=1):
-        raw = line.rstrip(b"\r\n")
-        if not raw:
-            raise InvalidInput(f"stdin line {number} is empty")
+def _open_lines(args: argparse.Namespace) -> AbstractContextManager[Any]:
+    """The file with the lines, unbuffered; ``None`` where the texts are arguments."""
+    if args.file not in (None, "-"):
         try:
-            yield raw.decode("utf-8")
+            return Path(args.file).open("rb", buffering=0)
+        except OSError as exc:
+            raise ConfigError(f"--file {args.file!r} can't be read: {exc.strerror}") from exc
+    if args.file is None and args.texts not in ([], ["-"]):
+        return nullcontext()
+    # Not the buffer: the thread that waits for the next line would hold its lock when Python ends.
+    return nullcontext(getattr(sys.stdin.buffer, "raw", sys.stdin.buffer))
+
+
+async def _predict(args: argparse.Namespace, stream: Any) -> int:
+    async with AsyncClient(server_urls(args), **client_options(args)) as client:
+        task = await client.task(args.model)
+        source = _Source(args.texts, stream, task)
+        code = 0
+        # A person at a terminal waits for the answer before the next line.
+        size = 1 if source.is_terminal else None
+        outcomes = task.map(source.items(), batch_size=size)
+        async with aclosing(outcomes):
+            async for outcome in outcomes:
+                where, word, item = source.waiting.popleft()
+                if outcome.error is None:
+                    answer = outcome.value
+                    line = format_json(task.name, word, item, answer) if args.json else None
+                    print(line or format_readable(word, answer), flush=True)
+                    continue
+                report(f"{where}: {outcome.error}")
+                if isinstance(outcome.error, CircuitOpen):
+                    # Those that follow would meet the same.
+                    return max(code, 1)
+                code = max(code, 2 if isinstance(outcome.error, InvalidInput) else 1)
+        if not source.count:
+            raise InvalidInput("no text: give TEXT arguments, --file, or one text per line on stdin")
+        return 2 if source.refused else code
+
+
+class _Source:
+    """The items of the command line, of a file or of standard input.
+
+    Args:
+        texts: arguments.
+        stream: has the lines, unbuffered; ``None`` takes the arguments.
+        task: what they are for.
+
+    Attributes:
+        is_terminal: whether a person types the lines.
+        waiting: place, word and item of each that was given out and is not answered, oldest first.
+        count: lines or arguments so far.
+        refused: how many of them were no items.
+    """
+
+    def __init__(self, texts: Sequence[str], stream: Any, task: Any) -> None:
+        self._texts = texts
+        self._stream = stream
+        self._task = task
+        self.is_terminal = stream is not None and stream.isatty()
+        self.waiting: deque[tuple[str, str, Any]] = deque()
+        self.count = 0
+        self.refused = 0
+
+    async def items(self) -> AsyncGenerator[Any, None]:
+        """What the task takes; what is none is reported and left out."""
+        async with aclosing(self._words()) as words:
+            async for where, raw in words:
+                self.count += 1
+                try:
+                    word, item = self._parse(where, raw)
+                except InvalidInput as error:
+                    report(error)
+                    self.refused += 1
+                    continue
+                self.waiting.append((where, word, item))
+                yield item
+
+    def _parse(self, where: str, raw: str | bytes) -> tuple[str, Any]:
+        try:
+            word = raw if isinstance(raw, str) else raw.decode("utf-8")
         except UnicodeDecodeError as exc:
-            raise InvalidInput(f"stdin line {number} is not valid UTF-8 (byte {exc.start})") from exc
+            raise InvalidInput(f"{where} is not valid UTF-8 (byte {exc.start})") from exc
+        if not word:
+            raise InvalidInput(f"{where} is empty")
+        try:
+            item = parse_item(self._task.name, word)
+        except InvalidInput as exc:
+            raise InvalidInput(f"{where}: {exc}") from exc
+        self._task._kind.check_item(item, where=where, model=self._task.model)
+        return word, item
 
-
-def format_json(text: str, key: str, answer: Sequence[Entity | Label]) -> str:
-    """One text's answer, under ``key``, as one line of JSON."""
-    return json.dumps({"text": text, key: [asdict(found) for found in answer]}, ensure_ascii=False)
-
-
-def format_readable(text: str, answer: Sequence[Entity | Label]) -> str:
-    """One text's answer as the text and an aligned line for each entity or label."""
-    label_width = max((len(found.label) for found in answer), default=0)
-    lines = [_printable(text)]
-    for found in answer:
-        line = f"  {_printable(found.label):<{label_width}}  {found.score:.4f}"
-        if isinstance(found, Entity):
-            line += f"  {f'{found.start}:{found.end}':>9}  {_printable(found.text)}"
-        lines.append(line)
-    if not answer:
-        lines.append("  nothing found")
-    return "\n".join(lines)
-
-
-def _printable(text: str) -> str:
-    """The text on one line, without characters that would steer the terminal."""
-    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+    async def _words(self) -> AsyncGenerator[tuple[str, str | bytes], None]:
+        if self._stream is None:
+            for number, text in enumerate(self._texts, start=1):
+                yield f"text {number}", text
+            return
+        if self.is_terminal:
+            print(f"reading one {self._task._kind.item} per line; end with Ctrl-D", file=sys.stderr)
+        number = 0
+        try:
+            async with aclosing(read_lines(self._stream)) as lines:
+                async for line in lines:
+                    number += 1
+                    yield f"line {number}", line
+        except OSError as exc:
+            raise ConfigError(f"can't read on after line {number}: {exc}") from exc

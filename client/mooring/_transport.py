@@ -2,102 +2,107 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from collections.abc import AsyncGenerator, Generator, Sequence
+from typing import Any, Protocol, TypeVar
 
-import numpy as np
+from mooring._errors import InvalidInput, ModelNotFound, ModelNotReady, Overloaded, ServerError
+from mooring._operations import GetStatistics, Infer, InferAnswer, LoadModel, Operation, UnloadModel
 
-from mooring._errors import ModelNotFound, ModelNotReady, Overloaded, ServerError
-from mooring._models import ModelConfig, ModelMetadata, ModelStatus
+T = TypeVar("T")
 
-
-@dataclass(frozen=True, eq=False)
-class Tensor:
-    """One input, checked and ready to be written."""
-
-    name: str
-    #: Triton's name of the data type.
-    datatype: str
-    #: Little-endian; ``BYTES`` as an object array of ``bytes``.
-    array: np.ndarray
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class InferRequest:
-    """One inference request, protocol-free."""
-
-    model: str
-    #: Empty: the server chooses.
-    version: str
-    inputs: tuple[Tensor, ...]
-    #: Names of the wanted outputs; ``None`` asks for all.
-    outputs: tuple[str, ...] | None
-    #: Empty: none.
-    request_id: str
+#: Header names (lower case) and values that go with one request.
+Headers = Sequence[tuple[str, str]]
 
 
 class Transport(Protocol):
-    """One connection to one server; safe to use from several threads.
+    """Connections to one server, for threads; safe to use from several at once.
 
-    Every method takes its time budget in seconds and raises only errors of Mooring's tree, each
-    from the foreign error that caused it.
+    Every method raises only errors of Mooring's tree, each from the foreign error that caused it.
     """
 
-    def server_ready(self, *, timeout_s: float) -> bool:
-        """Whether the server and the models that it must have are ready."""
+    def send(self, operation: Operation[T], *, timeout_s: float, headers: Headers = ()) -> T:
+        """Send one request within its time budget in seconds, and read the answer."""
 
-    def model_ready(self, model: str, version: str, *, timeout_s: float) -> bool:
-        """Whether the model can answer; ``False`` also where the server does not know it."""
-
-    def metadata(self, model: str, version: str, *, timeout_s: float) -> ModelMetadata:
-        """The model's signature."""
-
-    def config(self, model: str, version: str, *, timeout_s: float) -> ModelConfig:
-        """The model's configuration."""
-
-    def models(self, *, timeout_s: float) -> list[ModelStatus]:
-        """The repository index."""
-
-    def infer(self, request: InferRequest, *, timeout_s: float) -> dict[str, np.ndarray]:
-        """Outputs by name; ``BYTES`` as object arrays of ``bytes``. May be read-only."""
+    def stream(
+        self, request: Infer, *, timeout_s: float, headers: Headers = ()
+    ) -> Generator[InferAnswer, None, None]:
+        """Send one request, and read responses until the model has given its last; closing it cancels."""
 
     def close(self) -> None:
         """Let go of every connection; may be called twice."""
+
+    def abandon(self) -> None:
+        """Forget every connection without ending it: in a forked child they are the parent's."""
+
+
+class AsyncTransport(Protocol):
+    """Connections to one server, for the coroutines of one event loop; errors as in :class:`Transport`."""
+
+    async def asend(self, operation: Operation[T], *, timeout_s: float, headers: Headers = ()) -> T:
+        """As :meth:`Transport.send`; cancelling it gives the request up."""
+
+    def astream(
+        self, request: Infer, *, timeout_s: float, headers: Headers = ()
+    ) -> AsyncGenerator[InferAnswer, None]:
+        """As :meth:`Transport.stream`."""
+
+    async def aclose(self) -> None:
+        """Let go of every connection; may be called twice."""
+
+    def abandon(self) -> None:
+        """As :meth:`Transport.abandon`."""
 
 
 # tritonserver gives these the same codes as an unknown model or a full queue; only its words
 # differ (src/core of triton-inference-server/core, checked on 24.10).
 _NOT_READY_WORDS: Sequence[str] = ("has no available versions", "is not at ready state", "server not ready")
+# The same code as a full queue as well: the server was not started so that clients may do this.
+_NOT_ALLOWED_WORDS: Sequence[str] = ("explicit model load / unload is not allowed",)
+_LOAD_HINT = "start tritonserver with --model-control-mode=explicit"
 
 
-class Asked(NamedTuple):
-    """Whom a request asked, for its errors; without a model the server itself."""
-
-    model: str | None = None
-    #: Empty: the server's choice.
-    version: str = ""
-
-
-def server_error(kind: type[ServerError], said: str, *, asked: Asked, code: str) -> ServerError:
+def server_error(kind: type[ServerError], said: str, *, operation: Operation[Any], code: str) -> ServerError:
     """Build the error for an answer that says no.
 
     Args:
         kind: what the protocol's code means.
         said: the server's own message.
-        asked: model and version that were asked.
+        operation: what was asked.
         code: the protocol's own code.
 
     Returns:
-        An error of ``kind``, or :class:`ModelNotReady` where the words say so.
+        An error of ``kind``, or of a better one where the words say so.
     """
     said = said.removeprefix("[request id: <id_unknown>] ") or "no message"
-    if kind in (ModelNotFound, Overloaded) and any(words in said.lower() for words in _NOT_READY_WORDS):
+    words = said.lower()
+    if kind is InvalidInput and isinstance(operation, GetStatistics) and "is not available" in words:
+        kind = ModelNotFound
+    elif kind is InvalidInput and isinstance(operation, LoadModel | UnloadModel):
+        kind = ServerError
+    if kind in (ModelNotFound, Overloaded) and any(part in words for part in _NOT_READY_WORDS):
         kind = ModelNotReady
-    model, version = asked
+    elif any(part in words for part in _NOT_ALLOWED_WORDS):
+        kind, said = ServerError, f"{said}: {_LOAD_HINT}"
+    model, version = operation.model or None, operation.version or None
     if model is None:
         subject = "the server"
         kind = ServerError if kind is ModelNotFound else kind
     else:
         subject = f"model {model!r} version {version}" if version else f"model {model!r}"
-    return kind(f"{subject}: {said} [{code}]", model=model, version=version or None, code=code)
+    return kind(f"{subject}: {said} [{code}]", model=model, version=version, code=code)
+
+
+def stream_error(said: str, request: Infer) -> ServerError:
+    """Build the error for a stream's answer that says no.
+
+    Both protocols carry it as text alone, so tritonserver's words tell the kinds that a caller can act on.
+    """
+    words = said.lower()
+    kind = ServerError
+    if "unknown model" in words:
+        kind = ModelNotFound
+    elif "exceeds maximum queue size" in words:
+        kind = Overloaded
+    elif "expected" in words:
+        kind = InvalidInput
+    return server_error(kind, said, operation=request, code="STREAM")

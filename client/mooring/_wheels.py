@@ -104,9 +104,8 @@ def _pip_download(requirement: str, sha256: str, folder: Path) -> None:
         command, stdin=subprocess.DEVNULL, stdout=progress, stderr=subprocess.PIPE, text=True, check=False
     )
     if done.returncode != 0:
-        raise _explained(
-            requirement, sha256, subprocess.CalledProcessError(done.returncode, command, None, done.stderr)
-        )
+        failure = subprocess.CalledProcessError(done.returncode, command, None, done.stderr)
+        raise _explained(requirement, sha256, failure) from failure
 
 
 def _explained(requirement: str, sha256: str, failure: subprocess.CalledProcessError) -> Exception:
@@ -126,9 +125,7 @@ def _explained(requirement: str, sha256: str, failure: subprocess.CalledProcessE
         message = (
             f"can't reach the package index for {requirement}: check the network and pip's configuration"
         )
-        return TransportError(
-            f"{message} ('pip config list'), or {way_out}. pip said: {said}", attempts=[failure]
-        )
+        return TransportError(f"{message} ('pip config list'), or {way_out}. pip said: {said}")
     here = f"Python {platform.python_version()}, {platform.platform()}"
     return ConfigError(
         f"pip found no wheel of {requirement} that fits this platform ({here}): the configured index lacks "

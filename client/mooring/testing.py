@@ -1,4 +1,4 @@
-"""A server in memory, for tests of code that uses :class:`mooring.Client`.
+"""A server in memory, for tests of code that uses :class:`mooring.Client` or :class:`mooring.AsyncClient`.
 
 ::
 
@@ -13,14 +13,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
 import numpy as np
 
-from mooring._errors import ModelNotFound, MooringError, ServerError
-from mooring._models import ModelConfig, ModelMetadata, ModelStatus, TensorSpec
-from mooring._transport import Asked, InferRequest, server_error
+from mooring._errors import ModelNotFound, ModelNotReady, MooringError, ServerError
+from mooring._models import (
+    DurationStatistics,
+    ModelConfig,
+    ModelMetadata,
+    ModelStatistics,
+    ModelStatus,
+    ServerMetadata,
+    TensorSpec,
+)
+from mooring._operations import (
+    GetConfig,
+    GetIndex,
+    GetMetadata,
+    GetModelReady,
+    GetServerMetadata,
+    GetServerReady,
+    GetStatistics,
+    Infer,
+    InferAnswer,
+    LoadModel,
+    Operation,
+    UnloadModel,
+)
+from mooring._tensor_bytes import widen_bf16
+from mooring._transport import Headers, server_error
+
+T = TypeVar("T")
 
 __all__ = ["FakeModel", "FakeTransport"]
 
@@ -34,8 +61,11 @@ class FakeModel:
     #: The same for the outputs.
     outputs: Mapping[str, tuple[str, Sequence[int]]]
     #: Takes the request's arrays by input name, returns arrays by output name, or raises what the
-    #: client should see. ``BYTES`` arrives, and is to be returned, as object arrays of ``bytes``.
-    answer: Callable[[dict[str, np.ndarray]], Mapping[str, np.ndarray]]
+    #: client should see. ``BYTES`` arrives, and is to be returned, as object arrays of ``bytes``,
+    #: ``BF16`` as ``float32``. A decoupled model returns an iterator of such arrays instead.
+    answer: Callable[[dict[str, np.ndarray]], Mapping[str, np.ndarray] | Iterator[Mapping[str, np.ndarray]]]
+    #: Whether a request gets any number of responses; such a model is called with ``stream``.
+    decoupled: bool = False
     #: Largest batch of a request; 0 for a model without a batch axis.
     max_batch_size: int = 0
     #: Inputs that a request may leave out.
@@ -55,85 +85,175 @@ class FakeTransport:
     Attributes:
         models_by_name: the models; may be changed between calls, as by a reload.
         requests: every inference request that reached an existing model, oldest first.
-        error: raised by every call while it is not ``None``, such as a ``ConnectError``.
+        headers: the headers of every request, oldest first.
+        error: raised by every request while it is not ``None``, such as a ``ConnectError``.
         closed: whether the client was closed.
     """
 
     def __init__(self, models: Mapping[str, FakeModel]) -> None:
         self.models_by_name: dict[str, FakeModel] = dict(models)
-        self.requests: list[InferRequest] = []
+        self.requests: list[Infer] = []
+        self.headers: list[dict[str, str]] = []
         self.error: MooringError | None = None
         self.closed = False
 
-    def server_ready(self, *, timeout_s: float) -> bool:
-        """Whether every model is ready."""
-        self._raise_error()
-        return all(model.ready for model in self.models_by_name.values())
+    def send(self, operation: Operation[T], *, timeout_s: float, headers: Headers = ()) -> T:
+        """Answer one operation of a :class:`mooring.Client`."""
+        self.headers.append(dict(headers))
+        if self.error is not None:
+            raise self.error
+        answer: T = self._answer(operation)
+        return answer
 
-    def model_ready(self, model: str, version: str, *, timeout_s: float) -> bool:
-        """Whether the model exists and is ready."""
-        self._raise_error()
-        found = self.models_by_name.get(model)
-        return found is not None and found.ready and version in ("", "1")
+    async def asend(self, operation: Operation[T], *, timeout_s: float, headers: Headers = ()) -> T:
+        """Answer one operation of a :class:`mooring.AsyncClient`."""
+        await asyncio.sleep(0)
+        return self.send(operation, timeout_s=timeout_s, headers=headers)
 
-    def metadata(self, model: str, version: str, *, timeout_s: float) -> ModelMetadata:
-        """The model's signature."""
-        found = self._find(model, version)
-        return ModelMetadata(
-            name=model,
-            versions=("1",),
-            platform="fake",
-            inputs=_specs(found.inputs),
-            outputs=_specs(found.outputs),
-        )
+    def stream(
+        self, request: Infer, *, timeout_s: float, headers: Headers = ()
+    ) -> Generator[InferAnswer, None, None]:
+        """Answer a streaming request of a :class:`mooring.Client`."""
+        self.headers.append(dict(headers))
+        if self.error is not None:
+            raise self.error
+        answers = self._run(request)
+        for outputs in [answers] if isinstance(answers, Mapping) else answers:
+            yield _infer_answer(request, outputs)
 
-    def config(self, model: str, version: str, *, timeout_s: float) -> ModelConfig:
-        """The model's configuration."""
-        found = self._find(model, version)
-        return ModelConfig(
-            name=model,
-            max_batch_size=found.max_batch_size,
-            optional_inputs=tuple(found.optional_inputs),
-            parameters=dict(found.parameters),
-        )
-
-    def models(self, *, timeout_s: float) -> list[ModelStatus]:
-        """Every model, with its state."""
-        self._raise_error()
-        return [
-            ModelStatus(name=name, version="1", state="READY" if model.ready else "UNAVAILABLE", reason="")
-            for name, model in self.models_by_name.items()
-        ]
-
-    def infer(self, request: InferRequest, *, timeout_s: float) -> dict[str, np.ndarray]:
-        """Record the request and let the model answer it."""
-        found = self._find(request.model, request.version)
-        self.requests.append(request)
-        answer = found.answer({tensor.name: tensor.array for tensor in request.inputs})
-        wanted = answer.keys() if request.outputs is None else request.outputs
-        return {name: array for name, array in answer.items() if name in wanted}
+    async def astream(
+        self, request: Infer, *, timeout_s: float, headers: Headers = ()
+    ) -> AsyncGenerator[InferAnswer, None]:
+        """Answer a streaming request of a :class:`mooring.AsyncClient`."""
+        for answer in self.stream(request, timeout_s=timeout_s, headers=headers):
+            await asyncio.sleep(0)
+            yield answer
 
     def close(self) -> None:
         """Remember that the client was closed."""
         self.closed = True
 
-    def _find(self, model: str, version: str) -> FakeModel:
-        self._raise_error()
-        found = self.models_by_name.get(model)
-        if found is None or version not in ("", "1"):
-            raise _not_found("is not found", model, version)
+    async def aclose(self) -> None:
+        """Remember that the client was closed."""
+        self.closed = True
+
+    def abandon(self) -> None:
+        """Nothing is held that could belong to another process."""
+
+    def _answer(self, operation: Operation[Any]) -> Any:
+        match operation:
+            case Infer():
+                answer = self._run(operation)
+                if not isinstance(answer, Mapping):
+                    said = "doesn't support models with decoupled transaction policy"
+                    raise server_error(ServerError, said, operation=operation, code="UNIMPLEMENTED")
+                return _infer_answer(operation, answer)
+            case GetServerReady():
+                return all(model.ready for model in self.models_by_name.values())
+            case GetServerMetadata():
+                return ServerMetadata(name="fake", version="0.0.0", extensions=())
+            case GetModelReady():
+                found = self.models_by_name.get(operation.model)
+                return found is not None and found.ready and operation.version in ("", "1")
+            case GetIndex():
+                return [_status(name, model) for name, model in self.models_by_name.items()]
+            case GetStatistics():
+                names = [operation.model] if operation.model else list(self.models_by_name)
+                return [self._statistics(operation, name) for name in names]
+            case LoadModel() | UnloadModel():
+                self._switch(operation)
+                return None
+        found = self._find(operation)
+        if isinstance(operation, GetMetadata):
+            return _metadata(operation.model, found)
+        if isinstance(operation, GetConfig):
+            return _config(operation.model, found)
+        raise server_error(ServerError, "not supported by FakeTransport", operation=operation, code="FAKE")
+
+    def _run(self, request: Infer) -> Mapping[str, np.ndarray] | Iterator[Mapping[str, np.ndarray]]:
+        found = self._find(request)
+        self.requests.append(request)
+        return found.answer(
+            {
+                tensor.name: widen_bf16(tensor.array) if tensor.datatype == "BF16" else tensor.array
+                for tensor in request.inputs
+            }
+        )
+
+    def _switch(self, operation: LoadModel | UnloadModel) -> None:
+        found = self.models_by_name.get(operation.model)
+        if found is None:
+            raise server_error(
+                ServerError, f"failed to load '{operation.model}'", operation=operation, code="FAKE"
+            )
+        ready = isinstance(operation, LoadModel)
+        self.models_by_name[operation.model] = replace(found, ready=ready)
+
+    def _statistics(self, operation: GetStatistics, name: str) -> ModelStatistics:
+        self._find(GetStatistics(model=name, version=operation.version))
+        count = sum(request.model == name for request in self.requests)
+        nothing = DurationStatistics(count=0, ns=0)
+        return ModelStatistics(
+            name=name,
+            version="1",
+            last_inference_ms=0,
+            inference_count=count,
+            execution_count=count,
+            success=DurationStatistics(count=count, ns=0),
+            fail=nothing,
+            queue=nothing,
+            compute_input=nothing,
+            compute_infer=nothing,
+            compute_output=nothing,
+            cache_hit=nothing,
+            cache_miss=nothing,
+            batches=(),
+        )
+
+    def _find(self, operation: Operation[Any]) -> FakeModel:
+        found = self.models_by_name.get(operation.model)
+        # tritonserver's words
+        unknown = f"Request for unknown model: '{operation.model}'"
+        if found is None or operation.version not in ("", "1"):
+            raise server_error(
+                ModelNotFound, f"{unknown} is not found", operation=operation, code="NOT_FOUND"
+            )
         if not found.ready:
-            raise _not_found("has no available versions", model, version)
+            said = f"{unknown} has no available versions"
+            raise server_error(ModelNotReady, said, operation=operation, code="NOT_FOUND")
         return found
 
-    def _raise_error(self) -> None:
-        if self.error is not None:
-            raise self.error
+
+def _infer_answer(request: Infer, outputs: Mapping[str, np.ndarray]) -> InferAnswer:
+    wanted = outputs.keys() if request.outputs is None else request.outputs
+    return InferAnswer(
+        outputs={name: array for name, array in outputs.items() if name in wanted}, model_version="1"
+    )
 
 
-def _not_found(said: str, model: str, version: str) -> ServerError:
-    said = f"Request for unknown model: '{model}' {said}"  # tritonserver's words
-    return server_error(ModelNotFound, said, asked=Asked(model, version), code="NOT_FOUND")
+def _status(name: str, model: FakeModel) -> ModelStatus:
+    return ModelStatus(name=name, version="1", state="READY" if model.ready else "UNAVAILABLE", reason="")
+
+
+def _metadata(name: str, model: FakeModel) -> ModelMetadata:
+    return ModelMetadata(
+        name=name,
+        versions=("1",),
+        platform="fake",
+        inputs=_specs(model.inputs),
+        outputs=_specs(model.outputs),
+    )
+
+
+def _config(name: str, model: FakeModel) -> ModelConfig:
+    return ModelConfig(
+        name=name,
+        backend="fake",
+        max_batch_size=model.max_batch_size,
+        optional_inputs=tuple(model.optional_inputs),
+        parameters=dict(model.parameters),
+        decoupled=model.decoupled,
+    )
 
 
 def _specs(tensors: Mapping[str, tuple[str, Sequence[int]]]) -> tuple[TensorSpec, ...]:

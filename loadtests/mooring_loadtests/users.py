@@ -3,7 +3,8 @@
 A closed loop sends a user's next text when the answer to the last one is in, so the load follows the
 server: it shows what a fixed number of callers get, not what happens at a set arrival rate.
 
-Importing this module patches the standard library and gRPC for gevent, as Locust needs it.
+Importing this module patches the standard library for gevent, as Locust needs it; the client prepares gRPC
+for it by itself.
 """
 
 from __future__ import annotations
@@ -25,17 +26,12 @@ from dataclasses import astuple
 from pathlib import Path
 from typing import Any, ClassVar
 
-from grpc.experimental.gevent import init_gevent
 from locust.env import Environment
 
 from mooring import Client, Entity, Label, MooringError
 from mooring_loadtests.options import add_options
 from mooring_loadtests.results import round_response_time
 from mooring_loadtests.texts import endless_sentences
-
-# Before any channel: without it a call blocks every user of the process.
-# https://grpc.github.io/grpc/python/grpc_gevent.html
-init_gevent()
 
 # Locust keeps whole milliseconds below 100 and two digits above: too coarse for a model that answers in five.
 # https://docs.locust.io/en/stable/customizing-response-time-bucketing.html

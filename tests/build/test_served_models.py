@@ -44,8 +44,19 @@ class _Response:
         return {tensor.name: tensor.array for tensor in self.output_tensors}
 
 
-def _request(**arrays: Any) -> dict[str, _Tensor]:
-    return {name: _Tensor(name, np.asarray(array)) for name, array in arrays.items()}
+class _Request(dict[str, _Tensor]):
+    """A request's inputs by name, and the outputs that it asks for."""
+
+    outputs: tuple[str, ...] = ()
+
+    def requested_output_names(self) -> list[str]:
+        return list(self.outputs)
+
+
+def _request(*outputs: str, **arrays: Any) -> _Request:
+    request = _Request({name: _Tensor(name, np.asarray(array)) for name, array in arrays.items()})
+    request.outputs = outputs
+    return request
 
 
 def _texts(*texts: bytes) -> np.ndarray:
@@ -96,7 +107,10 @@ def intent() -> Recipe:
 
 def test_the_tokenizer_answers_each_request(load: Load, ner: Recipe) -> None:
     model = load(ner, "tokenizer")
-    good, bad = model.execute([_request(text=_texts(b"Anna visits Porto")), _request(text=_texts(b"a", b""))])
+    tokens = ("input_ids", "attention_mask", "offsets", "word_ids")
+    good, bad = model.execute(
+        [_request(*tokens, text=_texts(b"Anna visits Porto")), _request(*tokens, text=_texts(b"a", b""))]
+    )
     arrays = good.arrays()
     assert {name: (array.dtype, array.shape) for name, array in arrays.items()} == {
         "input_ids": (np.int64, (1, 8)),
@@ -109,8 +123,32 @@ def test_the_tokenizer_answers_each_request(load: Load, ner: Recipe) -> None:
 
 
 def test_the_tokenizer_of_a_text_classifier_has_two_outputs(load: Load, intent: Recipe) -> None:
-    (response,) = load(intent, "tokenizer").execute([_request(text=_texts(b"where is my card"))])
+    request = _request("input_ids", "attention_mask", text=_texts(b"where is my card"))
+    (response,) = load(intent, "tokenizer").execute([request])
     assert sorted(response.arrays()) == ["attention_mask", "input_ids"]
+
+
+def test_the_tokenizer_gives_its_files_to_requests_that_name_them(
+    load: Load, ner: Recipe, tmp_path: Path
+) -> None:
+    model = load(ner, "tokenizer")
+    folder = tmp_path / "model" / "1"
+    both, one, refused = model.execute(
+        [
+            # No token is asked for, so it does not matter that the texts are unusable.
+            _request("tokenizer", "settings", text=_texts(b"", b"\xff")),
+            _request("settings", "input_ids", text=_texts(b"Anna")),
+            _request("settings", "input_ids", text=_texts(b"")),
+        ]
+    )
+    assert {name: array.tolist() for name, array in both.arrays().items()} == {
+        "tokenizer": [[(folder / "tokenizer.json").read_bytes()], [b""]],
+        "settings": [[(folder / "settings.json").read_bytes()], [b""]],
+    }
+    assert one.arrays()["settings"].tolist() == [[(folder / "settings.json").read_bytes()]]
+    assert "tokenizer" not in one.arrays()
+    assert one.arrays()["input_ids"].shape == (1, 8)
+    assert refused.error == _TritonError("text 0 is empty", _TritonError.INVALID_ARG)
 
 
 def test_the_entity_postprocessor_answers_each_request(load: Load, ner: Recipe) -> None:

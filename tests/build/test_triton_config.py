@@ -60,6 +60,7 @@ def test_signatures_of_token_classification() -> None:
     configs = _configs("ner")
     text = {"text": ("TYPE_STRING", [1])}
     tokens = {"input_ids": ("TYPE_INT64", [-1]), "attention_mask": ("TYPE_INT64", [-1])}
+    files = {"tokenizer": ("TYPE_STRING", [1]), "settings": ("TYPE_STRING", [1])}
     words = {"offsets": ("TYPE_INT32", [-1, 2]), "word_ids": ("TYPE_INT32", [-1])}
     answers = {
         "label": ("TYPE_STRING", [-1]),
@@ -71,7 +72,7 @@ def test_signatures_of_token_classification() -> None:
     logits = ("TYPE_FP32", [-1, -1])
     engine_logits = ("TYPE_FP32", [-1, len(ENTITY_LABELS)])
     assert {name: (_tensors(config.input), _tensors(config.output)) for name, config in configs.items()} == {
-        "ner_tokenizer": (text, tokens | words),
+        "ner_tokenizer": (text, tokens | words | files),
         "ner_onnx": (tokens, {"logits": engine_logits}),
         "ner_torchscript": (tokens, {"logits__0": engine_logits}),
         "ner_postprocessor": (text | {"logits": logits} | words, answers),
@@ -82,7 +83,8 @@ def test_signatures_of_token_classification() -> None:
 def test_signatures_of_text_classification() -> None:
     configs = _configs("intent", "text.top_k=2")
     logits = ("TYPE_FP32", [-1])
-    assert _tensors(configs["intent_tokenizer"].output).keys() == {"input_ids", "attention_mask"}
+    tokenizer_outputs = {"input_ids", "attention_mask", "tokenizer", "settings"}
+    assert _tensors(configs["intent_tokenizer"].output).keys() == tokenizer_outputs
     assert _tensors(configs["intent_onnx"].output) == {"logits": ("TYPE_FP32", [3])}
     assert _tensors(configs["intent_postprocessor"].input) == {"logits": logits}
     assert _tensors(configs["intent_postprocessor"].output) == {
@@ -109,7 +111,8 @@ def test_the_ensemble_chains_the_parts_of_its_version(engine: str, output: dict[
     for step in steps:
         part = configs[step.model_name]
         assert step.input_map.keys() == _tensors(part.input).keys()
-        assert step.output_map.keys() == _tensors(part.output).keys()
+        # What a step maps is what the ensemble asks it for: not the tokenizer's files.
+        assert step.output_map.keys() == _tensors(part.output).keys() - {"tokenizer", "settings"}
     produced = {"text"}
     for step in steps:
         assert set(step.input_map.values()) <= produced
@@ -156,6 +159,19 @@ def test_batching_and_instances_come_from_the_recipe() -> None:
         assert [pb.ModelInstanceGroup.Kind.Name(group.kind) for group in config.instance_group] == [
             "KIND_CPU"
         ]
+
+
+@pytest.mark.parametrize("shipped", ["ner", "intent"])
+def test_queues_limit_waiting_where_the_recipe_says_so(shipped: str) -> None:
+    limited = _configs(shipped, "serving.queue_timeout_microseconds=2500000")
+    for name, config in _configs(shipped).items():
+        assert not config.dynamic_batching.HasField("default_queue_policy"), name
+        if name == shipped:
+            continue  # an ensemble has no queue of its own
+        policy = limited[name].dynamic_batching.default_queue_policy
+        assert policy.allow_timeout_override, name
+        assert policy.default_timeout_microseconds == 2_500_000
+        assert policy.timeout_action == pb.ModelQueuePolicy.REJECT
 
 
 @pytest.mark.parametrize("kind", ["auto", "cpu", "gpu"])

@@ -1,137 +1,30 @@
-"""The ``mooring`` command: predict, plug-ins, errors, exit codes."""
+"""The ``mooring`` command: plug-ins, errors, exit codes."""
 
 from __future__ import annotations
 
 import argparse
 import importlib.metadata
-import io
-import json
 import os
 import subprocess
 import sys
-from types import ModuleType, SimpleNamespace
+from functools import partial
+from types import ModuleType
 from typing import Any
 
 import pytest
 
-from mooring import DataError, InvalidInput, MooringError, StartError
+from mooring import AsyncClient, DataError, InvalidInput, MooringError, StartError
 from mooring._cli import main
 from mooring.testing import FakeTransport
+from task_models import make_task_server
 
 
-def feed_stdin(monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
-    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(content), isatty=lambda: False))
-
-
-@pytest.fixture(params=["grpc", "http"])
-def url(request: pytest.FixtureRequest) -> str:
-    return str(request.getfixturevalue(f"{request.param}_url"))
-
-
-def test_predict_prints_entities_aligned(url: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["predict", "ner", "I met Zoë in Ähtäri", "nothing here", "--url", url]) == 0
-    assert capsys.readouterr().out == (
-        "I met Zoë in Ähtäri\n"
-        "  NAME  0.7500        0:1  I\n"
-        "  NAME  0.7500        6:9  Zoë\n"
-        "  NAME  0.7500      13:19  Ähtäri\n"
-        "nothing here\n"
-        "  nothing found\n"
-    )
-
-
-def test_predict_prints_labels_aligned(url: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["predict", "intent", "x" * 75, "--url", url]) == 0
-    assert capsys.readouterr().out == "x" * 75 + "\n  long   0.7500\n  short  0.2500\n"
-
-
-def test_predict_prints_json_lines(url: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["predict", "ner", "Zoë", "none", "--url", url, "--json"]) == 0
-    first, second = capsys.readouterr().out.splitlines()
-    assert json.loads(first) == {
-        "text": "Zoë",
-        "entities": [{"label": "NAME", "score": 0.75, "start": 0, "end": 3, "text": "Zoë"}],
-    }
-    assert "Zoë" in first
-    assert json.loads(second) == {"text": "none", "entities": []}
-    assert main(["predict", "intent", "x", "--url", url, "--json"]) == 0
-    labels = json.loads(capsys.readouterr().out)["labels"]
-    assert [label["label"] for label in labels] == ["short", "long"]
-
-
-@pytest.mark.parametrize("words", [[], ["-"]])
-def test_predict_reads_lines_from_stdin(
-    grpc_url: str,
-    words: list[str],
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    feed_stdin(monkeypatch, "Zoë \r\nBonn".encode())
-    assert main(["predict", "ner", *words, "--url", grpc_url, "--json"]) == 0
-    assert [json.loads(line)["text"] for line in capsys.readouterr().out.splitlines()] == ["Zoë ", "Bonn"]
-
-
-@pytest.mark.parametrize(
-    ("content", "said"),
-    [
-        (b"ok\ngr\xfc\xdfe\n", "stdin line 2 is not valid UTF-8 (byte 2)"),
-        (b"ok\n\nok\n", "stdin line 2 is empty"),
-        (b"", "no text: give TEXT arguments, or one text per line on stdin"),
-    ],
-)
-def test_predict_refuses_bad_stdin_with_the_line(
-    content: bytes, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    feed_stdin(monkeypatch, content)
-    assert main(["predict", "ner", "--url", "grpc://127.0.0.1:1"]) == 2
-    assert capsys.readouterr() == ("", f"mooring: error: {said}\n")
-
-
-def test_predict_says_on_a_terminal_what_it_waits_for(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(b""), isatty=lambda: True))
-    assert main(["predict", "ner"]) == 2
-    assert capsys.readouterr().err.startswith("reading one text per line; end with Ctrl-D\n")
-
-
-@pytest.mark.parametrize(
-    ("words", "code", "said"),
-    [
-        (["ner", ""], 2, "model 'ner': text 0 is empty"),
-        (["ner", "a", "b\udcff"], 2, "model 'ner': text 1 can't be written as UTF-8"),
-        (["double", "a"], 2, "model 'double' does not say its task"),
-        (["nope", "a"], 1, "model 'nope': "),
-        (["unloaded", "a"], 1, "has no available versions"),
-        (["refusing", "a"], 2, "text 0 is too long"),
-        (
-            ["ner", "a", "--url", "127.0.0.1:8001"],
-            2,
-            "does not say the protocol: write grpc://127.0.0.1:8001",
-        ),
-    ],
-)
-def test_predict_errors_have_their_exit_code(
-    url: str, words: list[str], code: int, said: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["predict", "--url", url, *words]) == code
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert err.startswith("mooring: error: ")
-    assert said in err
-    assert err.count("\n") == 1
-
-
-def test_an_unreachable_server_is_a_failure(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["predict", "ner", "a", "--url", "grpc://127.0.0.1:1"]) == 1
-    assert "can't connect; is the server running?" in capsys.readouterr().err
-
-
-def test_control_characters_do_not_reach_the_terminal(
-    grpc_url: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["predict", "ner", "a\x1b[31m\nb", "--url", grpc_url]) == 0
-    assert capsys.readouterr().out == "a\\x1b[31m\\nb\n  nothing found\n"
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch) -> FakeTransport:
+    """What answers ``mooring predict``."""
+    fake = make_task_server()
+    monkeypatch.setattr("mooring._predict.AsyncClient", partial(AsyncClient, transport=fake))
+    return fake
 
 
 def test_version_and_module_entry() -> None:
@@ -259,16 +152,18 @@ def test_help_shows_every_command(
     ]
     assert ["harbour", "help of the room"] in lines
     assert ["quay", "(not installed)"] in lines
-    assert "predict" in [line[0] for line in lines]
+    for name in ("predict", "models", "stats", "wait"):
+        assert len(next(line[1] for line in lines if line[0] == name)) > 20
 
 
-def test_only_the_wanted_command_is_imported(monkeypatch: pytest.MonkeyPatch, grpc_url: str) -> None:
+def test_only_the_wanted_command_is_imported(monkeypatch: pytest.MonkeyPatch, served: FakeTransport) -> None:
     def explode(entry: Any) -> Any:
         raise AssertionError(f"{entry.name} was imported")
 
     plug(monkeypatch, harbour="mooring_harbour:add_command", quay="mooring_quay:add_command")
     monkeypatch.setattr(importlib.metadata.EntryPoint, "load", explode)
-    assert main(["predict", "ner", "a", "--url", grpc_url]) == 0
+    assert main(["predict", "ner", "a"]) == 0
+    assert served.requests
     with pytest.raises(AssertionError, match="harbour was imported"):
         main(["harbour"])
 
@@ -297,8 +192,3 @@ sys.exit(mooring._cli.main(["predict", "ner"]))
     process.stdout = None
     _, err = process.communicate(b"")
     assert (process.returncode, err) == (0, b"")
-
-
-def test_fake_is_what_the_wire_reaches(fake: FakeTransport, url: str) -> None:
-    assert main(["predict", "ner", "a", "b", "c", "d", "e", "--url", url]) == 0
-    assert [len(request.inputs[0].array) for request in fake.requests] == [4, 1]

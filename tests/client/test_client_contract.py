@@ -1,44 +1,51 @@
-"""The same cases over every transport: same answers, same errors."""
+"""The same cases for every client over every transport: same answers, same errors."""
 
 from __future__ import annotations
 
 import inspect
-import threading
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import pytest
 
 from mooring import (
-    Client,
+    BatchStatistics,
     ConfigError,
-    DecodeError,
-    Entity,
+    DurationStatistics,
     InvalidInput,
-    Label,
     ModelNotFound,
     ModelNotReady,
     ModelStatus,
     Overloaded,
+    ServerError,
+    ServerMetadata,
     TensorSpec,
-    TextClassifier,
-    TokenClassifier,
 )
-from mooring._transport import Transport
-from mooring._transports._grpc import GrpcTransport
-from mooring._transports._http import HttpTransport
-from mooring.testing import FakeModel, FakeTransport
+from mooring._operations import GetMetadata, LoadModel, UnloadModel
+from mooring._transport import AsyncTransport, Transport
+from mooring._wires._grpc import GrpcTransport
+from mooring._wires._grpc_aio import AsyncGrpcTransport
+from mooring._wires._http import HttpTransport
+from mooring._wires._http_aio import AsyncHttpTransport
+from mooring.testing import FakeTransport
 
 X = np.array([[1, 2, 3], [4, 5, 6]], np.float32)
 
 
-def test_transports_have_the_methods_of_the_seam_with_the_same_parameters() -> None:
-    methods = [name for name in vars(Transport) if not name.startswith("_")]
-    assert len(methods) == 7
-    for kind in (FakeTransport, GrpcTransport, HttpTransport):
+@pytest.mark.parametrize(
+    ("seam", "kinds"),
+    [
+        (Transport, (FakeTransport, GrpcTransport, HttpTransport)),
+        (AsyncTransport, (FakeTransport, AsyncGrpcTransport, AsyncHttpTransport)),
+    ],
+    ids=["threads", "coroutines"],
+)
+def test_transports_have_the_methods_of_the_seam_with_the_same_parameters(seam: Any, kinds: Any) -> None:
+    methods = [name for name in vars(seam) if not name.startswith("_")]
+    assert len(methods) == 4
+    for kind in kinds:
         for name in methods:
-            assert inspect.signature(getattr(kind, name)) == inspect.signature(getattr(Transport, name)), name
+            assert inspect.signature(getattr(kind, name)) == inspect.signature(getattr(seam, name)), name
 
 
 def test_infer_gives_every_output_by_name(wired: Any) -> None:
@@ -146,6 +153,8 @@ CALLS_OF_A_MODEL = {
     "metadata": lambda client, model, **version: client.metadata(model, **version),
     "config": lambda client, model, **version: client.config(model, **version),
     "task": lambda client, model, **version: client.task(model, **version),
+    "stream": lambda client, model, **version: next(client.stream(model, {}, **version)),
+    "infer_many": lambda client, model, **version: next(client.infer_many(model, [{}], **version)).unwrap(),
 }
 
 
@@ -154,7 +163,7 @@ def test_unknown_models_and_versions_and_unloaded_models_have_their_errors(wired
     with pytest.raises(ModelNotFound, match=r"^model 'nope': .*'nope' is not found") as caught:
         call(wired.client, "nope")
     assert (caught.value.model, caught.value.version) == ("nope", None)
-    assert caught.value.code == {"fake": "NOT_FOUND", "grpc": "NOT_FOUND", "http": "404"}[wired.protocol]
+    assert caught.value.code == {"fake": "NOT_FOUND", "grpc": "NOT_FOUND", "http": "404"}[wired.wire]
     with pytest.raises(ModelNotFound, match=r"^model 'ner' version 9: ") as caught:
         call(wired.client, "ner", version="9")
     assert (caught.value.model, caught.value.version) == ("ner", "9")
@@ -192,8 +201,14 @@ def test_odd_model_names_reach_the_server_whole(wired: Any, model: str) -> None:
 
 
 def test_a_full_queue_is_overload(wired: Any) -> None:
-    with pytest.raises(Overloaded, match="Exceeds maximum queue size"):
+    with pytest.raises(Overloaded, match="Exceeds maximum queue size") as caught:
         wired.client.infer("overloaded", {"x": np.float32([1])})
+    assert len(wired.fake.requests) == 3
+    assert [type(error) for error in caught.value.attempts] == [Overloaded] * 3
+    assert caught.value.attempts[-1] is caught.value
+    counters = wired.client.counters()
+    # Two of the requests asked for the signature.
+    assert (counters.calls, counters.failed_calls, counters.requests, counters.retries) == (3, 1, 5, 2)
 
 
 def test_readiness_of_server_and_models(wired: Any) -> None:
@@ -224,175 +239,70 @@ def test_metadata_config_and_index_are_typed(wired: Any) -> None:
     assert states["unloaded"].state == "UNAVAILABLE"
 
 
-def test_token_classifier_finds_entities_in_characters(wired: Any) -> None:
-    ner = wired.client.task("ner")
-    assert isinstance(ner, TokenClassifier)
-    text = "🙂 Ähre und Zoë"
-    found = ner(text)
-    assert found == [
-        Entity(label="NAME", score=0.75, start=2, end=6, text="Ähre"),
-        Entity(label="NAME", score=0.75, start=11, end=14, text="Zoë"),
-    ]
-    assert all(entity.text == text[entity.start : entity.end] for entity in found)
+def test_the_server_describes_itself(wired: Any) -> None:
+    said = wired.client.server_metadata()
+    assert said == ServerMetadata(name="fake", version="0.0.0", extensions=())
 
 
-def test_text_classifier_gives_labels_best_first(wired: Any) -> None:
-    intent = wired.client.task("intent")
-    assert isinstance(intent, TextClassifier)
-    assert intent("x" * 75) == [Label(label="long", score=0.75), Label(label="short", score=0.25)]
-    assert [row[0].label for row in intent(["x", "x" * 100])] == ["short", "long"]
-
-
-def test_more_texts_than_a_batch_are_split_and_keep_their_order(wired: Any) -> None:
-    ner = wired.client.task("ner")
-    texts = [f"{'none' if i % 3 else 'Name'} of {'A' * i}" for i in range(1, 12)]
-    assert ner(texts) == [ner(text) for text in texts]
-    assert [len(request.inputs[0].array) for request in wired.fake.requests[:3]] == [4, 4, 3]
-
-
-def test_one_text_gives_one_result_and_a_sequence_a_list(wired: Any) -> None:
-    ner = wired.client.task("ner")
-    assert ner("nothing here") == []
-    assert ner(["nothing here"]) == [[]]
-    assert ner(("Some", "none")) == [ner("Some"), []]
-
-
-BAD_TEXTS = [
-    ([], "the list of texts is empty"),
-    ("", "text 0 is empty"),
-    (["a", ""], "text 1 is empty"),
-    (["a", None], "text 1 is NoneType, expected str"),
-    (["a", b"b"], "text 1 is bytes, expected str"),
-    (b"ab", "expected a str or a sequence of str, got bytes"),
-    (5, "expected a str or a sequence of str, got int"),
-    (iter(["a"]), "expected a str or a sequence of str, got list_iterator"),
-    (["a", "b\ud800"], r"text 1 can't be written as UTF-8 \(character 1\)"),
-]
-
-
-@pytest.mark.parametrize("model", ["ner", "intent"])
-@pytest.mark.parametrize(("texts", "said"), BAD_TEXTS, ids=range(len(BAD_TEXTS)))
-def test_texts_that_no_model_takes_are_not_sent(wired: Any, model: str, texts: Any, said: str) -> None:
-    task = wired.client.task(model)
-    with pytest.raises(InvalidInput, match=f"^model '{model}': {said}$"):
-        task(texts)
-    assert wired.fake.requests == []
-
-
-def test_a_text_that_the_server_refuses_is_found_in_the_call(wired: Any) -> None:
-    ner = wired.client.task("refusing")
-    with pytest.raises(InvalidInput, match="text 0 is too long") as caught:
-        ner(["a"])
-    assert "of the call" not in str(caught.value)
-    refusing = wired.fake.models_by_name["refusing"]
-    first_batch_passes = FakeModel(
-        **{
-            **vars(refusing),
-            "answer": lambda inputs: (
-                refusing if len(inputs["text"]) < 4 else wired.fake.models_by_name["ner"]
-            ).answer(inputs),
-        }
-    )
-    wired.fake.models_by_name["refusing"] = first_batch_passes
-    with pytest.raises(
-        InvalidInput, match=r"text 0 is too long.* \(text 0 of that request is text 4 of the call\)"
-    ):
-        ner(["a"] * 5)
-
-
-def test_a_model_without_a_known_task_is_refused_with_the_known_ones(wired: Any) -> None:
-    known = "text-classification, token-classification"
-    with pytest.raises(ConfigError, match=rf"model 'double' does not say its task .*known tasks: {known}\."):
-        wired.client.task("double")
-    wired.fake.models_by_name["odd"] = FakeModel(
-        inputs={}, outputs={}, answer=dict, parameters={"task": "telepathy"}
-    )
-    with pytest.raises(ConfigError, match=f"model 'odd' says task 'telepathy', .*known tasks: {known}$"):
-        wired.client.task("odd")
-
-
-def test_a_reloaded_model_is_asked_anew_before_the_client_says_no(wired: Any) -> None:
-    client, models = wired.client, wired.fake.models_by_name
-    large = np.zeros((5, 1), np.float32)
-    with pytest.raises(InvalidInput, match="at most 3"):
-        client.infer("double", {"x": large})
-    client.infer("double", {"x": X})
-    models["double"] = FakeModel(**{**vars(models["double"]), "max_batch_size": 5})
-    assert client.infer("double", {"x": large})["y"].shape == (5, 1)
-
-
-def test_a_model_reloaded_with_a_smaller_batch_costs_one_error(wired: Any) -> None:
-    models = wired.fake.models_by_name
-    ner = wired.client.task("ner")
-
-    def at_most_two(inputs: dict[str, np.ndarray]) -> Any:
-        if len(inputs["text"]) > 2:
-            raise InvalidInput("batch-size must be <= 2")
-        return before.answer(inputs)
-
-    before = models["ner"]
-    models["ner"] = FakeModel(**{**vars(before), "max_batch_size": 2, "answer": at_most_two})
-    with pytest.raises(InvalidInput, match="batch-size must be <= 2"):
-        ner(["A", "b", "C"])
-    assert [len(found) for found in ner(["A", "b", "C"])] == [1, 0, 1]
-
-
-def test_a_model_reloaded_without_a_batch_axis_is_told_apart(wired: Any) -> None:
-    models = wired.fake.models_by_name
-    ner = wired.client.task("ner")
-    unbatched = {"max_batch_size": 0, "inputs": {"text": ("BYTES", [1])}, "answer": models["refusing"].answer}
-    models["ner"] = FakeModel(**{**vars(models["ner"]), **unbatched})
-    with pytest.raises(InvalidInput, match="text 0 is too long"):
-        ner(["A", "b", "C"])
-    with pytest.raises(InvalidInput, match=r"input 'text' has shape \[3, 1\]; expected \[1\]$"):
-        ner(["A", "b", "C"])
-
-
-def test_answers_that_contradict_the_signature_are_not_returned(wired: Any) -> None:
-    models = wired.fake.models_by_name
+def test_statistics_are_typed(wired: Any) -> None:
     wired.client.infer("double", {"x": X})
-    models["double"] = FakeModel(**{**vars(models["double"]), "answer": lambda inputs: {"y": inputs["x"][0]}})
-    with pytest.raises(DecodeError, match=r"output y FP32\[-1, -1\] came as float32\[3\]"):
+    [found] = wired.client.statistics("double", version="1")
+    took = DurationStatistics(count=2, ns=3_000_000)
+    assert (found.name, found.version) == ("double", "1")
+    assert (found.inference_count, found.execution_count, found.success.count) == (1, 1, 1)
+    assert found.last_inference_ms == 1_700_000_000_000
+    assert (found.queue, found.fail) == (took, DurationStatistics(count=0, ns=0))
+    assert found.queue.mean_ms == 1.5
+    assert found.fail.mean_ms == 0
+    assert found.batches == (
+        BatchStatistics(batch_size=8, compute_input=took, compute_infer=took, compute_output=took),
+    )
+
+
+def test_statistics_of_all_models_and_of_none(wired: Any) -> None:
+    del wired.fake.models_by_name["unloaded"]
+    assert {one.name for one in wired.client.statistics()} == set(wired.fake.models_by_name)
+    with pytest.raises(ModelNotFound, match=r"^model 'nope': "):
+        wired.client.statistics("nope")
+    with pytest.raises(ConfigError, match="the model name is empty"):
+        wired.client.statistics(version="1")
+
+
+def test_models_are_loaded_and_unloaded(wired: Any) -> None:
+    files = {"1/model.bin": b"\x00\xff"}
+    assert wired.client.load("unloaded", config='{"name": "unloaded"}', files=files) is None
+    assert wired.client.ready("unloaded")
+    assert wired.client.unload("unloaded", unload_dependents=True) is None
+    assert not wired.client.ready("unloaded")
+    [load] = [operation for operation in wired.fake.operations if isinstance(operation, LoadModel)]
+    assert (load.model, load.config) == ("unloaded", '{"name": "unloaded"}')
+    assert load.files == files
+    [unload] = [operation for operation in wired.fake.operations if isinstance(operation, UnloadModel)]
+    assert unload.unload_dependents
+    wired.client.load("unloaded")
+    assert wired.fake.operations[-1].config is None
+
+
+def test_what_can_not_be_loaded_says_so(wired: Any) -> None:
+    with pytest.raises(ServerError, match=r"^model 'nope': .*failed to load 'nope'") as caught:
+        wired.client.load("nope")
+    assert type(caught.value) is ServerError
+    with pytest.raises(ConfigError, match="files need a config"):
+        wired.client.load("ner", files={"1/model.bin": b""})
+
+
+def test_loading_and_unloading_forget_the_signature(wired: Any) -> None:
+    for switch in (wired.client.load, wired.client.unload):
+        wired.client.load("double")
         wired.client.infer("double", {"x": X})
-    with pytest.raises(DecodeError, match=r"the answer lacks output 'rows'; it has \['y'\]"):
-        wired.client.infer("double", {"x": X}, outputs=["rows", "y"])
+        before = wired.fake.count(GetMetadata)
+        switch("double")
+        wired.client.load("double")
+        wired.client.infer("double", {"x": X})
+        assert wired.fake.count(GetMetadata) == before + 1
 
 
-def test_threads_may_share_a_client(wired: Any) -> None:
-    barrier = threading.Barrier(16)
-
-    def work(seed: int) -> None:
-        barrier.wait()
-        for i in range(20):
-            x = np.full((1, 8), 100 * seed + i, np.float32)
-            np.testing.assert_array_equal(wired.client.infer("double", {"x": x}, outputs=["y"])["y"], 2 * x)
-
-    with ThreadPoolExecutor(16) as pool:
-        list(pool.map(work, range(16)))
-    assert len(wired.fake.requests) == 16 * 20
-
-
-def test_close_is_idempotent_and_later_calls_say_so(wired: Any) -> None:
-    client: Client = wired.client
-    ner = client.task("ner")
-    client.close()
-    client.close()
-    for call in (
-        client.server_ready,
-        client.models,
-        lambda: client.infer("double", {"x": X}),
-        lambda: ner("A"),
-    ):
-        with pytest.raises(ConfigError, match=r"the client of \w+://[\w.:]+ is closed; make a new one"):
-            call()
-
-
-@pytest.mark.parametrize("timeout_s", [0, -1, float("nan"), float("inf"), 1e9, "5", True])
-def test_timeouts_that_can_not_be_right_are_refused(wired: Any, timeout_s: Any) -> None:
-    for call in (
-        lambda: Client("grpc://127.0.0.1:8001", timeout_s=timeout_s),
-        lambda: wired.client.server_ready(timeout_s=timeout_s),
-        lambda: wired.client.task("ner")("A", timeout_s=timeout_s),
-    ):
-        with pytest.raises(ConfigError, match="timeout_s must be"):
-            call()
+def test_a_decoupled_model_is_not_inferred(wired: Any) -> None:
+    with pytest.raises(InvalidInput, match="model 'count' answers with any number of responses: call stream"):
+        wired.client.infer("count", {"n": np.int32([1])})
+    assert wired.fake.requests == []

@@ -1,134 +1,200 @@
-"""What typed calls make of answers that contradict their task."""
+"""Typed calls of all six tasks: items in, results out, and what no model takes."""
 
 from __future__ import annotations
 
-from types import SimpleNamespace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from mooring import Client, DeadlineExceeded, DecodeError
-from mooring.testing import FakeModel, FakeTransport
-
-TEXT = "Anna in Bonn"
-GOOD: dict[str, Any] = {
-    "label": [[b"PER", b"LOC", b""]],
-    "score": [[0.5, 1.0004, 0.0]],
-    "start": [[0, 8, -1]],
-    "end": [[4, 12, -1]],
-    "entity": [[b"Anna", b"Bonn", b""]],
-}
-DTYPES = {"label": np.object_, "score": np.float32, "start": np.int32, "end": np.int32, "entity": np.object_}
-
-
-def client_of(fake: FakeTransport, model: str, answer: dict[str, Any]) -> Client:
-    """A client whose ``model`` gives ``answer`` to everything."""
-    arrays = {name: np.array(rows, DTYPES[name]) for name, rows in answer.items()}
-    changed = {**vars(fake.models_by_name[model]), "answer": lambda inputs: arrays}
-    fake.models_by_name[model] = FakeModel(**changed)
-    return Client("grpc://fake:8001", transport=fake)
-
-
-def test_padding_ends_a_row(fake: FakeTransport) -> None:
-    found = client_of(fake, "ner", GOOD).task("ner")(TEXT)
-    assert [(entity.label, entity.text, entity.start, entity.end) for entity in found] == [
-        ("PER", "Anna", 0, 4),
-        ("LOC", "Bonn", 8, 12),
-    ]
-
-
-BAD_ENTITIES = [
-    ({"label": [[b"PER", b"", b"LOC"]]}, "label 1 is empty, but later ones are not"),
-    ({"label": [[b"\xff", b"LOC", b""]]}, r"label b'\\xff' is not UTF-8"),
-    ({"label": [["PER", "LOC", ""]]}, "label 'PER' is no bytes"),
-    ({"score": [[float("nan"), 1, 0]]}, "score nan is no probability"),
-    ({"score": [[0.5, 1.5, 0]]}, r"score 1\.5 is no probability"),
-    ({"score": [[-0.5, 1, 0]]}, r"score -0\.5 is no probability"),
-    ({"start": [[4, 8, -1]]}, "PER at 4:4 of a text of 12 characters"),
-    ({"start": [[-1, 8, -1]]}, "PER at -1:4 of a text of 12 characters"),
-    ({"end": [[4, 13, -1]]}, "LOC at 8:13 of a text of 12 characters"),
-    ({"end": [[3, 12, -1]]}, r"PER at 0:3 is 'Ann', but the server says b'Anna'"),
-    ({"label": [[b"PER"]]}, r"expected 1 rows of equal length in each output, got \{'label': \(1, 1\)"),
-    ({name: 2 * rows for name, rows in GOOD.items()}, "expected 1 rows of equal length"),
-]
-
-
-@pytest.mark.parametrize(("changes", "said"), BAD_ENTITIES, ids=range(len(BAD_ENTITIES)))
-def test_entities_that_can_not_be_are_decode_errors(
-    fake: FakeTransport, changes: dict[str, Any], said: str
-) -> None:
-    ner = client_of(fake, "ner", {**GOOD, **changes}).task("ner")
-    with pytest.raises(
-        DecodeError, match=f"^model 'ner' says task 'token-classification', but answers.*{said}"
-    ):
-        ner(TEXT)
-
-
-def test_offsets_in_bytes_are_found_out(fake: FakeTransport) -> None:
-    bytewise = {"label": [[b"LOC"]], "score": [[1]], "start": [[7]], "end": [[11]], "entity": [[b"Bonn"]]}
-    with pytest.raises(
-        DecodeError, match=r"LOC at 7:11 of a text of 10 characters|but the server says b'Bonn'"
-    ):
-        client_of(fake, "ner", bytewise).task("ner")("Zoë > Bonn")
-
-
-BAD_LABELS = [
-    ({"label": [[b"a", b"b"]], "score": [[float("inf"), 0]]}, "score inf is no probability"),
-    ({"label": [[b"a", b"\xc3"]], "score": [[1, 0]]}, "is not UTF-8"),
-    ({"label": [[b"a", b"b"]] * 2, "score": [[1, 0]] * 2}, "expected 1 rows of equal length"),
-]
-
-
-@pytest.mark.parametrize(("answer", "said"), BAD_LABELS, ids=range(len(BAD_LABELS)))
-def test_labels_that_can_not_be_are_decode_errors(
-    fake: FakeTransport, answer: dict[str, Any], said: str
-) -> None:
-    with pytest.raises(DecodeError, match=f"'text-classification', but answers otherwise: .*{said}"):
-        client_of(fake, "intent", answer).task("intent")(TEXT)
+from mooring import ConfigError, Entity, InvalidInput, Label, RankedItem
+from mooring.testing import FakeModel
 
 
 @pytest.mark.parametrize(
-    "changes",
+    ("model", "task", "kind"),
     [
-        {"inputs": {"text": ("BYTES", [-1])}, "max_batch_size": 4},
-        {"inputs": {"text": ("INT64", [-1, 1])}},
-        {"inputs": {"words": ("BYTES", [-1, 1])}},
-        {"inputs": {"text": ("BYTES", [-1, 1]), "more": ("BYTES", [-1, 1])}},
-        {"outputs": {"label": ("BYTES", [-1, -1])}},
-        {"outputs": {"label": ("BYTES", [-1, -1]), "score": ("FP64", [-1, -1])}},
-        {"max_batch_size": 0},
+        ("ner", "token-classification", "TokenClassifier"),
+        ("intent", "text-classification", "TextClassifier"),
+        ("embed", "feature-extraction", "Embedder"),
+        ("rank", "text-ranking", "TextRanker"),
+        ("recommend", "recommendation", "Recommender"),
+        ("images", "image-classification", "ImageClassifier"),
     ],
 )
-def test_a_signature_unlike_its_task_is_a_decode_error(fake: FakeTransport, changes: dict[str, Any]) -> None:
-    fake.models_by_name["odd"] = FakeModel(**{**vars(fake.models_by_name["intent"]), **changes})
-    with pytest.raises(
-        DecodeError, match="says task 'text-classification', but its signature is not that of one"
+def test_each_task_has_its_class(wired: Any, model: str, task: str, kind: str) -> None:
+    made = wired.client.task(model)
+    assert repr(made) == f"{wired.side.name(kind)}({model!r})"
+    assert type(getattr(made, "wrapped", made)) is wired.side.kind(kind)
+    assert (made.name, made.model, made.version) == (task, model, "")
+    assert wired.client.task(model, version="1").version == "1"
+
+
+def test_a_task_of_a_version_asks_that_version(wired: Any) -> None:
+    wired.client.task("ner", version="1")("Some text")
+    assert wired.fake.requests[-1].version == "1"
+
+
+def test_token_classifier_finds_entities_in_characters(wired: Any) -> None:
+    ner = wired.client.task("ner")
+    assert ner.name == "token-classification"
+    text = "🙂 Ähre und Zoë"
+    found = ner(text)
+    assert found == [
+        Entity(label="NAME", score=0.75, start=2, end=6, text="Ähre"),
+        Entity(label="NAME", score=0.75, start=11, end=14, text="Zoë"),
+    ]
+    assert all(entity.text == text[entity.start : entity.end] for entity in found)
+
+
+def test_text_classifier_gives_labels_best_first(wired: Any) -> None:
+    intent = wired.client.task("intent")
+    assert intent.name == "text-classification"
+    assert intent("x" * 75) == [Label(label="long", score=0.75), Label(label="short", score=0.25)]
+    assert [row[0].label for row in intent(["x", "x" * 100])] == ["short", "long"]
+
+
+def test_embedder_gives_one_vector_or_a_matrix(wired: Any) -> None:
+    embed = wired.client.task("embed")
+    one = embed("a text")
+    assert (one.shape, one.dtype) == ((8,), np.float32)
+    np.testing.assert_array_equal(one, np.arange(8, dtype=np.float32) / 10)
+    many = embed(["a text", "b", "c", "d", "e"])
+    assert (many.shape, many.dtype) == ((5, 8), np.float32)
+    assert [len(request.inputs[0].array) for request in wired.fake.requests] == [1, 4, 1]
+
+
+def test_rankers_give_items_best_first(wired: Any) -> None:
+    rank = wired.client.task("rank")
+    lamp = RankedItem(item="lamp", score=12.5)
+    assert rank("grün") == [lamp, RankedItem(item="grün", score=-3.25)]
+    assert rank(["a", "b"]) == [
+        [lamp, RankedItem(item="a", score=-3.25)],
+        [lamp, RankedItem(item="b", score=-3.25)],
+    ]
+
+
+def test_recommender_takes_histories_and_pads_the_shorter(wired: Any) -> None:
+    recommend = wired.client.task("recommend")
+    lamp = RankedItem(item="lamp", score=12.5)
+    assert recommend(["tent", "rope"]) == [lamp, RankedItem(item="tent", score=-3.25)]
+    two = recommend([["tent", "rope"], ("boot",)])
+    assert [row[1].item for row in two] == ["tent", "boot"]
+    assert wired.fake.requests[-1].inputs[0].array.tolist() == [[b"tent", b"rope"], [b"boot", b""]]
+
+
+@pytest.mark.parametrize(
+    ("items", "said"),
+    [
+        ([], "the list of histories is empty"),
+        ("tent", r"expected a history \(a sequence of str\) or a sequence of histories, got str"),
+        (7, r"expected a history \(a sequence of str\) or a sequence of histories, got int"),
+        ([["tent", ""]], "history 0, item 1 is empty"),
+        ([["tent"], [b"rope"]], "history 1, item 0 is bytes, expected str"),
+        ([["tent"], "rope"], "history 1 is str, expected a sequence of str"),
+        (["tent", ["rope"]], "history 0, item 1 is list, expected str"),
+    ],
+)
+def test_histories_that_no_model_takes_are_not_sent(wired: Any, items: Any, said: str) -> None:
+    recommend = wired.client.task("recommend")
+    with pytest.raises(InvalidInput, match=f"^model 'recommend': {said}$"):
+        recommend(items)
+    assert wired.fake.requests == []
+
+
+def test_image_classifier_takes_bytes_and_paths(wired: Any, tmp_path: Path) -> None:
+    images = wired.client.task("images")
+    path = tmp_path / "image.png"
+    path.write_bytes(b"\x89PNG" + b"x" * 71)
+    labels = [Label(label="long", score=0.75), Label(label="short", score=0.25)]
+    assert images(path) == images(str(path)) == images(path.read_bytes()) == labels
+    assert [row[0].label for row in images([b"x", path])] == ["short", "long"]
+
+
+def test_images_that_are_not_there_are_not_sent(wired: Any, tmp_path: Path) -> None:
+    images = wired.client.task("images")
+    for items, said in (
+        (tmp_path / "nope.png", r"image 0: there is no file '.*nope\.png' that can be read"),
+        ([b"x", tmp_path], "image 1: there is no file"),
+        (b"", "image 0 is empty"),
+        ([b"x", 7], "image 1 is int, expected bytes or a path"),
+        (7, r"expected an image \(bytes or a path\) or a sequence of images, got int"),
+        ([], "the list of images is empty"),
     ):
-        Client("grpc://fake:8001", transport=fake).task("odd")
+        with pytest.raises(InvalidInput, match=f"^model 'images': {said}"):
+            images(items)
+    assert wired.fake.requests == []
 
 
-def test_the_budget_is_that_of_the_whole_call(fake: FakeTransport, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each request takes 5 of 10 seconds on a clock of the test: the third is not sent."""
-    now_s = [0.0]
-    monkeypatch.setattr("mooring._deadline.time", SimpleNamespace(monotonic=lambda: now_s[0]))
-    given_s = []
-    answer = fake.infer
-
-    def infer(request: Any, *, timeout_s: float) -> Any:
-        given_s.append(timeout_s)
-        now_s[0] += 5.0
-        return answer(request, timeout_s=timeout_s)
-
-    monkeypatch.setattr(fake, "infer", infer)
-    ner = Client("grpc://fake:8001", timeout_s=10, transport=fake).task("ner")
-    with pytest.raises(DeadlineExceeded, match="the call's 10 s were spent") as caught:
-        ner(["Text"] * 12)
-    assert given_s == [10.0, 5.0]
-    assert [type(attempt) for attempt in caught.value.attempts] == [TimeoutError]
+def test_tokenize_is_one_of_two(wired: Any) -> None:
+    for options in ({"tokenize": "maybe"}, {"tokenizer": "folder"}):
+        with pytest.raises(ConfigError, match="tokenize must be 'server', or 'client' with or without"):
+            wired.client.task("ner", **options)
 
 
-def test_repr_names_the_model(fake: FakeTransport) -> None:
-    client = Client("grpc://fake:8001", transport=fake)
-    assert repr(client.task("ner")) == "TokenClassifier('ner')"
-    assert repr(client) == "Client('grpc://fake:8001')"
+def test_more_texts_than_a_batch_are_split_and_keep_their_order(wired: Any) -> None:
+    ner = wired.client.task("ner")
+    texts = [f"{'none' if i % 3 else 'Name'} of {'A' * i}" for i in range(1, 12)]
+    assert ner(texts) == [ner(text) for text in texts]
+    assert [len(request.inputs[0].array) for request in wired.fake.requests[:3]] == [4, 4, 3]
+
+
+def test_one_text_gives_one_result_and_a_sequence_a_list(wired: Any) -> None:
+    ner = wired.client.task("ner")
+    assert ner("nothing here") == []
+    assert ner(["nothing here"]) == [[]]
+    assert ner(("Some", "none")) == [ner("Some"), []]
+
+
+BAD_TEXTS = [
+    ([], "the list of texts is empty"),
+    ("", "text 0 is empty"),
+    (["a", ""], "text 1 is empty"),
+    (["a", None], "text 1 is NoneType, expected str"),
+    (["a", b"b"], "text 1 is bytes, expected str"),
+    (b"ab", "expected a str or a sequence of str, got bytes"),
+    (5, "expected a str or a sequence of str, got int"),
+    (iter(["a"]), "expected a str or a sequence of str, got list_iterator"),
+    (["a", "b\ud800"], r"text 1 can't be written as UTF-8 \(character 1\)"),
+]
+
+
+@pytest.mark.parametrize("model", ["ner", "intent"])
+@pytest.mark.parametrize(("texts", "said"), BAD_TEXTS, ids=range(len(BAD_TEXTS)))
+def test_texts_that_no_model_takes_are_not_sent(wired: Any, model: str, texts: Any, said: str) -> None:
+    task = wired.client.task(model)
+    with pytest.raises(InvalidInput, match=f"^model '{model}': {said}$"):
+        task(texts)
+    assert wired.fake.requests == []
+
+
+def test_a_text_that_the_server_refuses_is_found_in_the_call(wired: Any) -> None:
+    ner = wired.client.task("refusing")
+    with pytest.raises(InvalidInput, match="text 0 is too long") as caught:
+        ner(["a"])
+    assert "of the call" not in str(caught.value)
+    models = wired.fake.models_by_name
+    refusing, ner_model = models["refusing"], models["ner"]
+    wired.fake.change(
+        "refusing",
+        answer=lambda inputs: (refusing if len(inputs["text"]) < 4 else ner_model).answer(inputs),
+    )
+    with pytest.raises(
+        InvalidInput, match=r"text 0 is too long.* \(text 0 of that request is text 4 of the call\)"
+    ):
+        ner(["a"] * 5)
+
+
+def test_a_model_without_a_known_task_is_refused_with_the_known_ones(wired: Any) -> None:
+    known = (
+        "feature-extraction, image-classification, recommendation, text-classification, text-ranking, "
+        "token-classification"
+    )
+    with pytest.raises(ConfigError, match=rf"model 'double' does not say its task .*known tasks: {known}\."):
+        wired.client.task("double")
+    wired.fake.models_by_name["odd"] = FakeModel(
+        inputs={}, outputs={}, answer=dict, parameters={"task": "telepathy"}
+    )
+    with pytest.raises(ConfigError, match=f"model 'odd' says task 'telepathy', .*known tasks: {known}$"):
+        wired.client.task("odd")

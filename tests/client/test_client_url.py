@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from mooring import Client, ConfigError
-from mooring._url import Endpoint, parse_url
+from mooring import AsyncClient, Client, ConfigError
+from mooring._url import Endpoint, parse_url, parse_urls
 
 
 @pytest.mark.parametrize(
@@ -16,6 +16,11 @@ from mooring._url import Endpoint, parse_url
         ("grpc://127.0.0.1:8001", Endpoint(scheme="grpc", host="127.0.0.1", port=8001)),
         ("http://triton:8000", Endpoint(scheme="http", host="triton", port=8000)),
         ("grpc://[::1]:8001", Endpoint(scheme="grpc", host="::1", port=8001)),
+        ("grpcs://triton:443", Endpoint(scheme="grpcs", host="triton", port=443)),
+        (
+            "https://triton:8000/models/eu",
+            Endpoint(scheme="https", host="triton", port=8000, base_path="/models/eu"),
+        ),
         (
             "http://triton:8000/models/eu",
             Endpoint(scheme="http", host="triton", port=8000, base_path="/models/eu"),
@@ -45,8 +50,6 @@ def test_urls_that_mean_the_same_are_written_alike(url: str, plain: str) -> None
         ("", "does not say the protocol"),
         ("triton://h:1", "unknown scheme 'triton': write grpc://host:8001 or http://host:8000"),
         ("://h:1", "unknown scheme ''"),
-        ("grpcs://h:1", "TLS is not supported"),
-        ("https://h:1", "TLS is not supported"),
         ("grpc://h", "has no port"),
         ("grpc://h:0", "has no port"),
         ("grpc://:8001", "has no host"),
@@ -54,18 +57,27 @@ def test_urls_that_mean_the_same_are_written_alike(url: str, plain: str) -> None
         ("grpc://h:x", "can't be read"),
         ("grpc://[::1:8001", "can't be read"),
         ("grpc://h:1/base", "gRPC has no base path, write grpc://h:1"),
+        ("grpcs://h:1/base", "gRPC has no base path, write grpcs://h:1"),
         ("http://h:1/ü", "write the path percent-encoded, /%C3%BC"),
         ("http://h:1?x=1", "query or fragment"),
         ("http://h:1/#x", "query or fragment"),
         ("grpc://h :1", "white space or control characters"),
         ("http://h:1\r\nX: y", "white space or control characters"),
-        (8001, "must be a str, got int"),
-        (None, "must be a str, got NoneType"),
+        (8001, "must be a URL or a list of URLs, got 8001"),
+        (None, "must be a URL or a list of URLs, got None"),
+        ([], r"must be a URL or a list of URLs, got \[\]"),
+        (["grpc://h:1", 8001], "must be a str, got int"),
+        (["grpc://h:1", "h:2"], "'h:2' does not say the protocol"),
+        (["grpc://h:1", "grpc://h:1/"], r"names one twice: \['grpc://h:1', 'grpc://h:1'\]"),
+        (["grpc://h:1", "http://h:2"], "must share a protocol, got grpc and http"),
+        (["grpc://h:1", "grpcs://h:2"], "must share a protocol, got grpc and grpcs"),
     ],
 )
 def test_other_urls_are_refused_with_the_way_out(url: Any, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         Client(url)
+    with pytest.raises(ConfigError, match=said):
+        AsyncClient(url)
 
 
 @pytest.mark.parametrize(
@@ -75,3 +87,36 @@ def test_credentials_are_refused_and_not_repeated(url: str) -> None:
     with pytest.raises(ConfigError, match="the URL of 'h:1' holds a user name or password") as caught:
         Client(url)
     assert "s3cret" not in str(caught.value)
+
+
+def test_a_list_of_urls_keeps_its_order() -> None:
+    urls = ["http://b:8000", "http://a:8000/eu", "http://[::1]:8000"]
+    assert [str(endpoint) for endpoint in parse_urls(urls)] == urls
+    assert parse_urls(tuple(urls)) == parse_urls(urls)
+    assert Client(urls).urls == tuple(urls)
+    assert parse_urls("http://b:8000") == parse_urls(["http://b:8000"])
+
+
+@pytest.mark.parametrize(
+    ("scheme", "protocol", "is_tls"),
+    [("grpc", "grpc", False), ("grpcs", "grpc", True), ("http", "http", False), ("https", "http", True)],
+)
+def test_a_scheme_is_a_protocol_with_or_without_tls(scheme: str, protocol: str, is_tls: bool) -> None:
+    endpoint = parse_url(f"{scheme}://h:1")
+    assert (endpoint.protocol, endpoint.is_tls) == (protocol, is_tls)
+
+
+@pytest.mark.parametrize(
+    ("host", "connect_to", "address", "connect_address", "url"),
+    [
+        ("h", None, "h:1", "h:1", "http://h:1"),
+        ("::1", None, "[::1]:1", "[::1]:1", "http://[::1]:1"),
+        ("h", "10.0.0.7", "h:1", "10.0.0.7:1", "http://h:1 (10.0.0.7)"),
+        ("h", "fd00::7", "h:1", "[fd00::7]:1", "http://h:1 (fd00::7)"),
+    ],
+)
+def test_connections_go_to_the_address_that_is_known(
+    host: str, connect_to: Any, address: str, connect_address: str, url: str
+) -> None:
+    endpoint = Endpoint(scheme="http", host=host, port=1, connect_to=connect_to)
+    assert (endpoint.address, endpoint.connect_address, str(endpoint)) == (address, connect_address, url)

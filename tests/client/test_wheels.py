@@ -91,8 +91,7 @@ def test_an_index_that_cannot_be_reached(
     monkeypatch.setenv("PIP_RETRIES", "1")
     with pytest.raises(TransportError, match=r"can't reach the package index .* PIP_FIND_LINKS") as raised:
         fetch_wheel("mooring-example==1.2", "0" * 64, cache_dir=tmp_path / "cache")
-    (attempt,) = raised.value.attempts
-    assert isinstance(attempt, subprocess.CalledProcessError)
+    assert isinstance(raised.value.__cause__, subprocess.CalledProcessError)
 
 
 def test_a_python_without_pip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

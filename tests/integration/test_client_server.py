@@ -5,12 +5,8 @@ The models are tiny and in Python; they keep the contract of the ``ner`` and ``i
 
 from __future__ import annotations
 
-import contextlib
-import os
-import signal
 import socket
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -19,6 +15,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from driven_clients import THREADS_PAIRS, AnyClient, Pair
 from mooring import (
     Client,
     ConnectError,
@@ -30,7 +27,6 @@ from mooring import (
     ModelNotReady,
     MooringError,
     Overloaded,
-    TransportError,
 )
 from mooring._cli import main
 from mooring_serve import TritonServer
@@ -199,53 +195,45 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
         yield running
 
 
-@pytest.fixture(params=["grpc", "http"])
-def url_of(request: pytest.FixtureRequest) -> Callable[[TritonServer], str]:
-    """The same test over each protocol."""
-    return lambda server: server.grpc_url if request.param == "grpc" else server.http_url
-
-
 @pytest.fixture
-def client(server: TritonServer, url_of: Callable[[TritonServer], str]) -> Iterator[Client]:
-    with Client(url_of(server), timeout_s=30) as made:
+def client(server: TritonServer, pair: Pair) -> Iterator[AnyClient]:
+    with pair(pair.url(server)) as made:
         yield made
 
 
-def test_entities_and_labels(client: Client) -> None:
+def test_entities_and_labels(client: AnyClient) -> None:
     text = "🙂 Ähre und Zoë"
-    assert client.task("ner")([text, "nichts"]) == [
+    assert client.ask("ner", [text, "nichts"]) == [
         [
             Entity(label="NAME", score=0.75, start=2, end=6, text="Ähre"),
             Entity(label="NAME", score=0.75, start=11, end=14, text="Zoë"),
         ],
         [],
     ]
-    assert client.task("ner")("nichts") == []
-    assert client.task("intent")("x" * 75) == [
+    assert client.ask("ner", "nichts") == []
+    assert client.ask("intent", "x" * 75) == [
         Label(label="long", score=0.75),
         Label(label="short", score=0.25),
     ]
 
 
-def test_more_texts_than_a_batch(client: Client) -> None:
-    ner = client.task("ner")
+def test_more_texts_than_a_batch(client: AnyClient) -> None:
     texts = [f"{'A' * i} and {'B' * (i % 7)}b" for i in range(1, 12)]
-    answers = ner(texts)
-    assert answers == [ner(text) for text in texts]
+    answers = client.ask("ner", texts)
+    assert answers == [client.ask("ner", text) for text in texts]
     assert [answer[0].text for answer in answers] == ["A" * i for i in range(1, 12)]
 
 
-def test_texts_that_the_server_refuses(client: Client) -> None:
-    ner = client.task("ner")
+def test_texts_that_the_server_refuses(client: AnyClient) -> None:
     with pytest.raises(
         InvalidInput, match=r"^model 'ner': text 1 has 101 tokens, this model takes at most 100"
     ) as e:
-        ner(["short", "x" * 101])
+        client.ask("ner", ["short", "x" * 101])
     assert e.value.code in ("INVALID_ARGUMENT", "400")
     with pytest.raises(
         InvalidInput, match=r"text 1 has 101 .* \(text 0 of that request is text 4 of the call\)"
     ):
-        ner(["short"] * 5 + ["x" * 101])
+        client.ask("ner", ["short"] * 5 + ["x" * 101])
     raw = np.array([[b"gr\xfc\xdfe"]], np.object_)
     with pytest.raises(InvalidInput, match=r"text 0 is not valid UTF-8 \(byte 2\)"):
         client.infer("ner", {"text": raw})
@@ -261,9 +249,9 @@ def test_texts_that_the_server_refuses(client: Client) -> None:
         (["a", "\ud800"], "text 1 can't be written as"),
     ],
 )
-def test_texts_that_are_not_sent(client: Client, texts: Any, said: str) -> None:
+def test_texts_that_are_not_sent(client: AnyClient, texts: Any, said: str) -> None:
     with pytest.raises(InvalidInput, match=said):
-        client.task("ner")(texts)
+        client.ask("ner", texts)
 
 
 @pytest.mark.parametrize(
@@ -278,12 +266,12 @@ def test_texts_that_are_not_sent(client: Client, texts: Any, said: str) -> None:
         ({"words": np.array([["a"]])}, r"there is no input 'words'; expected text BYTES\[-1, 1\]"),
     ],
 )
-def test_tensors_that_are_not_sent(client: Client, inputs: Any, said: str) -> None:
+def test_tensors_that_are_not_sent(client: AnyClient, inputs: Any, said: str) -> None:
     with pytest.raises(InvalidInput, match=said):
         client.infer("ner", inputs)
 
 
-def test_unknown_and_unloaded_models(client: Client) -> None:
+def test_unknown_and_unloaded_models(client: AnyClient) -> None:
     x = {"x": np.float32([[1]])}
     with pytest.raises(ModelNotFound, match=r"^model 'nope': Request for unknown model: 'nope' is not found"):
         client.infer("nope", x)
@@ -298,10 +286,8 @@ def test_unknown_and_unloaded_models(client: Client) -> None:
     assert client.server_ready()
 
 
-def test_a_model_without_a_task(client: Client) -> None:
-    with pytest.raises(
-        MooringError, match=r"'slow' does not say its task .*text-classification, token-classif"
-    ):
+def test_a_model_without_a_task(client: AnyClient) -> None:
+    with pytest.raises(MooringError, match=r"^model 'slow' does not say its task .*: feature-extraction, "):
         client.task("slow")
 
 
@@ -319,7 +305,7 @@ def test_descriptions_are_the_same_over_both_protocols(server: TritonServer) -> 
         assert "broken on purpose" in states["broken"].reason
 
 
-def test_every_data_type_passes(client: Client) -> None:
+def test_every_data_type_passes(client: AnyClient) -> None:
     inputs = {
         name: np.array([[b"\xff\x00", b""], [b"a", "ü".encode()]], dtype)
         if name == "STRING"
@@ -337,13 +323,13 @@ def test_every_data_type_passes(client: Client) -> None:
         client.infer("typed", {**inputs, "FP16": np.zeros((2, 2), ml_dtypes.bfloat16)})
 
 
-def test_optional_inputs_and_models_that_do_not_batch(client: Client) -> None:
+def test_optional_inputs_and_models_that_do_not_batch(client: AnyClient) -> None:
     x = np.arange(3, dtype=np.float32)
     assert client.infer("optional", {"x": x})["y"].tolist() == [0, 1, 2]
     assert client.infer("optional", {"x": x, "unused": np.array([["a", "b"]])})["y"].tolist() == [0, 1, 2]
 
 
-def test_a_full_queue(client: Client) -> None:
+def test_a_full_queue(client: AnyClient) -> None:
     wait = {"x": np.float32([[0.5]])}
     client.infer("slow", {"x": np.float32([[0]])})
 
@@ -354,107 +340,39 @@ def test_a_full_queue(client: Client) -> None:
     assert {"Exceeds maximum queue size" in str(error) for error in errors if error} == {True}
 
 
-def test_a_deadline(client: Client) -> None:
+def test_a_deadline(client: AnyClient) -> None:
     client.infer("slow", {"x": np.float32([[0]])})
     with pytest.raises(DeadlineExceeded, match=r"no answer within 0\.\d+ s"):
         client.infer("slow", {"x": np.float32([[1]])}, timeout_s=0.2)
     assert client.infer("slow", {"x": np.float32([[0]])})["y"].tolist() == [[0]]
 
 
-def test_a_closed_port(url_of: Callable[[TritonServer], str], server: TritonServer) -> None:
+def test_a_closed_port(pair: Pair) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-    url = f"{url_of(server).partition(':')[0]}://127.0.0.1:{port}"
+    url = f"{pair.protocol}://127.0.0.1:{port}"
     with (
-        Client(url) as client,
+        pair(url) as client,
         pytest.raises(ConnectError, match=f"^{url}: can't connect; is the server running"),
     ):
         client.task("ner")
 
 
-def test_the_port_of_the_other_protocol(server: TritonServer) -> None:
-    swapped = [server.http_url.replace("http", "grpc"), server.grpc_url.replace("grpc", "http")]
-    for url in swapped:
-        with (
-            Client(url, timeout_s=10) as client,
-            pytest.raises(MooringError, match=r"HTTP port|gRPC port|can't connect"),
-        ):
-            client.server_ready()
+def test_the_port_of_the_other_protocol(server: TritonServer, pair: Pair) -> None:
+    other = server.http_url if pair.protocol == "grpc" else server.grpc_url
+    url = f"{pair.protocol}://{other.partition('://')[2]}"
+    with (
+        pair(url, timeout_s=10) as client,
+        pytest.raises(MooringError, match=r"HTTP port|gRPC port|can't connect"),
+    ):
+        client.server_ready()
 
 
-def test_threads_share_a_client(client: Client) -> None:
-    ner = client.task("ner")
-
-    def work(seed: int) -> None:
-        for i in range(10):
-            name = f"N{seed}x{i}"
-            assert [entity.text for entity in ner(f"call {name}")] == [name]
-
-    with ThreadPoolExecutor(8) as pool:
-        list(pool.map(work, range(8)))
-
-
-def test_predict_command(
-    server: TritonServer, url_of: Callable[[TritonServer], str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["predict", "ner", "Anna in Bonn", "--url", url_of(server)]) == 0
+@pytest.mark.parametrize("pair", THREADS_PAIRS, ids=str)
+def test_predict_command(server: TritonServer, pair: Pair, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["predict", "ner", "Anna in Bonn", "--url", pair.url(server)]) == 0
     assert capsys.readouterr().out == (
         "Anna in Bonn\n  NAME  0.7500        0:4  Anna\n  NAME  0.7500       8:12  Bonn\n"
     )
-    assert main(["predict", "ner", "x" * 101, "--url", url_of(server)]) == 2
+    assert main(["predict", "ner", "x" * 101, "--url", pair.url(server)]) == 2
     assert "text 0 has 101 tokens" in capsys.readouterr().err
-
-
-def test_a_killed_server_and_its_return(tmp_path: Path, url_of: Callable[[TritonServer], str]) -> None:
-    repository = write_python_model(tmp_path / "repository", "slow", source=SLOW, config=SLOW_CONFIG)
-    errors: list[BaseException] = []
-    with (
-        TritonServer(repository, log_file=tmp_path / "first.log", stop_timeout_s=2) as server,
-        Client(url_of(server)) as client,
-    ):
-        client.infer("slow", {"x": np.float32([[0]])})
-        thread = threading.Thread(target=lambda: errors.append(_error_of(client, wait_s=60)))
-        thread.start()
-        _wait_until_inferring(client, thread)
-        assert server.pid is not None
-        os.kill(server.pid, signal.SIGKILL)
-        thread.join()
-        assert [type(error) for error in errors] == [TransportError], errors
-        assert "connection lost before an answer came" in str(errors[0])
-        assert _eventually(lambda: not server.is_alive())  # until then the port may still answer
-        with pytest.raises(ConnectError):
-            client.server_ready()
-        ports = {
-            f"{name}_port": int(getattr(server, f"{name}_url").split(":")[2]) for name in ("http", "grpc")
-        }
-        server.stop()
-        with TritonServer(repository, log_file=tmp_path / "second.log", **ports):
-            assert _eventually(client.server_ready)
-            assert client.infer("slow", {"x": np.float32([[0]])})["y"].tolist() == [[0]]
-
-
-def _error_of(client: Client, *, wait_s: float) -> BaseException:
-    try:
-        client.infer("slow", {"x": np.float32([[wait_s]])})
-    except MooringError as error:
-        return error
-    raise AssertionError("the killed server answered")
-
-
-def _wait_until_inferring(client: Client, thread: threading.Thread) -> None:
-    """Until the model is busy: a request that would take no time then waits, or finds the queue full."""
-    while thread.is_alive():
-        try:
-            client.infer("slow", {"x": np.float32([[0]])}, timeout_s=0.3)
-        except (DeadlineExceeded, Overloaded):
-            return
-
-
-def _eventually(ready: Callable[[], bool]) -> bool:
-    """Ask until it is so; gRPC pauses a moment between two tries to connect."""
-    for _ in range(100):
-        with contextlib.suppress(ConnectError):
-            if ready():
-                return True
-        threading.Event().wait(0.1)
-    return False

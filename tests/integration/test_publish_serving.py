@@ -17,9 +17,9 @@ import tritonclient.grpc as triton_grpc
 import tritonclient.http as triton_http
 from tritonclient.utils import InferenceServerException
 
+from mooring._served.softmax import softmax
 from mooring_build.publish import publish_release, released_version
 from mooring_build.recipe import Recipe, load_recipe
-from mooring_build.served.softmax import softmax
 from mooring_serve import TritonServer
 from tiny_release import LABELS, LOGIT, make_release
 

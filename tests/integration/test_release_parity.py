@@ -14,13 +14,14 @@ import pytest
 import torch
 
 from mooring import Client
+from mooring._served.entities import BioLabels
 from mooring_build.building import build
 from mooring_build.datasets import read_conll, read_csv
 from mooring_build.models import load_fine_tuned_model, load_tokenizer
 from mooring_build.recipe import Recipe, load_recipe
 from mooring_build.repository import read_manifest, released_version
-from mooring_build.served.entities import BioLabels
 from mooring_serve import TritonServer
+from random_texts import random_texts
 from shared_data import shared_data
 
 pytestmark = pytest.mark.integration
@@ -28,6 +29,8 @@ pytestmark = pytest.mark.integration
 HELD_OUT = 200
 #: The recipes allow 1e-4 on a logit; a probability moves by no more than half of that, plus rounding.
 SCORE_TOLERANCE = 1e-4
+#: The same engine, so only the rounding of batches of other sizes.
+LOCAL_TOLERANCE = 1e-5
 
 
 @dataclass(frozen=True)
@@ -144,6 +147,26 @@ def test_intent_answers_as_the_pytorch_model(intent: Built, client: Client) -> N
         np.testing.assert_allclose(
             [scores[label] for label in expected], list(expected.values()), rtol=0, atol=SCORE_TOLERANCE
         )
+
+
+@pytest.mark.parametrize("source", ["server", "folder"])
+@pytest.mark.parametrize("name", ["ner", "intent"])
+def test_the_client_tokenizes_as_the_server_does(
+    name: str, source: str, request: pytest.FixtureRequest, client: Client
+) -> None:
+    built: Built = request.getfixturevalue(name)
+    local = client.task(name, tokenize="client", tokenizer=built.checkpoint if source == "folder" else None)
+    served = client.task(name)
+    texts = built.texts + random_texts(150, seed=len(name + source))
+    refused = 0
+    for one, other in zip(local.map(texts), served.map(texts), strict=True):
+        assert type(one.error) is type(other.error), texts[one.index]
+        refused += one.error is not None
+        for ours, theirs in zip(one.value or [], other.value or [], strict=True):
+            assert {**vars(ours), "score": 0} == {**vars(theirs), "score": 0}, texts[one.index]
+            # The batches that the engine ran were other ones.
+            assert ours.score == pytest.approx(theirs.score, abs=LOCAL_TOLERANCE)
+    assert 0 < refused < 100
 
 
 @pytest.mark.parametrize(("name", "built"), [("ner", "ner"), ("intent", "intent")])

@@ -19,15 +19,16 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).resolve().parents[2]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 EXTRAS: dict[str, list[str]] = PYPROJECT["project"]["optional-dependencies"]
+# Parts of the client that some programs need; nothing of them is imported before it is asked for.
+CLIENT_EXTRAS = {"otel": "opentelemetry", "progress": "tqdm", "tokenize": "tokenizers"}
 ROOMS = {
-    # Only the rooms that fetch wheels call what needs platformdirs, and their extras declare it.
-    "mooring": ("client", ["platformdirs"]),
+    "mooring": ("client", [line for extra in CLIENT_EXTRAS for line in EXTRAS[extra]]),
     "mooring_build": ("build", EXTRAS["build"]),
     "mooring_serve": ("serve", EXTRAS["serve"]),
     "mooring_loadtests": ("loadtests", EXTRAS["loadtests"]),
 }
 # tritonclient[all] brings these along as part of itself.
-PARTS_OF = {"grpcio": "tritonclient", "protobuf": "tritonclient"}
+PARTS_OF = dict.fromkeys(("aiohttp", "grpcio", "protobuf", "yarl"), "tritonclient")
 
 
 def _pins() -> dict[str, str]:
@@ -87,7 +88,9 @@ def test_the_wheels_metadata_names_command_and_extras(wheel: zipfile.ZipFile) ->
         assert line in text
     (metadata,) = (name for name in wheel.namelist() if name.endswith("METADATA"))
     extras = re.findall(r"(?m)^Provides-Extra: (\S+)$", wheel.read(metadata).decode())
-    assert sorted(extras) == ["all", "build", "loadtests", "serve"]
+    assert sorted(extras) == sorted(EXTRAS)
+    assert {*CLIENT_EXTRAS, "all", "build", "loadtests", "serve"} == set(EXTRAS)
+    assert EXTRAS["all"] == [f"mooring[{','.join(extra for extra in EXTRAS if extra != 'all')}]"]
 
 
 def test_every_declared_requirement_is_pinned_within_its_bounds() -> None:
@@ -120,6 +123,14 @@ def test_a_room_declares_what_it_imports(package: str) -> None:
             assert names & declared, (
                 f"{path.relative_to(ROOT)} imports {module}, which {package} does not declare"
             )
+
+
+def test_the_client_imports_none_of_its_extras_before_they_are_asked_for() -> None:
+    program = "import sys, mooring, mooring._cli; print(*{name.partition('.')[0] for name in sys.modules})"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    imported = set(done.stdout.split())
+    assert "mooring" in imported
+    assert not imported & set(CLIENT_EXTRAS.values())
 
 
 def _imports(path: Path) -> Iterator[str]:

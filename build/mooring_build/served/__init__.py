@@ -1,6 +1,6 @@
-"""Sources of the Python models that Triton runs: text to token ids, logits to answers.
+"""Entry points of the Python models that Triton runs: text to token ids, logits to answers.
 
-Publishing copies these modules into version folders, so they import nothing but numpy, tokenizers and
-one another (relatively), and run on every Python from 3.10 on. ``*_model`` modules are the entry points
-and the only ones that import Triton; the others hold the logic, shared with training and verification.
+Publishing copies one of them as ``model.py`` into each version folder, beside the modules of
+``mooring._served`` that it imports (relatively). They import nothing but these, numpy and Triton's own
+module, and run on every Python from 3.10 on.
 """

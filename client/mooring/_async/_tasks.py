@@ -1,0 +1,272 @@
+"""Typed calls: items in, entities, labels, embeddings or rankings out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
+
+import numpy as np
+
+from mooring._async._local_tasks import AsyncLocalPipelines
+from mooring._async_work import AsyncWork
+from mooring._batching import BatchSize
+from mooring._errors import ConfigError, InvalidInput, MooringError
+from mooring._outcomes import Outcome
+from mooring._progress import progress_bar
+from mooring._task_kinds import Entity, Label, RankedItem, TaskKind
+
+if TYPE_CHECKING:
+    from mooring._async._client import AsyncClient
+
+ItemT = TypeVar("ItemT")
+ResultT = TypeVar("ResultT")
+ManyT = TypeVar("ManyT")
+
+
+class AsyncTask(Generic[ItemT, ResultT, ManyT]):
+    """A model that says what it is for; the client's ``task`` makes it.
+
+    Calling it with one item returns one result, with a sequence of items the results in the same order.
+    More items than the model's ``max_batch_size`` are sent as several requests, one after the other; ``map``
+    keeps several under way.
+    """
+
+    def __init__(
+        self,
+        client: AsyncClient,
+        kind: TaskKind[ItemT, ResultT],
+        *,
+        model: str,
+        version: str,
+        local: AsyncLocalPipelines | None,
+    ) -> None:
+        self._client = client
+        self._kind = kind
+        self._local = local
+        self.model = model
+        self.version = version
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.model!r})"
+
+    @property
+    def name(self) -> str:
+        """The task, as the model's config names it."""
+        return self._kind.name
+
+    @overload
+    async def __call__(self, items: ItemT, *, timeout_s: float | None = None) -> ResultT: ...
+
+    @overload
+    async def __call__(self, items: Sequence[ItemT], *, timeout_s: float | None = None) -> ManyT: ...
+
+    async def __call__(self, items: Any, *, timeout_s: float | None = None) -> Any:
+        """Ask the model.
+
+        Args:
+            items: one item, or a sequence of items; none may be empty.
+            timeout_s: time budget of the whole call in seconds, however many requests it takes;
+                ``None`` takes the client's.
+
+        Returns:
+            One result for one item, else one result per item.
+
+        Raises:
+            InvalidInput: an empty sequence, an item that is none (nothing is sent then), or one that the
+                model refuses.
+            DecodeError: the answer contradicts the task.
+            TransportError: no answer came.
+            ServerError: the server said no.
+        """
+        checked = self._kind.check_items(items, model=self.model)
+        deadline = self._client._begin(timeout_s)
+        # Looked up at each call: a reload may have changed it. After one to 0, infer says what is wrong.
+        signature = await self._client._signature(deadline, self.model, self.version)
+        size = signature.config.max_batch_size or len(checked)
+        results: list[ResultT] = []
+        for first in range(0, len(checked), size):
+            batch = checked[first : first + size]
+            results += await self._ask(batch, first=first, timeout_s=deadline.left_s())
+        return results[0] if self._kind.is_one(items) else self._kind.combine(results)
+
+    async def map(
+        self,
+        items: Iterable[ItemT] | AsyncIterable[ItemT],
+        *,
+        concurrency: int = 32,
+        ordered: bool = True,
+        batch_size: int | None = None,
+        progress: bool = False,
+        timeout_s: float | None = None,
+    ) -> AsyncGenerator[Outcome[ResultT], None]:
+        """Ask the model about many items, several requests at a time.
+
+        Items are taken from the iterable only when there is room for them, and results are held back until
+        they are asked for, so neither piles up. An item that fails has its own error and stops nothing.
+
+        Args:
+            items: as many as there are.
+            concurrency: requests under way at a time.
+            ordered: whether results come in the order of the items, or as soon as they are there.
+            batch_size: items in one request; ``None`` finds out while it runs which size is fastest.
+            progress: whether a progress bar is drawn on standard error (needs ``tqdm``).
+            timeout_s: time budget of each request in seconds; ``None`` takes the client's.
+
+        Yields:
+            One :class:`Outcome` an item.
+
+        Raises:
+            ConfigError: ``concurrency`` or ``batch_size`` can't be right.
+        """
+        check_counts(concurrency=concurrency, batch_size=batch_size)
+        deadline = self._client._begin(timeout_s)
+        signature = await self._client._signature(deadline, self.model, self.version)
+        size = BatchSize(max(1, signature.config.max_batch_size), batch_size)
+
+        async def ask(batch: list[tuple[int, Any]]) -> list[Outcome[ResultT]]:
+            outcomes = await self._ask_each(batch, timeout_s)
+            size.note(len(batch))
+            return outcomes
+
+        bar = progress_bar(items, shown=progress, label=self.model)
+        batches = self._client._work.map(ask, _batches(items, size), concurrency=concurrency, ordered=ordered)
+        try:
+            async for outcomes in batches:
+                bar.update(len(outcomes))
+                for outcome in outcomes:
+                    yield outcome
+        finally:
+            bar.close()
+            await batches.aclose()
+
+    async def _ask_each(
+        self, batch: list[tuple[int, Any]], timeout_s: float | None
+    ) -> list[Outcome[ResultT]]:
+        """One outcome an item; a request that the model refuses as a whole is repeated item by item."""
+        good: list[tuple[int, Any]] = []
+        outcomes: dict[int, Outcome[ResultT]] = {}
+        for index, item in batch:
+            try:
+                self._kind.check_item(item, where=f"{self._kind.item} {index}", model=self.model)
+            except InvalidInput as error:
+                outcomes[index] = Outcome(index=index, error=error)
+            else:
+                good.append((index, item))
+        if good:
+            try:
+                results = await self._ask([item for _, item in good], first=0, timeout_s=timeout_s)
+            except InvalidInput as error:
+                if len(good) == 1:
+                    outcomes[good[0][0]] = Outcome(index=good[0][0], error=error)
+                else:
+                    for single in good:
+                        outcomes[single[0]] = (await self._ask_each([single], timeout_s))[0]
+            except MooringError as error:
+                outcomes |= {index: Outcome(index=index, error=error) for index, _ in good}
+            else:
+                for (index, _), result in zip(good, results, strict=True):
+                    outcomes[index] = Outcome(index=index, value=result)
+        return [outcomes[index] for index, _ in batch]
+
+    async def _ask(self, items: Sequence[ItemT], *, first: int, timeout_s: float | None) -> list[ResultT]:
+        try:
+            if self._local is not None:
+                answer = await self._local.ask(items, timeout_s=timeout_s)
+            else:
+                answer = await self._client.infer(
+                    self.model,
+                    self._kind.write(items),
+                    outputs=list(self._kind.outputs),
+                    version=self.version,
+                    timeout_s=timeout_s,
+                )
+        except InvalidInput as exc:
+            if first == 0:
+                raise
+            # The server counts from the start of its request.
+            word = self._kind.item
+            error = InvalidInput(
+                f"{exc} ({word} 0 of that request is {word} {first} of the call)",
+                model=exc.model,
+                version=exc.version,
+                code=exc.code,
+            )
+            raise error from exc
+        return self._kind.read(items, answer, model=self.model)
+
+
+class AsyncTokenClassifier(AsyncTask[str, list[Entity], list[list[Entity]]]):
+    """Finds entities in texts: a list of :class:`Entity` per text, in the order of the text."""
+
+
+class AsyncTextClassifier(AsyncTask[str, list[Label], list[list[Label]]]):
+    """Labels texts: a list of :class:`Label` per text, best first, as many as the model gives."""
+
+
+class AsyncEmbedder(AsyncTask[str, np.ndarray, np.ndarray]):
+    """Embeds texts: one as ``[D]``, ``B`` of them as ``[B, D]``, float32."""
+
+
+class AsyncTextRanker(AsyncTask[str, list[RankedItem], list[list[RankedItem]]]):
+    """Ranks items for a text: a list of :class:`RankedItem` per text, best first."""
+
+
+class AsyncRecommender(AsyncTask[Sequence[str], list[RankedItem], list[list[RankedItem]]]):
+    """Ranks items for a history of items, oldest first: a list of :class:`RankedItem`, best first."""
+
+
+class AsyncImageClassifier(AsyncTask[bytes | str | os.PathLike[str], list[Label], list[list[Label]]]):
+    """Labels images, each the bytes of an encoded file or a path: a list of :class:`Label`, best first."""
+
+
+AsyncAnyTask = (
+    AsyncEmbedder
+    | AsyncImageClassifier
+    | AsyncRecommender
+    | AsyncTextClassifier
+    | AsyncTextRanker
+    | AsyncTokenClassifier
+)
+
+#: The class of each task.
+TASKS: dict[str, type[Any]] = {
+    "feature-extraction": AsyncEmbedder,
+    "image-classification": AsyncImageClassifier,
+    "recommendation": AsyncRecommender,
+    "text-classification": AsyncTextClassifier,
+    "text-ranking": AsyncTextRanker,
+    "token-classification": AsyncTokenClassifier,
+}
+
+
+async def _batches(
+    items: Iterable[ItemT] | AsyncIterable[ItemT], size: BatchSize
+) -> AsyncGenerator[list[tuple[int, ItemT]], None]:
+    """Numbered items in lists of the size that counts when each begins."""
+    batch: list[tuple[int, ItemT]] = []
+    numbered = AsyncWork.number(items)
+    try:
+        async for pair in numbered:
+            batch.append(pair)
+            if len(batch) >= size.current:
+                yield batch
+                batch = []
+        if batch:
+            yield batch
+    finally:
+        await numbered.aclose()
+
+
+def check_counts(*, concurrency: int, batch_size: int | None = None) -> None:
+    """Check the numbers of a map.
+
+    Raises:
+        ConfigError: not whole numbers from 1.
+    """
+    for name, value in (
+        ("concurrency", concurrency),
+        ("batch_size", 1 if batch_size is None else batch_size),
+    ):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ConfigError(f"{name} must be a whole number from 1, got {value!r}")

@@ -1,0 +1,129 @@
+"""How a client behaves when something goes wrong: values that are checked when they are made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from mooring._errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetryPolicy:
+    """Which failed tries are repeated.
+
+    Repeated is what the server can't have carried out: refused connections, overload and a model that
+    another endpoint may have. A connection that is lost on the way is repeated only for calls that change
+    nothing, never for inference. The pause before retry ``n`` is drawn evenly from 0 to
+    ``min(max_delay_s, initial_delay_s * 2 ** n)`` ("full jitter",
+    https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/).
+    """
+
+    #: Extra tries after the first; 0 turns retrying off.
+    max_retries: int = 2
+    #: Upper bound of the first pause, in seconds; it doubles with every further retry.
+    initial_delay_s: float = 0.05
+    #: Upper bound of one pause between tries, in seconds.
+    max_delay_s: float = 2.0
+    #: Retries and hedges per call that a client may spend in the long run, so that they can't storm.
+    budget_ratio: float = 0.2
+    #: Retries and hedges that it may spend at once, before the share above counts.
+    budget_reserve: int = 10
+
+    def __post_init__(self) -> None:
+        _check(self, "max_retries", at_least=0)
+        _check(self, "initial_delay_s", at_least=0)
+        _check(self, "max_delay_s", at_least=self.initial_delay_s)
+        _check(self, "budget_ratio", at_least=0)
+        _check(self, "budget_reserve", at_least=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HedgePolicy:
+    """When a slow inference request is sent a second time; the first answer counts, the other is cancelled.
+
+    The model runs twice then, so this is for models without side effects. Requests of a sequence are
+    never hedged. Hedges spend the budget of :class:`RetryPolicy`.
+    """
+
+    #: Percentile of the model's recent latencies after which the second request is sent.
+    percentile: float = 95.0
+    #: Never sooner than this, in seconds.
+    min_delay_s: float = 0.001
+    #: Latencies that must be known of a model before it is hedged.
+    min_samples: int = 20
+
+    def __post_init__(self) -> None:
+        _check(self, "percentile", at_least=1, at_most=99.9)
+        _check(self, "min_delay_s", at_least=0)
+        _check(self, "min_samples", at_least=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CircuitPolicy:
+    """When an endpoint gets no more requests, and when it gets them again.
+
+    Refused, lost and garbled connections count as failures; an endpoint's own "no" does not. Timeouts alone
+    do not open the circuit, because the model may be slow: the endpoint is asked over a new connection
+    whether it lives, and only silence opens it.
+    """
+
+    #: Failures in a row that open an endpoint's circuit.
+    failures: int = 5
+    #: Time until an open endpoint is probed, in seconds; it doubles with every failed probe.
+    pause_s: float = 0.5
+    #: Upper bound of that time, in seconds.
+    max_pause_s: float = 10.0
+    #: Time budget of a probe, in seconds.
+    probe_timeout_s: float = 1.0
+
+    def __post_init__(self) -> None:
+        _check(self, "failures", at_least=1)
+        _check(self, "pause_s", at_least=0.01)
+        _check(self, "max_pause_s", at_least=self.pause_s)
+        _check(self, "probe_timeout_s", at_least=0.01)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConnectionPolicy:
+    """How long names and connections are relied on."""
+
+    #: Time after which a host name is resolved again, in seconds.
+    resolve_interval_s: float = 30.0
+    #: Age at which connections are replaced, in seconds, so that none pins its traffic to one server
+    #: behind a load balancer; requests under way finish on the old one.
+    max_age_s: float = 300.0
+
+    def __post_init__(self) -> None:
+        _check(self, "resolve_interval_s", at_least=0.1)
+        _check(self, "max_age_s", at_least=0.1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TlsConfig:
+    """Certificates for ``grpcs://`` and ``https://``, each a file in PEM format."""
+
+    #: Authorities that may have signed the server's certificate; ``None`` takes the system's.
+    ca_file: str | Path | None = None
+    #: This client's certificate chain, for servers that ask for one (mutual TLS).
+    cert_file: str | Path | None = None
+    #: Its private key.
+    key_file: str | Path | None = None
+
+    def __post_init__(self) -> None:
+        if (self.cert_file is None) != (self.key_file is None):
+            raise ConfigError("mutual TLS needs both cert_file and key_file")
+        for name in ("ca_file", "cert_file", "key_file"):
+            path = getattr(self, name)
+            if path is not None and not Path(path).is_file():
+                raise ConfigError(f"TlsConfig.{name}: there is no file {str(path)!r}")
+
+
+def _check(policy: object, name: str, *, at_least: float, at_most: float = float("inf")) -> None:
+    value = getattr(policy, name)
+    where = f"{type(policy).__name__}.{name}"
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ConfigError(f"{where} must be a number, got {value!r}")
+    if not at_least <= value <= at_most:
+        bounds = f"at least {at_least:g}" + (f" and at most {at_most:g}" if at_most < float("inf") else "")
+        raise ConfigError(f"{where} must be {bounds}, got {value!r}")

@@ -1,0 +1,111 @@
+"""Whether a failed try is repeated, and after what pause; and when a slow one gets a second."""
+
+from __future__ import annotations
+
+import random
+import threading
+from typing import Any
+
+from mooring._errors import (
+    CircuitOpen,
+    ConnectError,
+    DeadlineExceeded,
+    ModelNotReady,
+    MooringError,
+    Overloaded,
+    TransportError,
+)
+from mooring._operations import Operation
+from mooring._policies import HedgePolicy, RetryPolicy
+
+
+class RetryBudget:
+    """Extra tries as a share of calls: each call deposits a part of one, each extra try takes a whole one.
+
+    A bucket of ``budget_reserve`` tokens, full at the start, as in Finagle and gRPC's retry throttling
+    (https://github.com/grpc/proposal/blob/master/A6-client-retries.md#throttling-retry-attempts-and-hedged-rpcs).
+    """
+
+    def __init__(self, policy: RetryPolicy) -> None:
+        self._ratio = policy.budget_ratio
+        self._limit = float(policy.budget_reserve)
+        self._tokens = self._limit
+        self._lock = threading.Lock()
+
+    def deposit(self) -> None:
+        """A call begins."""
+        if self._tokens < self._limit:
+            with self._lock:
+                self._tokens = min(self._limit, self._tokens + self._ratio)
+
+    def withdraw(self) -> bool:
+        """Take one extra try; ``False`` where none is left."""
+        with self._lock:
+            # Ten deposits of 0.1 are a hair less than 1.
+            if self._tokens < 1 - 1e-9:
+                return False
+            self._tokens -= 1
+            return True
+
+
+def may_repeat(error: MooringError, operation: Operation[Any], *, other_endpoint: bool) -> bool:
+    """Whether the operation may be sent again after this error.
+
+    Args:
+        error: how the last try ended.
+        operation: what was asked.
+        other_endpoint: whether an endpoint is left that was not tried yet.
+    """
+    if isinstance(error, CircuitOpen | DeadlineExceeded):
+        return False
+    if isinstance(error, ConnectError | Overloaded):
+        return True
+    if isinstance(error, ModelNotReady):
+        return other_endpoint
+    # A lost connection: the server may be carrying it out.
+    return isinstance(error, TransportError) and operation.repeatable
+
+
+def pause_before(retry: int, error: MooringError, policy: RetryPolicy) -> float:
+    """Seconds to wait before the retry of this number, counted from 0."""
+    # A power beyond 1023 is no float; it is never needed either.
+    bound = min(policy.max_delay_s, policy.initial_delay_s * 2.0 ** min(retry, 1000))
+    pause_s = random.uniform(0, bound)
+    if isinstance(error, Overloaded) and error.retry_after_s is not None:
+        return max(pause_s, error.retry_after_s)
+    return pause_s
+
+
+class Latencies:
+    """Recent latencies of each model, and the percentile after which a request is hedged."""
+
+    #: Latencies kept of each model.
+    _KEPT = 512
+    #: Latencies after which the percentile is worked out again.
+    _INTERVAL = 16
+
+    def __init__(self, policy: HedgePolicy) -> None:
+        self._policy = policy
+        self._lock = threading.Lock()
+        self._kept: dict[str, list[float]] = {}
+        self._seen: dict[str, int] = {}
+        self._delays: dict[str, float] = {}
+
+    def add(self, model: str, seconds: float) -> None:
+        """Note how long one answer took."""
+        with self._lock:
+            kept = self._kept.setdefault(model, [])
+            seen = self._seen.get(model, 0)
+            if len(kept) < self._KEPT:
+                kept.append(seconds)
+            else:
+                kept[seen % self._KEPT] = seconds
+            self._seen[model] = seen + 1
+            enough = len(kept) >= self._policy.min_samples
+            if enough and (model not in self._delays or seen % self._INTERVAL == 0):
+                rank = min(len(kept) - 1, int(len(kept) * self._policy.percentile / 100))
+                self._delays[model] = max(self._policy.min_delay_s, sorted(kept)[rank])
+
+    def hedge_delay_s(self, model: str) -> float | None:
+        """Seconds after which the model's request should be sent a second time; ``None``: not yet known."""
+        return self._delays.get(model)

@@ -1,0 +1,141 @@
+"""Token logits to entities: words, BIO merging, character offsets."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .softmax import softmax
+
+# Name, dtype and padding of each output; one row a text, as wide as the request's longest row.
+_OUTPUTS: dict[str, tuple[type, Any]] = {
+    "label": (np.object_, b""),
+    "score": (np.float32, 0),
+    "start": (np.int32, -1),
+    "end": (np.int32, -1),
+    "entity": (np.object_, b""),
+}
+
+
+class Entity(NamedTuple):
+    """A labelled part of a text: ``text[start:end]``."""
+
+    label: str
+    #: Mean over the entity's words of the probability of their label.
+    score: float
+    start: int
+    end: int
+
+
+class BioLabels:
+    """Labels of a token classifier, in the order of the logits: ``O``, ``B-<type>``, ``I-<type>``.
+
+    Raises:
+        ValueError: a label is none of these.
+    """
+
+    def __init__(self, labels: Sequence[str]) -> None:
+        for label in labels:
+            if label != "O" and not (label[:2] in ("B-", "I-") and label[2:]):
+                raise ValueError(f"label {label!r} is not O, B-<type> or I-<type>")
+        #: Entity types, in order of first appearance.
+        self.types = list(dict.fromkeys(label[2:] for label in labels if label != "O"))
+        self.count = len(labels)
+        # [labels]: index into types, -1 for O; and whether the label begins an entity.
+        self._type_of = np.array([self.types.index(label[2:]) if label != "O" else -1 for label in labels])
+        self._begins = np.array([label.startswith("B-") for label in labels])
+
+    def decode(
+        self, texts: Sequence[str], logits: np.ndarray, offsets: np.ndarray, word_ids: np.ndarray
+    ) -> list[list[Entity]]:
+        """Find the entities of each text, in order of appearance.
+
+        A word takes the label of its first token. ``B-X`` starts an entity and ``I-X`` continues one of
+        its type; an ``I-X`` that has none to continue starts one, as in seqeval's default mode.
+
+        Args:
+            texts: ``B`` texts.
+            logits: ``[B, L, labels]``.
+            offsets: ``[B, L, 2]``, as in :class:`~.encoding.EncodedTexts`.
+            word_ids: ``[B, L]``, as in :class:`~.encoding.EncodedTexts`.
+
+        Raises:
+            ValueError: the shapes do not fit one another or the labels.
+        """
+        tokens = (len(texts), logits.shape[1] if logits.ndim == 3 else -1)
+        if (logits.shape, offsets.shape, word_ids.shape) != ((*tokens, self.count), (*tokens, 2), tokens):
+            raise ValueError(
+                f"logits {list(logits.shape)}, offsets {list(offsets.shape)} and word_ids "
+                f"{list(word_ids.shape)} do not fit {len(texts)} text(s) and {self.count} labels"
+            )
+        first, last = _word_edges(word_ids)
+        rows = np.nonzero(first)[0]  # [W]: the text of each word
+        probabilities = softmax(logits[first])  # [W, labels]
+        labels = probabilities.argmax(axis=-1)
+        types = self._type_of[labels]
+        inside = types >= 0
+        goes_on = np.zeros(len(rows), bool)
+        goes_on[1:] = (types[1:] == types[:-1]) & (rows[1:] == rows[:-1]) & ~self._begins[labels[1:]]
+
+        # From here on only words of entities, [E]; an entity is a run of them.
+        opens = np.flatnonzero(~goes_on[inside])  # [entities]: index of the first word of each
+        word_scores = probabilities.max(axis=-1)[inside]
+        sizes = np.diff(opens, append=len(word_scores))
+        scores = np.add.reduceat(word_scores, opens) / sizes if len(opens) else word_scores
+        starts = offsets[first][inside][opens, 0]
+        ends = offsets[last][inside][opens + sizes - 1, 1]
+
+        found: list[list[Entity]] = [[] for _ in texts]
+        columns = (rows[inside][opens], types[inside][opens], scores, starts, ends)
+        for row, kind, score, start, end in zip(*(column.tolist() for column in columns), strict=True):
+            start, end = _fit(texts[row], start, end)
+            if start < end:
+                found[row].append(Entity(self.types[kind], score, start, end))
+        return found
+
+
+def decode_entities(
+    text: str, logits: np.ndarray, offsets: np.ndarray, word_ids: np.ndarray, labels: Sequence[str]
+) -> list[Entity]:
+    """Find the entities of one text; arguments and errors as in :meth:`BioLabels.decode`, without ``B``."""
+    return BioLabels(labels).decode([text], logits[None], offsets[None], word_ids[None])[0]
+
+
+def tabulate(texts: Sequence[str], found: Sequence[Sequence[Entity]]) -> dict[str, np.ndarray]:
+    """Lay entities out as output tensors, ``[B, longest row]`` each."""
+    shape = (len(texts), max(map(len, found), default=0))
+    arrays: dict[str, np.ndarray] = {
+        name: np.full(shape, padding, dtype) for name, (dtype, padding) in _OUTPUTS.items()
+    }
+    for row, (text, entities) in enumerate(zip(texts, found, strict=True)):
+        for column, (label, score, start, end) in enumerate(entities):
+            values = (label.encode(), score, start, end, text[start:end].encode())
+            for array, value in zip(arrays.values(), values, strict=True):
+                array[row, column] = value
+    return arrays
+
+
+def _word_edges(word_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Masks ``[B, L]`` of each word's first and last token; both have one true cell a word."""
+    changes = word_ids[:, 1:] != word_ids[:, :-1]
+    first = word_ids >= 0
+    last = first.copy()
+    first[:, 1:] &= changes
+    last[:, :-1] &= changes
+    return first, last
+
+
+def _fit(text: str, start: int, end: int) -> tuple[int, int]:
+    """Fit a span to what a reader calls the word.
+
+    SentencePiece and byte-level tokenizers count the space before a word in, and BERT's normalizer strips
+    combining marks, so that a decomposed ``é`` at a word's end would lose its accent.
+    """
+    while start < end and text[start].isspace():
+        start += 1
+    while start < end < len(text) and unicodedata.category(text[end]).startswith("M"):
+        end += 1
+    return start, end

@@ -1,0 +1,279 @@
+# Generated from mooring/_async/_server_client.py by .ci/generate_sync.py; change that file.
+"""What a client is besides inference: its servers, its life, and what it asks of servers and their models."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping, Sequence
+from functools import partial
+from types import TracebackType
+from typing import Self, TypeVar
+
+from mooring._counters import ClientCounters
+from mooring._deadline import Deadline, check_timeout
+from mooring._errors import ConfigError
+from mooring._headers import Source
+from mooring._models import ModelConfig, ModelMetadata, ModelStatistics, ModelStatus, ServerMetadata
+from mooring._open_transports import open_transport
+from mooring._operations import (
+    GetConfig,
+    GetIndex,
+    GetMetadata,
+    GetModelReady,
+    GetServerMetadata,
+    GetServerReady,
+    GetStatistics,
+    Infer,
+    InferAnswer,
+    LoadModel,
+    Operation,
+    UnloadModel,
+)
+from mooring._policies import CircuitPolicy, ConnectionPolicy, HedgePolicy, RetryPolicy, TlsConfig
+from mooring._requests import check_names
+from mooring._sync._caller import Caller
+from mooring._sync._servers import Servers
+from mooring._sync_work import SyncWork
+from mooring._tensors import Signature
+from mooring._transport import Headers, Transport
+from mooring._url import Endpoint, parse_urls
+
+T = TypeVar("T")
+
+
+class LentTransport:
+    """The transport that a client was given: one for all its servers, so closing it is the client's part."""
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+
+    def send(self, operation: Operation[T], *, timeout_s: float, headers: Headers = ()) -> T:
+        """Send through it."""
+        return self._transport.send(operation, timeout_s=timeout_s, headers=headers)
+
+    def stream(
+        self, request: Infer, *, timeout_s: float, headers: Headers = ()
+    ) -> Generator[InferAnswer, None, None]:
+        """Stream through it."""
+        return self._transport.stream(request, timeout_s=timeout_s, headers=headers)
+
+    def close(self) -> None:
+        """Leave it open: lines to servers come and go."""
+
+    def abandon(self) -> None:
+        """Pass it on."""
+        self._transport.abandon()
+
+
+class ServerClient:
+    """The part of :class:`Client` that does not run models; see there."""
+
+    def __init__(
+        self,
+        url: str | Sequence[str],
+        *,
+        timeout_s: float = 60.0,
+        tls: TlsConfig | None = None,
+        token: Source[str] | None = None,
+        headers: Source[dict[str, str]] | None = None,
+        retry: RetryPolicy | None = None,
+        hedge: HedgePolicy | None = None,
+        circuit: CircuitPolicy | None = None,
+        connections: ConnectionPolicy | None = None,
+        transport: Transport | None = None,
+    ) -> None:
+        self._endpoints = parse_urls(url)
+        #: The servers' URLs.
+        self.urls = tuple(map(str, self._endpoints))
+        #: Time budget of a call, in seconds.
+        self.timeout_s = check_timeout(timeout_s)
+        if tls is not None and not self._endpoints[0].is_tls:
+            raise ConfigError(
+                f"tls is given, but {self.urls[0]} is not encrypted: write grpcs:// or https://"
+            )
+        self._tls = tls or TlsConfig()
+        self._transport = transport
+        self._circuit = circuit or CircuitPolicy()
+        self._connections = connections or ConnectionPolicy()
+        self._work = SyncWork()
+        self._make_caller = partial(
+            Caller, retry=retry or RetryPolicy(), hedge=hedge, token=token, headers=headers
+        )
+        self._caller = self._make_caller(self._make_servers(), self._work)
+        self._closed = False
+        # By model and version. A lost update between threads costs one more question to the server.
+        self._signatures: dict[tuple[str, str], Signature] = {}
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.urls[0] if len(self.urls) == 1 else list(self.urls)!r})"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the connections; calls under way end with an error. May be called again."""
+        self._closed = True
+        self._work.close()
+        self._caller.servers.close()
+        if self._transport is not None:
+            self._transport.close()
+
+    def counters(self) -> ClientCounters:
+        """What this client did so far, and the state of each endpoint."""
+        return self._caller.counters()
+
+    def server_ready(self, *, timeout_s: float | None = None) -> bool:
+        """Whether the server, with the models that it must have, can answer."""
+        return self._caller.call(GetServerReady(), self._begin(timeout_s))
+
+    def server_metadata(self, *, timeout_s: float | None = None) -> ServerMetadata:
+        """Name, version and extensions of the server."""
+        return self._caller.call(GetServerMetadata(), self._begin(timeout_s))
+
+    def ready(self, model: str, *, version: str = "", timeout_s: float | None = None) -> bool:
+        """Whether the model can answer; ``False`` also where the server does not know it."""
+        check_names(model, version)
+        return self._caller.call(GetModelReady(model=model, version=version), self._begin(timeout_s))
+
+    def metadata(self, model: str, *, version: str = "", timeout_s: float | None = None) -> ModelMetadata:
+        """The model's signature, asked anew.
+
+        Raises:
+            ModelNotFound: the server does not know the model or the version.
+            ModelNotReady: no version of it is loaded.
+        """
+        check_names(model, version)
+        return self._caller.call(GetMetadata(model=model, version=version), self._begin(timeout_s))
+
+    def config(self, model: str, *, version: str = "", timeout_s: float | None = None) -> ModelConfig:
+        """The model's configuration, asked anew.
+
+        Raises:
+            ModelNotFound: the server does not know the model or the version.
+            ModelNotReady: no version of it is loaded.
+        """
+        check_names(model, version)
+        return self._caller.call(GetConfig(model=model, version=version), self._begin(timeout_s))
+
+    def statistics(
+        self, model: str = "", *, version: str = "", timeout_s: float | None = None
+    ) -> list[ModelStatistics]:
+        """What the server counted, one entry a model and version.
+
+        Args:
+            model: name of the model; empty for all.
+            version: version of the model; empty for all that are loaded.
+            timeout_s: time budget of the call in seconds; ``None`` for the client's.
+
+        Raises:
+            ModelNotFound: the server does not know the model or the version, or has not loaded it.
+        """
+        if model or version:
+            check_names(model, version)
+        return self._caller.call(GetStatistics(model=model, version=version), self._begin(timeout_s))
+
+    def models(self, *, timeout_s: float | None = None) -> list[ModelStatus]:
+        """Every model and version in the server's repositories, with its state."""
+        return self._caller.call(GetIndex(), self._begin(timeout_s))
+
+    def load(
+        self,
+        model: str,
+        *,
+        config: str | None = None,
+        files: Mapping[str, bytes] | None = None,
+        timeout_s: float | None = None,
+    ) -> None:
+        """Load a model, or load it again; it takes as long as the model takes.
+
+        Several servers are several repositories: this reaches one of them, so name one in the client's URL.
+
+        Args:
+            model: name of the model.
+            config: its config as JSON text, in place of the repository's ``config.pbtxt``.
+            files: content by path, such as ``1/model.onnx``, in place of the repository's; needs ``config``.
+            timeout_s: time budget of the call in seconds; ``None`` for the client's.
+
+        Raises:
+            ConfigError: the client has several servers, or there are files without a config.
+            ServerError: the model can't be loaded, or the server was not started with
+                ``--model-control-mode=explicit``.
+        """
+        check_names(model, "")
+        self._check_one_server("load")
+        if files and config is None:
+            raise ConfigError("files need a config: Triton takes no files without one")
+        operation = LoadModel(model=model, config=config, files=dict(files or {}))
+        try:
+            self._caller.call(operation, self._begin(timeout_s))
+        finally:
+            self._forget(model)
+
+    def unload(self, model: str, *, unload_dependents: bool = False, timeout_s: float | None = None) -> None:
+        """Unload a model; the server answers before it is gone.
+
+        Args:
+            model: name of the model.
+            unload_dependents: whether the models that an ensemble calls are unloaded too.
+            timeout_s: time budget of the call in seconds; ``None`` for the client's.
+
+        Raises:
+            ConfigError: the client has several servers.
+            ServerError: the server was not started with ``--model-control-mode=explicit``.
+        """
+        check_names(model, "")
+        self._check_one_server("unload")
+        operation = UnloadModel(model=model, unload_dependents=unload_dependents)
+        try:
+            self._caller.call(operation, self._begin(timeout_s))
+        finally:
+            self._forget(model)
+
+    def _make_servers(self) -> Servers:
+        return Servers(
+            self._endpoints,
+            self._open_transport,
+            circuit=self._circuit,
+            connections=self._connections,
+            work=self._work,
+            # Whatever answers in place of the wire needs no address.
+            resolve=self._transport is None,
+        )
+
+    def _open_transport(self, endpoint: Endpoint) -> Transport:
+        if self._transport is None:
+            return open_transport(endpoint, self._tls)
+        return LentTransport(self._transport)
+
+    def _begin(self, timeout_s: float | None) -> Deadline:
+        if self._closed:
+            raise ConfigError(f"the client of {', '.join(self.urls)} is closed; make a new one")
+        if not self._work.check_place():
+            # Forked: what is open is the parent's, and a lock that its threads held stays locked here.
+            self._caller.servers.abandon()
+            self._caller = self._make_caller(self._make_servers(), self._work)
+        return Deadline(self.timeout_s if timeout_s is None else timeout_s)
+
+    def _check_one_server(self, what: str) -> None:
+        if len(self._endpoints) > 1:
+            raise ConfigError(f"{what} concerns one server, but this client has {len(self._endpoints)}")
+
+    def _forget(self, model: str) -> None:
+        for key in [key for key in self._signatures if key[0] == model]:
+            self._signatures.pop(key, None)
+
+    def _signature(self, deadline: Deadline, model: str, version: str) -> Signature:
+        known = self._signatures.get((model, version))
+        return self._ask_signature(deadline, model, version) if known is None else known
+
+    def _ask_signature(self, deadline: Deadline, model: str, version: str) -> Signature:
+        signature = Signature(
+            metadata=self._caller.call(GetMetadata(model=model, version=version), deadline),
+            config=self._caller.call(GetConfig(model=model, version=version), deadline),
+        )
+        self._signatures[(model, version)] = signature
+        return signature

@@ -1,0 +1,214 @@
+# Generated from mooring/_async/_servers.py by .ci/generate_sync.py; change that file.
+"""The servers of one client: their addresses, connections and circuits, and which gets the next request."""
+
+from __future__ import annotations
+
+import ipaddress
+import threading
+import time
+from collections import Counter
+from collections.abc import Collection
+from dataclasses import replace
+from hashlib import blake2b
+
+from mooring._counters import EndpointStatus
+from mooring._deadline import MAX_TIMEOUT_S, Deadline
+from mooring._errors import (
+    CircuitOpen,
+    ConnectError,
+    DeadlineExceeded,
+    MooringError,
+)
+from mooring._log import LOG
+from mooring._policies import CircuitPolicy, ConnectionPolicy
+from mooring._sync._server import OpenTransport, Server
+from mooring._sync_work import SyncWork
+from mooring._url import Endpoint
+
+
+class Servers:
+    """Every address of a client's URLs, and the choice among them.
+
+    Args:
+        endpoints: the client's URLs. A host name with several addresses of one family stands for as many
+            servers and is resolved again and again; one with a single address of each is left to the system.
+        open_transport: makes a transport.
+        circuit: of each server.
+        connections: of each server.
+        work: runs probes and look-ups in the background.
+        resolve: whether host names are resolved at all.
+    """
+
+    def __init__(
+        self,
+        endpoints: Collection[Endpoint],
+        open_transport: OpenTransport,
+        *,
+        circuit: CircuitPolicy,
+        connections: ConnectionPolicy,
+        work: SyncWork,
+        resolve: bool = True,
+    ) -> None:
+        self._endpoints = tuple(endpoints)
+        self._open_transport = open_transport
+        self._circuit = circuit
+        self._connections = connections
+        self._work = work
+        self._lock = threading.Lock()
+        self._names = [endpoint for endpoint in self._endpoints if resolve and not _is_address(endpoint.host)]
+        self._looking_up = False
+        self._look_up_at_s = 0.0
+        self._turn = 0
+        self._servers = (
+            {} if self._names else {endpoint: self._make(endpoint) for endpoint in self._endpoints}
+        )
+        # Replaced as a whole, so that a reader needs no lock.
+        self._list = tuple(self._servers.values())
+
+    def status(self) -> tuple[EndpointStatus, ...]:
+        """The state of each server."""
+        return tuple(server.status() for server in self._list)
+
+    def has_other(self, tried: Collection[Server]) -> bool:
+        """Whether a server that gets requests has not been tried."""
+        return any(server not in tried and not server.circuit.is_open for server in self._list)
+
+    def choose(self, tried: Collection[Server], deadline: Deadline, *, sticky: object = None) -> Server:
+        """The server for the next request: of those that work, the one with the fewest outstanding.
+
+        Args:
+            tried: servers that failed in this call; they come last.
+            deadline: of the call.
+            sticky: requests with the same value go to the same server, as long as the servers stay the same.
+
+        Raises:
+            CircuitOpen: none gets requests now.
+            ConnectError: the host name can't be resolved.
+            DeadlineExceeded: that took too long.
+        """
+        if self._names and time.monotonic() >= self._look_up_at_s:
+            self._refresh(deadline)
+        servers = self._list
+        if len(servers) == 1 and not servers[0].circuit.is_open:
+            return servers[0]
+        working = [server for server in servers if not server.circuit.is_open]
+        for server in servers:
+            if server.circuit.begin_probe():
+                if working or not deadline.allows(0):
+                    self._work.spawn(server.probe)
+                else:
+                    # Nothing else to do for this call than to wait for it.
+                    server.probe(deadline)
+                    working += [server] if not server.circuit.is_open else []
+        if sticky is not None:
+            return self._stick(servers, sticky)
+        if not working:
+            urls = ", ".join(server.url for server in servers)
+            raise CircuitOpen(
+                f"nothing was sent: every endpoint failed lately and rests for a moment ({urls})"
+            )
+        fresh = [server for server in working if server not in tried] or working
+        fewest = min(server.outstanding for server in fresh)
+        equal = [server for server in fresh if server.outstanding == fewest]
+        self._turn += 1
+        return equal[self._turn % len(equal)]
+
+    def close(self) -> None:
+        """Close every connection."""
+        for server in self._list:
+            server.close()
+
+    def abandon(self) -> None:
+        """Forget every connection without ending it: after a fork they are the parent's."""
+        for server in self._list:
+            server.abandon()
+
+    def _stick(self, servers: Collection[Server], sticky: object) -> Server:
+        # Rendezvous hashing: a server that comes or goes moves only its own sequences.
+        # (A CRC will not do: those of two addresses differ by the same bits for every sequence.)
+        server = max(
+            servers, key=lambda server: blake2b(f"{sticky!r} {server.url}".encode(), digest_size=8).digest()
+        )
+        if server.circuit.is_open:
+            raise CircuitOpen(
+                f"nothing was sent: {server.url}, which has the sequence's state, failed lately"
+            )
+        return server
+
+    def _make(self, endpoint: Endpoint) -> Server:
+        return Server(
+            endpoint,
+            self._open_transport,
+            circuit=self._circuit,
+            connections=self._connections,
+            work=self._work,
+        )
+
+    def _refresh(self, deadline: Deadline) -> None:
+        """Resolve the host names: at first at once, later in the background."""
+        if not self._list:
+            self._look_up(deadline)
+            return
+        with self._lock:
+            if self._looking_up:
+                return
+            self._looking_up = True
+        self._work.spawn(self._look_up_again)
+
+    def _look_up_again(self) -> None:
+        try:
+            self._look_up(Deadline(min(self._connections.resolve_interval_s, MAX_TIMEOUT_S)))
+        except MooringError as error:
+            # What was known is still the best guess.
+            LOG.warning("%s; the addresses found before are kept", error)
+            self._look_up_at_s = time.monotonic() + self._connections.resolve_interval_s
+        finally:
+            self._looking_up = False
+
+    def _look_up(self, deadline: Deadline) -> None:
+        found: list[Endpoint] = []
+        for endpoint in self._endpoints:
+            if endpoint not in self._names:
+                found.append(endpoint)
+                continue
+            timeout_s = deadline.left_s()
+            try:
+                addresses = self._work.look_up(endpoint.host, endpoint.port, timeout_s=timeout_s)
+            except TimeoutError as exc:
+                raise DeadlineExceeded(
+                    f"{endpoint}: the name was not resolved within {timeout_s:.3g} s"
+                ) from exc
+            except (OSError, UnicodeError) as exc:
+                raise ConnectError(f"{endpoint}: the name can't be resolved ({exc})") from exc
+            several = _several_of_one_family(addresses)
+            found += [replace(endpoint, connect_to=address) for address in several] or [endpoint]
+        self._take_over(found)
+
+    def _take_over(self, endpoints: list[Endpoint]) -> None:
+        with self._lock:
+            gone = [server for known, server in self._servers.items() if known not in endpoints]
+            self._servers = {
+                endpoint: self._servers.get(endpoint) or self._make(endpoint) for endpoint in endpoints
+            }
+            self._list = tuple(self._servers.values())
+            self._look_up_at_s = time.monotonic() + self._connections.resolve_interval_s
+        for server in gone:
+            server.retire()
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return host == "localhost"
+    return True
+
+
+def _several_of_one_family(addresses: list[str]) -> list[str]:
+    """The addresses that stand for servers of their own.
+
+    One server may well have an IPv4 and an IPv6 address; two of one family are two servers.
+    """
+    families = Counter(":" in address for address in addresses)
+    family, count = families.most_common(1)[0] if families else (False, 0)
+    return [address for address in addresses if (":" in address) is family] if count > 1 else []

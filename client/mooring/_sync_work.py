@@ -1,0 +1,242 @@
+"""Waiting, background work and races for threads; :mod:`mooring._async_work` has the same for coroutines."""
+
+from __future__ import annotations
+
+import os
+import queue
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+from mooring._cancellation import Cancellation, cancelled_by, current_cancellation
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+#: Items that a map holds, finished ones included, as a multiple of those under way.
+WINDOW = 4
+# Threads are made as they are needed; the bound only keeps a storm of hedges from exhausting the system.
+_MAX_RACERS = 512
+_CLOSE_WAIT_S = 1.0
+
+sleep = time.sleep
+
+
+def resolved(value: T) -> T:
+    """What a callable gave."""
+    return value
+
+
+def run_apart(work: Callable[[], T]) -> T:
+    """The result of work; a thread that waits for it holds nobody up."""
+    return work()
+
+
+class SyncWork:
+    """A client's work beside its callers."""
+
+    def __init__(self) -> None:
+        self._pid = os.getpid()
+        self._lock = threading.Lock()
+        self._background: dict[threading.Thread, Cancellation] = {}
+        self._racers: ThreadPoolExecutor | None = None
+
+    def check_place(self) -> bool:
+        """Whether everything is as it was; ``False`` once, in a child process that was forked."""
+        if os.getpid() == self._pid:
+            return True
+        # Threads and held locks stayed with the parent.
+        self.__init__()  # type: ignore[misc]
+        return False
+
+    def spawn(self, work: Callable[[], None]) -> None:
+        """Begin work that nobody waits for; its request is ended when the client is closed."""
+        cancellation = Cancellation()
+
+        def run() -> None:
+            try:
+                with cancelled_by(cancellation):
+                    work()
+            finally:
+                with self._lock:
+                    self._background.pop(thread, None)
+
+        thread = threading.Thread(target=run, name="mooring-background", daemon=True)
+        with self._lock:
+            self._background[thread] = cancellation
+        thread.start()
+
+    def close(self) -> None:
+        """End the work that was begun."""
+        with self._lock:
+            background = dict(self._background)
+            racers, self._racers = self._racers, None
+        for cancellation in background.values():
+            cancellation.cancel()
+        for thread in background:
+            if thread is not threading.current_thread():
+                thread.join(_CLOSE_WAIT_S)
+        if racers is not None:
+            racers.shutdown(wait=False)
+
+    def look_up(self, host: str, port: int, *, timeout_s: float) -> list[str]:
+        """The IP addresses of a host name.
+
+        Raises:
+            OSError: there are none, or ``TimeoutError``.
+            UnicodeError: that can't be a host name.
+        """
+        # The system's resolver takes no deadline, so it gets a thread of its own.
+        answers: queue.SimpleQueue[list[str] | OSError | UnicodeError] = queue.SimpleQueue()
+
+        def ask() -> None:
+            try:
+                found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            except (OSError, UnicodeError) as exc:
+                answers.put(exc)
+            else:
+                answers.put(list(dict.fromkeys(str(address[0]) for *_, address in found)))
+
+        threading.Thread(target=ask, name="mooring-look-up", daemon=True).start()
+        try:
+            answer = answers.get(timeout=timeout_s)
+        except queue.Empty:
+            raise TimeoutError(f"no address of {host} within {timeout_s:.3g} s") from None
+        if not isinstance(answer, list):
+            raise answer
+        return answer
+
+    def race(
+        self,
+        first: Callable[[], T],
+        second: Callable[[], T],
+        *,
+        after_s: float,
+        may_start: Callable[[], bool],
+    ) -> tuple[T, bool]:
+        """Run ``first``, and ``second`` too if the first takes over ``after_s`` and ``may_start`` agrees.
+
+        Returns:
+            The first result, and whether it is the second's; the other is cancelled.
+
+        Raises:
+            Exception: the first's, once neither has a result.
+        """
+        ended: queue.SimpleQueue[Future[T]] = queue.SimpleQueue()
+        runs: list[tuple[Future[T], Cancellation]] = []
+        outer = current_cancellation()
+
+        def start(attempt: Callable[[], T]) -> None:
+            cancellation = Cancellation()
+
+            def run() -> T:
+                with cancelled_by(cancellation):
+                    return attempt()
+
+            future = self._racing_pool().submit(run)
+            runs.append((future, cancellation))
+            future.add_done_callback(ended.put)
+            if outer is not None and outer.is_cancelled:
+                # That came before this attempt was in the list.
+                cancellation.cancel()
+
+        def cancel_all() -> None:
+            for _, cancellation in list(runs):
+                cancellation.cancel()
+
+        if outer is not None:
+            outer.attach(cancel_all)
+        try:
+            start(first)
+            try:
+                future = ended.get(timeout=after_s)
+            except queue.Empty:
+                if may_start():
+                    start(second)
+                future = ended.get()
+            for _ in runs[1:]:
+                if future.exception() is None:
+                    break
+                future = ended.get()
+            if future.exception() is None:
+                return future.result(), future is not runs[0][0]
+            return runs[0][0].result(), False
+        finally:
+            cancel_all()
+            if outer is not None:
+                outer.detach()
+
+    def _racing_pool(self) -> ThreadPoolExecutor:
+        with self._lock:
+            if self._racers is None:
+                self._racers = ThreadPoolExecutor(_MAX_RACERS, thread_name_prefix="mooring-racer")
+            return self._racers
+
+    def map(
+        self, work: Callable[[T], R], items: Iterable[T], *, concurrency: int, ordered: bool
+    ) -> Generator[R, None, None]:
+        """Do the work for each item, at most ``concurrency`` at a time, in threads of its own.
+
+        The next item is taken, in the caller's thread, when there is room for it, so neither items nor
+        results pile up: at most ``WINDOW * concurrency`` of both are held.
+        """
+        source = iter(items)
+        finished: queue.SimpleQueue[Future[R]] = queue.SimpleQueue()
+        cancellations = [Cancellation() for _ in range(concurrency)]
+        idle: queue.SimpleQueue[Cancellation] = queue.SimpleQueue()
+        for cancellation in cancellations:
+            idle.put(cancellation)
+        started: deque[Future[R]] = deque()
+        unclaimed: deque[Future[R]] = deque()
+        running = 0
+        exhausted = False
+
+        def run(item: T) -> R:
+            cancellation = idle.get()
+            try:
+                with cancelled_by(cancellation):
+                    return work(item)
+            finally:
+                idle.put(cancellation)
+
+        pool = ThreadPoolExecutor(concurrency, thread_name_prefix="mooring-map")
+        try:
+            while True:
+                while not finished.empty():
+                    unclaimed.append(finished.get())
+                    running -= 1
+                while not exhausted and running < concurrency and len(started) < WINDOW * concurrency:
+                    try:
+                        item = next(source)
+                    except StopIteration:
+                        exhausted = True
+                        break
+                    future = pool.submit(run, item)
+                    started.append(future)
+                    running += 1
+                    future.add_done_callback(finished.put)
+                if ordered and started and started[0].done():
+                    unclaimed.clear()
+                    yield started.popleft().result()
+                elif not ordered and unclaimed:
+                    future = unclaimed.popleft()
+                    started.remove(future)
+                    yield future.result()
+                elif exhausted and not started:
+                    return
+                else:
+                    unclaimed.append(finished.get())
+                    running -= 1
+        finally:
+            for cancellation in cancellations:
+                cancellation.cancel()
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    @staticmethod
+    def number(items: Iterable[T]) -> Generator[tuple[int, T], None, None]:
+        """The items with their places, from 0."""
+        yield from enumerate(items)

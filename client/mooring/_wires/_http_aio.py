@@ -1,0 +1,134 @@
+"""HTTP for coroutines, over aiohttp, as tritonclient's own asyncio client."""
+
+from __future__ import annotations
+
+import asyncio
+import weakref
+from collections.abc import AsyncGenerator
+from typing import Any, TypeVar
+
+import aiohttp
+from yarl import URL
+
+from mooring._operations import Infer, InferAnswer, Operation
+from mooring._policies import TlsConfig
+from mooring._transport import Headers
+from mooring._url import Endpoint
+from mooring._wires._http_codec import (
+    METHODS,
+    HttpAnswer,
+    HttpRequest,
+    http_error,
+    read_answer,
+)
+from mooring._wires._http_events import EventReader, stream_refusal, write_stream
+from mooring._wires._tls import tls_context
+
+T = TypeVar("T")
+
+# The last two: a length in the answer that no memory can hold.
+_FOREIGN = (aiohttp.ClientError, OSError, ValueError, OverflowError, MemoryError)
+
+#: Connections to one server; further requests wait here for one, within their deadline. tritonserver (24.10)
+#: stops answering new ones at about 1000.
+_MAX_CONNECTIONS = 256
+
+
+class AsyncHttpTransport:
+    """A pool of HTTP connections, for the event loop in which it was made."""
+
+    def __init__(self, endpoint: Endpoint, tls: TlsConfig) -> None:
+        self._endpoint = endpoint
+        scheme = "https" if endpoint.is_tls else "http"
+        self._root = f"{scheme}://{endpoint.connect_address}{endpoint.base_path}/v2"
+        self._host = {} if endpoint.connect_to is None else {"Host": endpoint.address}
+        connector = aiohttp.TCPConnector(
+            limit=_MAX_CONNECTIONS, ssl=tls_context(tls) if endpoint.is_tls else True, keepalive_timeout=60
+        )
+        # What a session adds for browsers and proxies is left out: the URL says where the server is.
+        self._session = aiohttp.ClientSession(
+            connector=connector,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding"),
+        )
+        self._server_hostname = endpoint.host if endpoint.is_tls and endpoint.connect_to else None
+        self._forgotten = weakref.finalize(
+            self, _let_go, self._session, connector, asyncio.get_running_loop()
+        )
+
+    async def asend(self, operation: Operation[T], *, timeout_s: float, headers: Headers = ()) -> T:
+        method = METHODS[type(operation)]
+        request = method.write(operation)
+        try:
+            async with self._begin(request, headers, timeout_s) as response:
+                answer = HttpAnswer(response.status, _lower(response.headers), await response.read())
+        except (TimeoutError, *_FOREIGN) as exc:
+            raise self._error(exc, timeout_s) from exc
+        said: T = read_answer(method, operation, answer, self._endpoint)
+        return said
+
+    async def astream(
+        self, request: Infer, *, timeout_s: float, headers: Headers = ()
+    ) -> AsyncGenerator[InferAnswer, None]:
+        written = write_stream(request)
+        events = EventReader(request)
+        try:
+            async with self._begin(written, headers, timeout_s) as response:
+                if response.status != 200:
+                    answer = HttpAnswer(response.status, _lower(response.headers), await response.read())
+                    raise stream_refusal(request, answer)
+                async for chunk in response.content.iter_any():
+                    for said in events.feed(chunk):
+                        yield said
+        except (TimeoutError, *_FOREIGN) as exc:
+            raise self._error(exc, timeout_s) from exc
+
+    async def aclose(self) -> None:
+        self._forgotten.detach()
+        await self._session.close()
+
+    def _begin(self, request: HttpRequest, headers: Headers, timeout_s: float) -> Any:
+        verb, path, own_headers, body = request
+        own_headers.update(self._host)
+        own_headers.update(headers)
+        return self._session.request(
+            verb,
+            # The path is percent-encoded already.
+            URL(self._root + path, encoded=True),
+            data=b"".join(body) if len(body) > 1 else (body[0] if body else None),
+            headers=own_headers,
+            timeout=aiohttp.ClientTimeout(total=timeout_s),
+            allow_redirects=False,
+            server_hostname=self._server_hostname,
+        )
+
+    def abandon(self) -> None:
+        """An event loop does not outlive a fork, and neither does what belongs to it."""
+
+    def _error(self, exc: Exception, timeout_s: float) -> Exception:
+        """aiohttp's own errors as those of the sockets behind them."""
+        plain: Exception = exc
+        if isinstance(exc, aiohttp.ClientConnectorCertificateError):
+            plain = exc.certificate_error
+        elif isinstance(exc, aiohttp.ClientOSError) and exc.__cause__ is not None:
+            plain = exc.__cause__ if isinstance(exc.__cause__, OSError) else exc
+        elif isinstance(exc, aiohttp.ServerDisconnectedError | aiohttp.ClientPayloadError):
+            plain = ConnectionResetError(str(exc))
+        return http_error(plain, endpoint=self._endpoint, timeout_s=timeout_s)
+
+
+def _let_go(
+    session: aiohttp.ClientSession, connector: aiohttp.TCPConnector, loop: asyncio.AbstractEventLoop
+) -> None:
+    """Close what nobody closed: aiohttp would write of it to standard error when the program ends."""
+    session.detach()
+    if loop.is_closed():
+        # The sockets went with the loop, so there is nothing to wait for.
+        for _ in connector.close().__await__():
+            pass
+    elif loop.is_running():
+        loop.call_soon_threadsafe(lambda: asyncio.ensure_future(connector.close()))
+
+
+def _lower(headers: Any) -> dict[str, str]:
+    return {name.lower(): value for name, value in headers.items()}

@@ -1,0 +1,23 @@
+"""Certificates as Python's sockets take them."""
+
+from __future__ import annotations
+
+import ssl
+
+from mooring._errors import ConfigError
+from mooring._policies import TlsConfig
+
+
+def tls_context(tls: TlsConfig) -> ssl.SSLContext:
+    """Make a context that trusts and shows what the config says.
+
+    Raises:
+        ConfigError: a file holds no certificate or key.
+    """
+    try:
+        context = ssl.create_default_context(cafile=None if tls.ca_file is None else str(tls.ca_file))
+        if tls.cert_file is not None:
+            context.load_cert_chain(tls.cert_file, tls.key_file)
+    except (OSError, ssl.SSLError) as exc:
+        raise ConfigError(f"{tls} can't be used: {exc}") from exc
+    return context

@@ -1,0 +1,138 @@
+"""Encrypted connections: which certificates are trusted, shown and refused."""
+
+from __future__ import annotations
+
+import socket
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mooring import ConfigError, ConnectError, RetryPolicy, TlsConfig, TransportError
+from mooring._url import parse_url
+from mooring._wires._grpc_codec import channel_options, channel_target
+from wire_grpc import start_grpc
+from wire_http import start_http
+from wire_messages import Served
+
+SAID = {
+    "grpcs": "can't connect; is the server running",
+    "https": r"no TLS connection; is it the right port and certificate\?",
+}
+
+
+@pytest.fixture(params=["grpcs", "https"])
+def scheme(request: pytest.FixtureRequest) -> Any:
+    return request.param
+
+
+def test_a_channel_goes_to_the_address_and_asks_for_the_name() -> None:
+    assert channel_target(parse_url("grpc://127.0.0.1:8001")) == "127.0.0.1:8001"
+    named = parse_url("grpcs://triton.example:8001")
+    plain = dict(channel_options(named))
+    assert not {"grpc.default_authority", "grpc.ssl_target_name_override"} & plain.keys()
+    resolved = replace(named, connect_to="10.0.0.7")
+    assert channel_target(resolved) == "10.0.0.7:8001"
+    options = dict(channel_options(resolved))
+    assert options["grpc.default_authority"] == "triton.example:8001"
+    assert options["grpc.ssl_target_name_override"] == "triton.example"
+    assert channel_target(replace(named, connect_to="fd00::7")) == "[fd00::7]:8001"
+
+
+def test_an_unknown_authority_is_a_connect_error(
+    connect: Any, certificates: Any, wire_servers: Any, scheme: str
+) -> None:
+    tls = TlsConfig(ca_file=certificates.folder / "other-ca.pem")
+    with pytest.raises(ConnectError, match=SAID[scheme]):
+        connect(wire_servers.url(scheme), tls=tls).server_ready()
+
+
+def test_a_certificate_of_another_name_is_a_connect_error(
+    connect: Any, fake: Any, certificates: Any, scheme: str
+) -> None:
+    served = Served()
+    served.fake = fake
+    other = certificates.signed("triton.example")
+    port, stop = (
+        start_grpc(served, other.for_grpc()) if scheme == "grpcs" else start_http(served, other.for_http())
+    )
+    try:
+        with pytest.raises(ConnectError, match=SAID[scheme]):
+            connect(f"{scheme}://127.0.0.1:{port}", tls=TlsConfig(ca_file=other.ca_file)).server_ready()
+    finally:
+        stop()
+
+
+def test_the_name_is_checked_where_it_stands_for_several_addresses(
+    connect: Any,
+    wire_servers: Any,
+    fake: Any,
+    certificates: Any,
+    scheme: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The connection goes to an address that the certificate does not name."""
+    wire_servers.served.fake = fake
+    found = socket.getaddrinfo
+    addresses = ["127.0.0.1", "127.0.0.2"]
+
+    def look_up(host: Any, port: Any, *args: Any, **options: Any) -> Any:
+        if host not in ("triton.test", b"triton.test", "wrong.test"):
+            return found(host, port, *args, **options)
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port)) for address in addresses]
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    tls = TlsConfig(ca_file=certificates.ca_file)
+    port = wire_servers.ports[scheme]
+    # Nothing listens at the second address.
+    client = connect(f"{scheme}://triton.test:{port}", tls=tls, retry=RetryPolicy())
+    assert client.ready("ner")
+    assert {endpoint.url for endpoint in client.counters().endpoints} == {
+        f"{scheme}://triton.test:{port} ({address})" for address in addresses
+    }
+    with pytest.raises(ConnectError):
+        connect(f"{scheme}://wrong.test:{port}", tls=tls).ready("ner")
+
+
+def test_a_server_without_tls_is_a_connect_error(
+    connect: Any, certificates: Any, wire_servers: Any, scheme: str
+) -> None:
+    url = wire_servers.url(scheme.removesuffix("s")).replace("://", "s://")
+    with pytest.raises(ConnectError, match=SAID[scheme]):
+        connect(url, tls=TlsConfig(ca_file=certificates.ca_file)).server_ready()
+
+
+def test_mutual_tls(connect: Any, fake: Any, certificates: Any, scheme: str) -> None:
+    served = Served()
+    served.fake = fake
+    if scheme == "grpcs":
+        port, stop = start_grpc(served, certificates.for_grpc(mutual=True))
+    else:
+        port, stop = start_http(served, certificates.for_http(mutual=True))
+    url, folder = f"{scheme}://127.0.0.1:{port}", certificates.folder
+    try:
+        tls = TlsConfig(
+            ca_file=certificates.ca_file, cert_file=folder / "client.pem", key_file=folder / "client.key"
+        )
+        assert connect(url, tls=tls).ready("ner")
+        with pytest.raises(TransportError):
+            connect(url, tls=TlsConfig(ca_file=certificates.ca_file)).ready("ner")
+    finally:
+        stop()
+
+
+def test_a_certificate_that_is_gone_is_a_config_error(side: Any, tmp_path: Path, scheme: str) -> None:
+    gone = tmp_path / "gone.pem"
+    gone.write_text("")
+    tls = TlsConfig(ca_file=gone)
+    gone.unlink()
+    with pytest.raises(ConfigError, match=r"gone\.pem.*No such file"):
+        side.client(f"{scheme}://127.0.0.1:1", tls=tls).server_ready()
+
+
+def test_a_file_that_is_no_certificate_is_an_error(connect: Any, tmp_path: Path, scheme: str) -> None:
+    odd = tmp_path / "odd.pem"
+    odd.write_text("no certificate")
+    with pytest.raises(ConfigError, match=r"TlsConfig.*odd\.pem"):
+        connect(f"{scheme}://127.0.0.1:1", tls=TlsConfig(ca_file=odd)).server_ready()

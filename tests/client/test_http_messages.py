@@ -1,0 +1,139 @@
+"""Requests as Triton's HTTP messages, and events as answers."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mooring import (
+    DecodeError,
+    InvalidInput,
+    Overloaded,
+    SequenceStep,
+    TensorSpec,
+)
+from mooring._operations import Infer, Tensor
+from mooring._wires._grpc_codec import METHODS as GRPC_METHODS
+from mooring._wires._http_codec import METHODS, write_infer
+from raw_server import always, response
+
+STREAM = Infer(
+    model="m",
+    inputs=(Tensor("n", "INT32", np.int32([3])),),
+    output_specs=(
+        TensorSpec(name="i", datatype="INT32", shape=(1,)),
+        TensorSpec(name="word", datatype="BYTES", shape=(1,)),
+    ),
+)
+
+
+def test_a_request_is_a_json_header_and_the_bytes_of_its_inputs() -> None:
+    request = Infer(
+        model="a/b",
+        version="3",
+        inputs=(
+            Tensor("x", "FP32", np.float32([[1, 2]])),
+            Tensor("t", "BYTES", np.array(["é".encode()], np.object_)),
+        ),
+        outputs=("y",),
+        request_id="order-7",
+        priority=2,
+        sequence=SequenceStep(id="talk", start=True),
+        parameters={"beam": 4, "greedy": False},
+        timeout_s=1.5,
+    )
+    verb, path, headers, body = write_infer(request)
+    assert (verb, path) == ("POST", "/models/a%2Fb/versions/3/infer")
+    assert headers == {
+        "Content-Type": "application/octet-stream",
+        "inference-header-content-length": str(len(body[0])),
+    }
+    assert json.loads(body[0]) == {
+        "id": "order-7",
+        "inputs": [
+            {"name": "x", "shape": [1, 2], "datatype": "FP32", "parameters": {"binary_data_size": 8}},
+            {"name": "t", "shape": [1], "datatype": "BYTES", "parameters": {"binary_data_size": 6}},
+        ],
+        "outputs": [{"name": "y", "parameters": {"binary_data": True}}],
+        "parameters": {
+            "beam": 4,
+            "greedy": False,
+            "timeout": 1_500_000,
+            "priority": 2,
+            "sequence_id": "talk",
+            "sequence_start": True,
+            "sequence_end": False,
+        },
+    }
+    assert b"".join(body[1:]) == np.float32([1, 2]).tobytes() + b"\x02\x00\x00\x00\xc3\xa9"
+    assert request.sent_bytes == 14
+
+
+def test_numbers_are_sent_without_a_copy() -> None:
+    x = np.zeros((64, 64), np.float32)
+    body = write_infer(Infer(model="m", inputs=(Tensor("x", "FP32", x),))).body
+    assert np.shares_memory(np.frombuffer(body[1], np.float32), x)
+
+
+EVENTS = {
+    "no json": (b"data: {", "the event can't be read"),
+    "no object": (b"data: 5", "the event can't be read"),
+    "no number": (b'data: {"i": "x"}', "the event can't be read"),
+    "two numbers": (b'data: {"i": [1, 2]}', "the event can't be read"),
+    "no text": (b'data: {"i": 1, "word": 5}', "the event can't be read"),
+}
+
+
+@pytest.mark.parametrize(("event", "said"), EVENTS.values(), ids=EVENTS.keys())
+def test_events_that_make_no_sense_are_decode_errors(
+    serve_raw: Any, side: Any, event: bytes, said: str
+) -> None:
+    body = b'data: {"i": 7, "word": "a"}\n\n' + event + b"\n\n"
+    answers = side.transport(serve_raw(always(response(body))).url).stream(STREAM, timeout_s=10)
+    first = next(answers).outputs
+    assert (first["i"].tolist(), first["word"].tolist()) == ([7], [b"a"])
+    with pytest.raises(DecodeError, match=f"^model 'm': {said}"):
+        next(answers)
+
+
+def test_events_may_come_in_any_pieces(serve_raw: Any, side: Any) -> None:
+    body = b"".join(b': a comment\r\ndata:{"i":%d}\n\n' % number for number in range(5))
+    head = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body)
+    pieces = [body[at : at + 3] for at in range(0, len(body), 3)]
+    answers = side.transport(serve_raw(always(head, *pieces)).url).stream(STREAM, timeout_s=10)
+    assert [int(answer.outputs["i"][0]) for answer in answers] == [0, 1, 2, 3, 4]
+
+
+def test_a_stream_that_is_refused_by_a_proxy_says_so(serve_raw: Any, side: Any) -> None:
+    answers = side.transport(serve_raw(always(response(b"<html>no", 502))).url).stream(STREAM, timeout_s=10)
+    with pytest.raises(Overloaded, match=r"^model 'm': <html>no \[502\]$"):
+        next(answers)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"priority": 1}, "sequences, priorities and shared memory"),
+        ({"inputs": (Tensor("x", "FP32", np.zeros((2, 1), np.float32)),)}, r"input 'x' of shape \[2, 1\]"),
+        (
+            {"inputs": (Tensor("x", "FP32", np.zeros((1, 1, 1), np.float32)),)},
+            r"input 'x' of shape \[1, 1, 1\]",
+        ),
+        ({"inputs": (Tensor("x", "BF16", np.zeros(1, np.uint16)),)}, r"input 'x' \(BF16\)"),
+        ({"inputs": (Tensor("x", "BYTES", np.array([b"\xff"], np.object_)),)}, "bytes that are no UTF-8"),
+    ],
+)
+def test_what_json_can_not_carry_is_not_streamed(side: Any, change: dict[str, Any], said: str) -> None:
+    request = replace(STREAM, **change)
+    with pytest.raises(
+        InvalidInput, match=f"^model 'm': .*{said}.* can't be streamed over HTTP; use grpc://"
+    ):
+        next(side.transport("http://127.0.0.1:1").stream(request, timeout_s=1))
+
+
+def test_every_operation_has_a_message() -> None:
+    assert METHODS.keys() == GRPC_METHODS.keys()

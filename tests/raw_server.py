@@ -1,0 +1,88 @@
+"""An HTTP server that answers with the bytes it is told to."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import socket
+import threading
+from collections.abc import Callable, Iterable
+
+Script = Callable[[int, bytes], Iterable[bytes]]
+
+
+class RawServer:
+    """Answers the n-th request, over all connections, with the bytes that ``script(n, request)`` gives.
+
+    A connection is closed after an empty chunk, or when the script ends early by raising StopIteration.
+    """
+
+    def __init__(self, script: Script) -> None:
+        self._script = script
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._stop = threading.Event()
+        self._threads: list[threading.Thread] = []
+        self._numbers = itertools.count()
+        self.connections = 0
+        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        self._accepting = threading.Thread(target=self._accept)
+        self._accepting.start()
+
+    def wait(self, seconds: float) -> None:
+        """For scripts: pause, but not after the test has ended."""
+        self._stop.wait(seconds)
+
+    def close(self) -> None:
+        self._stop.set()
+        # shutdown wakes the thread that waits in accept.
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self._accepting.join()
+        for thread in self._threads:
+            thread.join()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = self._listener.accept()
+                self.connections += 1
+                thread = threading.Thread(target=self._serve, args=(connection,))
+                thread.start()
+                self._threads.append(thread)
+
+    def _serve(self, connection: socket.socket) -> None:
+        with connection, contextlib.suppress(OSError):
+            connection.settimeout(0.02)
+            while not self._stop.is_set():
+                request = self._receive(connection)
+                if request is None:
+                    return
+                for chunk in self._script(next(self._numbers), request):
+                    if not chunk or self._stop.is_set():
+                        return
+                    connection.sendall(chunk)
+
+    def _receive(self, connection: socket.socket) -> bytes | None:
+        request = b""
+        while not self._stop.is_set():
+            with contextlib.suppress(TimeoutError):
+                data = connection.recv(65536)
+                if not data:
+                    return None
+                request += data
+                head, _, body = request.partition(b"\r\n\r\n")
+                length = [
+                    line[15:] for line in head.split(b"\r\n") if line.lower().startswith(b"content-length:")
+                ]
+                if b"\r\n\r\n" in request and len(body) >= int(length[0] if length else 0):
+                    return request
+        return None
+
+
+def response(body: bytes = b"", status: int = 200, *headers: str) -> bytes:
+    lines = [f"HTTP/1.1 {status} Word", f"Content-Length: {len(body)}", *headers, "", ""]
+    return "\r\n".join(lines).encode() + body
+
+
+def always(*chunks: bytes) -> Script:
+    return lambda number, request: chunks
