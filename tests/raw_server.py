@@ -1,4 +1,4 @@
-"""An HTTP server that answers with the bytes it is told to."""
+"""What stands at the other end of a connection: a server that answers with given bytes, and a relay."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import itertools
 import socket
 import threading
 from collections.abc import Callable, Iterable
+from typing import Any
 
 Script = Callable[[int, bytes], Iterable[bytes]]
 
@@ -77,6 +78,50 @@ class RawServer:
                 if b"\r\n\r\n" in request and len(body) >= int(length[0] if length else 0):
                     return request
         return None
+
+
+class Relay:
+    """Leads to another server, and counts what is sent there."""
+
+    def __init__(self, url: str) -> None:
+        scheme, _, port = url.rpartition(":")
+        self.received_bytes = 0
+        self._threads: list[threading.Thread] = []
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._sockets = [self._listener]
+        self.url = f"{scheme}:{self._listener.getsockname()[1]}"
+        self._run(self._accept, int(port))
+
+    def close(self) -> None:
+        for sock in self._sockets:
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+        for thread in self._threads:
+            thread.join()
+        for sock in self._sockets:
+            sock.close()
+
+    def _run(self, work: Callable[..., None], *args: Any) -> None:
+        self._threads.append(threading.Thread(target=work, args=args))
+        self._threads[-1].start()
+
+    def _accept(self, port: int) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                near, _ = self._listener.accept()
+                far = socket.create_connection(("127.0.0.1", port))
+                self._sockets += [near, far]
+                self._run(self._copy, near, far, True)
+                self._run(self._copy, far, near, False)
+
+    def _copy(self, source: socket.socket, target: socket.socket, counted: bool) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                self.received_bytes += len(data) if counted else 0
+                target.sendall(data)
+        for sock in (source, target):
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
 
 
 def response(body: bytes = b"", status: int = 200, *headers: str) -> bytes:

@@ -6,6 +6,7 @@ import asyncio
 import socket
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterable
+from contextlib import suppress
 from inspect import isawaitable
 from typing import Any, Generic, TypeVar
 
@@ -61,6 +62,16 @@ class AsyncWork:
         task = asyncio.ensure_future(run())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    def event(self) -> asyncio.Event:
+        """Something that others can wait for."""
+        return asyncio.Event()
+
+    async def wait(self, event: asyncio.Event, *, timeout_s: float) -> None:
+        """Wait until the event is set, or the time is over."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await event.wait()
 
     async def close(self) -> None:
         """End the work that was begun."""

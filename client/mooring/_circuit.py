@@ -76,10 +76,12 @@ class Circuit:
             self._probing = True
             return True
 
-    def end_probe(self, *, alive: bool) -> bool:
-        """A probe has ended; returns whether that opened or closed the circuit."""
+    def end_probe(self, *, alive: bool | None) -> bool:
+        """A probe has ended, ``None``: given up; returns whether that opened or closed the circuit."""
         with self._lock:
             self._probing = False
+            if alive is None:
+                return False
             was_open = self.is_open
             if alive:
                 self.is_open = False

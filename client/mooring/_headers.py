@@ -20,7 +20,10 @@ AsyncSource: TypeAlias = Callable[[], V] | V | Callable[[], Awaitable[V]]
 _NAME = re.compile(r"[0-9a-z!#$%&'*+\-.^_`|~]+")
 # Visible ASCII and blanks: what both protocols carry.
 _VALUE = re.compile(r"[\x20-\x7e]*")
-_OWN = frozenset(("content-length", "content-type", "transfer-encoding", "inference-header-content-length"))
+_OWN = frozenset(
+    """accept-encoding connection content-encoding content-length content-type host
+    inference-header-content-length te transfer-encoding""".split()
+)
 
 
 def check_headers(headers: Mapping[str, str]) -> Headers:
@@ -34,7 +37,9 @@ def check_headers(headers: Mapping[str, str]) -> Headers:
     checked = []
     for name, value in headers.items():
         lowered = name.lower() if isinstance(name, str) else ""
-        if not _NAME.fullmatch(lowered) or lowered in _OWN or lowered.endswith("-bin"):
+        # Values of gRPC's "-bin" headers are no text.
+        reserved = lowered in _OWN or lowered.startswith("grpc-") or lowered.endswith("-bin")
+        if reserved or not _NAME.fullmatch(lowered):
             raise ConfigError(f"header {name!r} can't be set: no header name, or one that the client sets")
         if not isinstance(value, str) or not _VALUE.fullmatch(value):
             raise ConfigError(

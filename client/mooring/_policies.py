@@ -27,15 +27,15 @@ class RetryPolicy:
     max_delay_s: float = 2.0
     #: Retries and hedges per call that a client may spend in the long run, so that they can't storm.
     budget_ratio: float = 0.2
-    #: Retries and hedges that it may spend at once, before the share above counts.
+    #: Retries and hedges that it may spend at once, and the most that it may save up; 0 allows none at all.
     budget_reserve: int = 10
 
     def __post_init__(self) -> None:
-        _check(self, "max_retries", at_least=0)
+        _check(self, "max_retries", whole=True, at_least=0)
         _check(self, "initial_delay_s", at_least=0)
         _check(self, "max_delay_s", at_least=self.initial_delay_s)
         _check(self, "budget_ratio", at_least=0)
-        _check(self, "budget_reserve", at_least=0)
+        _check(self, "budget_reserve", whole=True, at_least=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +56,7 @@ class HedgePolicy:
     def __post_init__(self) -> None:
         _check(self, "percentile", at_least=1, at_most=99.9)
         _check(self, "min_delay_s", at_least=0)
-        _check(self, "min_samples", at_least=1)
+        _check(self, "min_samples", whole=True, at_least=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +78,7 @@ class CircuitPolicy:
     probe_timeout_s: float = 1.0
 
     def __post_init__(self) -> None:
-        _check(self, "failures", at_least=1)
+        _check(self, "failures", whole=True, at_least=1)
         _check(self, "pause_s", at_least=0.01)
         _check(self, "max_pause_s", at_least=self.pause_s)
         _check(self, "probe_timeout_s", at_least=0.01)
@@ -119,11 +119,15 @@ class TlsConfig:
                 raise ConfigError(f"TlsConfig.{name}: there is no file {str(path)!r}")
 
 
-def _check(policy: object, name: str, *, at_least: float, at_most: float = float("inf")) -> None:
+def _check(
+    policy: object, name: str, *, at_least: float, at_most: float = float("inf"), whole: bool = False
+) -> None:
     value = getattr(policy, name)
     where = f"{type(policy).__name__}.{name}"
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ConfigError(f"{where} must be a number, got {value!r}")
+    if whole and not isinstance(value, int):
+        raise ConfigError(f"{where} must be a whole number, got {value!r}")
     if not at_least <= value <= at_most:
         bounds = f"at least {at_least:g}" + (f" and at most {at_most:g}" if at_most < float("inf") else "")
         raise ConfigError(f"{where} must be {bounds}, got {value!r}")

@@ -19,6 +19,7 @@ _RESERVED = {
     "sequence_start": "sequence",
     "sequence_end": "sequence",
     "binary_data_output": "outputs",
+    "triton_enable_empty_final_response": "stream",
 }
 
 

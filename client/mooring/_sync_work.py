@@ -13,6 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 from mooring._cancellation import Cancellation, cancelled_by, current_cancellation
+from mooring._errors import ConfigError
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -69,6 +70,14 @@ class SyncWork:
         with self._lock:
             self._background[thread] = cancellation
         thread.start()
+
+    def event(self) -> threading.Event:
+        """Something that others can wait for."""
+        return threading.Event()
+
+    def wait(self, event: threading.Event, *, timeout_s: float) -> None:
+        """Wait until the event is set, or the time is over."""
+        event.wait(timeout_s)
 
     def close(self) -> None:
         """End the work that was begun."""
@@ -137,7 +146,10 @@ class SyncWork:
                 with cancelled_by(cancellation):
                     return attempt()
 
-            future = self._racing_pool().submit(run)
+            try:
+                future = self._racing_pool().submit(run)
+            except RuntimeError as exc:
+                raise ConfigError("the client was closed while a call began") from exc
             runs.append((future, cancellation))
             future.add_done_callback(ended.put)
             if outer is not None and outer.is_cancelled:

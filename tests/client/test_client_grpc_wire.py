@@ -33,6 +33,7 @@ from mooring import (
 from mooring._operations import GetMetadata, GetServerReady, Infer, LoadModel, Tensor
 from mooring._url import parse_url
 from mooring._wires._grpc_codec import grpc_error
+from raw_server import Relay
 
 SERVICE = "inference.GRPCInferenceService"
 ENDPOINT = parse_url("grpc://127.0.0.1:8001")
@@ -308,59 +309,13 @@ def test_messages_beyond_the_grpc_default_of_4_mib_pass(serve: Any, side: Any) -
 
 
 @pytest.mark.parametrize("compression", [None, "gzip", "deflate"])
-def test_a_compressed_request_is_smaller_on_the_wire(
-    serve: Any, side: Any, relay: Any, compression: Any
-) -> None:
-    url = relay(serve(ModelInfer=lambda *_: _answer("FP32", [1], b"1234")))
+def test_a_compressed_request_is_smaller_on_the_wire(serve: Any, side: Any, compression: Any) -> None:
+    relay = Relay(serve(ModelInfer=lambda *_: _answer("FP32", [1], b"1234")))
     x = np.zeros(2**16, np.float32)
     request = Infer(model="m", inputs=(Tensor("x", "FP32", x),), request_compression=compression)
-    side.transport(url).send(request, timeout_s=10)
+    with contextlib.closing(relay):
+        side.transport(relay.url).send(request, timeout_s=10)
     assert (relay.received_bytes < x.nbytes // 10) == (compression is not None)
-
-
-@pytest.fixture
-def relay() -> Iterator[Any]:
-    """Give a URL that leads to another one and counts what passes."""
-    threads: list[threading.Thread] = []
-    sockets: list[socket.socket] = []
-
-    def copy(source: socket.socket, target: socket.socket, *, counted: bool) -> None:
-        with contextlib.suppress(OSError):
-            while data := source.recv(65536):
-                start.received_bytes += len(data) if counted else 0  # type: ignore[attr-defined]
-                target.sendall(data)
-        for sock in (source, target):
-            with contextlib.suppress(OSError):
-                sock.shutdown(socket.SHUT_RDWR)
-
-    def accept(listener: socket.socket, port: int) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                near, _ = listener.accept()
-                far = socket.create_connection(("127.0.0.1", port))
-                sockets.extend((near, far))
-                for source, target, counted in ((near, far, True), (far, near, False)):
-                    run(copy, source, target, counted=counted)
-
-    def run(work: Any, *args: Any, **options: Any) -> None:
-        threads.append(threading.Thread(target=work, args=args, kwargs=options))
-        threads[-1].start()
-
-    def start(url: str) -> str:
-        start.received_bytes = 0  # type: ignore[attr-defined]
-        scheme, _, port = url.rpartition(":")
-        sockets.append(socket.create_server(("127.0.0.1", 0)))
-        run(accept, sockets[-1], int(port))
-        return f"{scheme}:{sockets[-1].getsockname()[1]}"
-
-    yield start
-    for sock in sockets:
-        with contextlib.suppress(OSError):
-            sock.shutdown(socket.SHUT_RDWR)
-    for thread in threads:
-        thread.join()
-    for sock in sockets:
-        sock.close()
 
 
 def test_a_call_on_a_channel_that_was_just_closed_says_so(serve: Any, side: Any) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import email.utils
 import json
 import re
 import select
@@ -11,7 +10,6 @@ import socket
 import ssl
 import threading
 from collections.abc import Iterable, Iterator
-from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import numpy as np
@@ -381,33 +379,6 @@ def test_base_path_of_a_reverse_proxy_is_kept(serve_raw: Any, connect: Any) -> N
 
 def test_ipv6_addresses_are_bracketed_in_the_host_header() -> None:
     assert Endpoint(scheme="http", host="::1", port=8000).address == "[::1]:8000"
-
-
-@pytest.mark.parametrize(
-    ("value", "expected_s"),
-    [
-        ("3", 3.0),
-        (" 0 ", 0.0),
-        (None, None),
-        ("soon", None),
-        ("-1", None),
-        ("Thu, 01 Jan 1970 00:00:00 GMT", 0.0),
-    ],
-)
-def test_retry_after_is_read(serve_raw: Any, connect: Any, value: Any, expected_s: Any) -> None:
-    headers = [] if value is None else [f"Retry-After: {value}"]
-    client = connect(serve_raw(always(response(b"busy", 503, *headers))).url)
-    with pytest.raises(Overloaded) as caught:
-        client.metadata("m")
-    assert caught.value.retry_after_s == expected_s
-
-
-def test_retry_after_may_be_a_date(serve_raw: Any, connect: Any) -> None:
-    date = email.utils.format_datetime(datetime.now(UTC) + timedelta(seconds=100), usegmt=True)
-    client = connect(serve_raw(always(response(b"busy", 429, f"Retry-After: {date}"))).url)
-    with pytest.raises(Overloaded) as caught:
-        client.metadata("m")
-    assert 90 < caught.value.retry_after_s <= 100
 
 
 def test_environment_proxies_are_no_matter(wired: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -103,10 +103,23 @@ def test_what_is_no_token_is_refused_and_not_shown(token: Any) -> None:
     assert SECRET not in str(caught.value)
 
 
+# Set by the client or by the protocol itself.
+OWN = {
+    "accept-encoding", "connection", "content-encoding", "content-length", "content-type", "host",
+    "inference-header-content-length", "te", "transfer-encoding",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", sorted([*OWN, "grpc-timeout", "x-anything-bin"]))
+def test_headers_of_the_client_itself_are_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"header '{name.upper()}' can't be set"):
+        check_headers({name.upper(): "1"})
+
+
 @given(
     st.dictionaries(
         st.text(TOKEN_CHARACTERS, min_size=1, max_size=20).filter(
-            lambda name: not name.lower().endswith("-bin")
+            lambda name: not (name.lower().endswith("-bin") or name.lower() in OWN)
         ),
         st.text(VISIBLE, max_size=40),
     )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import email.utils
 import json
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import numpy as np
@@ -137,3 +139,30 @@ def test_what_json_can_not_carry_is_not_streamed(side: Any, change: dict[str, An
 
 def test_every_operation_has_a_message() -> None:
     assert METHODS.keys() == GRPC_METHODS.keys()
+
+
+@pytest.mark.parametrize(
+    ("value", "expected_s"),
+    [
+        ("3", 3.0),
+        (" 0 ", 0.0),
+        (None, None),
+        ("soon", None),
+        ("-1", None),
+        ("Thu, 01 Jan 1970 00:00:00 GMT", 0.0),
+    ],
+)
+def test_retry_after_is_read(serve_raw: Any, connect: Any, value: Any, expected_s: Any) -> None:
+    headers = [] if value is None else [f"Retry-After: {value}"]
+    client = connect(serve_raw(always(response(b"busy", 503, *headers))).url)
+    with pytest.raises(Overloaded) as caught:
+        client.metadata("m")
+    assert caught.value.retry_after_s == expected_s
+
+
+def test_retry_after_may_be_a_date(serve_raw: Any, connect: Any) -> None:
+    date = email.utils.format_datetime(datetime.now(UTC) + timedelta(seconds=100), usegmt=True)
+    client = connect(serve_raw(always(response(b"busy", 429, f"Retry-After: {date}"))).url)
+    with pytest.raises(Overloaded) as caught:
+        client.metadata("m")
+    assert 90 < caught.value.retry_after_s <= 100

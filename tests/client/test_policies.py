@@ -46,10 +46,27 @@ def test_bounds_belong_to_what_is_taken(bounds: tuple[type[Any], str, float, flo
         assert getattr(policy(**{field: value}), field) == value
 
 
+WHOLE = {
+    (RetryPolicy, "max_retries"),
+    (RetryPolicy, "budget_reserve"),
+    (HedgePolicy, "min_samples"),
+    (CircuitPolicy, "failures"),
+}
+
+
+@pytest.mark.parametrize(("policy", "field"), sorted(WHOLE, key=str), ids=lambda part: str(part))
+@pytest.mark.parametrize("value", [1.5, 2.0, float("inf")])
+def test_counts_are_whole(policy: type[Any], field: str, value: float) -> None:
+    said = rf"^{policy.__name__}\.{field} must be a whole number, got {value}$"
+    with pytest.raises(ConfigError, match=said):
+        policy(**{field: value})
+
+
 @pytest.mark.parametrize("bounds", BOUNDS, ids=lambda bounds: named(*bounds[:2]))
 def test_less_is_refused(bounds: tuple[type[Any], str, float, float]) -> None:
     policy, field, least, _ = bounds
-    for value in (least - 0.001, -1, float("-inf"), float("nan")):
+    fractions = () if (policy, field) in WHOLE else (least - 0.001, float("-inf"), float("nan"))
+    for value in (least - 1, -1, *fractions):
         said = rf"^{policy.__name__}\.{field} must be at least {least:g}.*, got {value}$"
         with pytest.raises(ConfigError, match=said):
             policy(**{field: value})

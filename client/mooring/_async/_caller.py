@@ -151,7 +151,7 @@ class AsyncCaller:
             try:
                 if self._latencies is None or not _may_run_twice(operation):
                     return await self._attempt(operation, deadline, headers, tried, span)
-                return await self._hedged(operation, self._latencies, deadline, headers, tried, span)
+                return await self._hedged(operation, self._latencies, deadline, headers, tried, earlier, span)
             except MooringError as error:
                 error._earlier = tuple(earlier)
                 await self._before_retry(error, operation, deadline, tried, earlier, span)
@@ -183,6 +183,7 @@ class AsyncCaller:
         deadline: Deadline,
         headers: Headers,
         tried: list[AsyncServer],
+        earlier: list[MooringError],
         span: CallSpan | None,
     ) -> T:
         delay_s = latencies.hedge_delay_s(operation.model)
@@ -191,11 +192,19 @@ class AsyncCaller:
             answer = await self._attempt(operation, deadline, headers, tried, span)
         else:
 
-            async def attempt() -> T:
+            async def first() -> T:
                 return await self._attempt(operation, deadline, headers, tried, span)
 
+            async def second() -> T:
+                try:
+                    return await self._attempt(operation, deadline, headers, tried, span)
+                except MooringError as error:
+                    # The call ends with the first request's error, if it must; this one is kept beside it.
+                    earlier.append(error)
+                    raise
+
             answer, hedge_won = await self._work.race(
-                attempt, attempt, after_s=delay_s, may_start=self._may_hedge
+                first, second, after_s=delay_s, may_start=self._may_hedge
             )
             if hedge_won:
                 self._counts.add("hedge_wins")

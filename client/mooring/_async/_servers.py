@@ -95,11 +95,11 @@ class AsyncServers:
         working = [server for server in servers if not server.circuit.is_open]
         for server in servers:
             if server.circuit.begin_probe():
-                if working or not deadline.allows(0):
+                if working or not deadline.allows(self._circuit.probe_timeout_s):
                     self._work.spawn(server.probe)
                 else:
                     # Nothing else to do for this call than to wait for it.
-                    await server.probe(deadline)
+                    await server.probe()
                     working += [server] if not server.circuit.is_open else []
         if sticky is not None:
             return self._stick(servers, sticky)

@@ -150,7 +150,7 @@ class Caller:
             try:
                 if self._latencies is None or not _may_run_twice(operation):
                     return self._attempt(operation, deadline, headers, tried, span)
-                return self._hedged(operation, self._latencies, deadline, headers, tried, span)
+                return self._hedged(operation, self._latencies, deadline, headers, tried, earlier, span)
             except MooringError as error:
                 error._earlier = tuple(earlier)
                 self._before_retry(error, operation, deadline, tried, earlier, span)
@@ -182,6 +182,7 @@ class Caller:
         deadline: Deadline,
         headers: Headers,
         tried: list[Server],
+        earlier: list[MooringError],
         span: CallSpan | None,
     ) -> T:
         delay_s = latencies.hedge_delay_s(operation.model)
@@ -190,10 +191,18 @@ class Caller:
             answer = self._attempt(operation, deadline, headers, tried, span)
         else:
 
-            def attempt() -> T:
+            def first() -> T:
                 return self._attempt(operation, deadline, headers, tried, span)
 
-            answer, hedge_won = self._work.race(attempt, attempt, after_s=delay_s, may_start=self._may_hedge)
+            def second() -> T:
+                try:
+                    return self._attempt(operation, deadline, headers, tried, span)
+                except MooringError as error:
+                    # The call ends with the first request's error, if it must; this one is kept beside it.
+                    earlier.append(error)
+                    raise
+
+            answer, hedge_won = self._work.race(first, second, after_s=delay_s, may_start=self._may_hedge)
             if hedge_won:
                 self._counts.add("hedge_wins")
         latencies.add(operation.model, time.perf_counter() - began_s)

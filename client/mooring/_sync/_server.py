@@ -12,7 +12,6 @@ from typing import TypeVar
 from mooring._cancellation import RequestCancelledError
 from mooring._circuit import Circuit
 from mooring._counters import EndpointStatus
-from mooring._deadline import Deadline
 from mooring._errors import (
     ConfigError,
     DeadlineExceeded,
@@ -144,20 +143,15 @@ class Server:
             reason = describe_error(error)
             LOG.warning("%s failed too often and gets no requests for a while: %s", self.url, reason)
 
-    def probe(self, deadline: Deadline | None = None) -> None:
+    def probe(self) -> None:
         """Ask over a new connection whether the server lives; if so, it takes the old one's place.
 
         It does so because the old one may be the reason of the silence: its other end may be gone.
-
-        Args:
-            deadline: of the call that waits for it; ``None`` where none does.
         """
-        alive = False
+        alive: bool | None = None
         fresh: Line | None = None
         try:
             timeout_s = self._policy.probe_timeout_s
-            if deadline is not None:
-                timeout_s = min(timeout_s, deadline.left_s())
             fresh = Line(self._open_transport(self.endpoint), self._max_age_s)
             fresh.transport.send(GetServerReady(), timeout_s=timeout_s, headers=())
             alive = True
@@ -165,6 +159,7 @@ class Server:
             # It says no, but it speaks.
             alive = True
         except MooringError as error:
+            alive = False
             LOG.debug("%s does not answer a probe: %s", self.url, describe_error(error))
         finally:
             changed = self.circuit.end_probe(alive=alive)

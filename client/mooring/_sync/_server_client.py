@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Generator, Mapping, Sequence
 from functools import partial
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 from mooring._counters import ClientCounters
 from mooring._deadline import Deadline, check_timeout
@@ -102,6 +102,8 @@ class ServerClient:
         self._closed = False
         # By model and version. A lost update between threads costs one more question to the server.
         self._signatures: dict[tuple[str, str], Signature] = {}
+        # Those that are being asked for.
+        self._asked: dict[tuple[str, str], Any] = {}
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.urls[0] if len(self.urls) == 1 else list(self.urls)!r})"
@@ -256,6 +258,7 @@ class ServerClient:
             # Forked: what is open is the parent's, and a lock that its threads held stays locked here.
             self._caller.servers.abandon()
             self._caller = self._make_caller(self._make_servers(), self._work)
+            self._asked = {}
         return Deadline(self.timeout_s if timeout_s is None else timeout_s)
 
     def _check_one_server(self, what: str) -> None:
@@ -267,8 +270,22 @@ class ServerClient:
             self._signatures.pop(key, None)
 
     def _signature(self, deadline: Deadline, model: str, version: str) -> Signature:
-        known = self._signatures.get((model, version))
-        return self._ask_signature(deadline, model, version) if known is None else known
+        key = (model, version)
+        known = self._signatures.get(key)
+        if known is not None:
+            return known
+        asked = self._asked.get(key)
+        if asked is not None:
+            # Of many first calls one asks. Should it fail, the others ask for themselves.
+            self._work.wait(asked, timeout_s=deadline.left_s())
+            known = self._signatures.get(key)
+            return self._ask_signature(deadline, model, version) if known is None else known
+        asked = self._asked[key] = self._work.event()
+        try:
+            return self._ask_signature(deadline, model, version)
+        finally:
+            self._asked.pop(key, None)
+            asked.set()
 
     def _ask_signature(self, deadline: Deadline, model: str, version: str) -> Signature:
         signature = Signature(
