@@ -31,7 +31,6 @@ which may repeat what was sent.
 
 from __future__ import annotations
 
-import importlib.metadata
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -101,6 +100,8 @@ class Telemetry:
     def __init__(
         self, tracer_provider: TracerProvider | None = None, meter_provider: MeterProvider | None = None
     ) -> None:
+        import importlib.metadata
+
         from opentelemetry import metrics, propagate, trace
 
         self.trace = trace

@@ -65,34 +65,39 @@ def test_a_certificate_of_another_name_is_a_connect_error(
 
 
 def test_the_name_is_checked_where_it_stands_for_several_addresses(
-    connect: Any,
-    wire_servers: Any,
-    fake: Any,
-    certificates: Any,
-    scheme: str,
-    monkeypatch: pytest.MonkeyPatch,
+    connect: Any, fake: Any, certificates: Any, scheme: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The connection goes to an address that the certificate does not name."""
-    wire_servers.served.fake = fake
+    """Connections go to addresses, which the certificate does not name."""
+    served = Served()
+    served.fake = fake
+    named = certificates.signed("triton.test")
+    port, stop = (
+        start_grpc(served, named.for_grpc()) if scheme == "grpcs" else start_http(served, named.for_http())
+    )
     found = socket.getaddrinfo
+    # Nothing listens at the second one.
     addresses = ["127.0.0.1", "127.0.0.2"]
 
-    def look_up(host: Any, port: Any, *args: Any, **options: Any) -> Any:
-        if host not in ("triton.test", b"triton.test", "wrong.test"):
-            return found(host, port, *args, **options)
+    def look_up(host: Any, *args: Any, **options: Any) -> Any:
+        if host not in ("triton.test", "wrong.test"):
+            return found(host, *args, **options)
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port)) for address in addresses]
 
     monkeypatch.setattr(socket, "getaddrinfo", look_up)
-    tls = TlsConfig(ca_file=certificates.ca_file)
-    port = wire_servers.ports[scheme]
-    # Nothing listens at the second address.
-    client = connect(f"{scheme}://triton.test:{port}", tls=tls, retry=RetryPolicy())
-    assert client.ready("ner")
-    assert {endpoint.url for endpoint in client.counters().endpoints} == {
-        f"{scheme}://triton.test:{port} ({address})" for address in addresses
-    }
-    with pytest.raises(ConnectError):
-        connect(f"{scheme}://wrong.test:{port}", tls=tls).ready("ner")
+    options = {"tls": TlsConfig(ca_file=named.ca_file), "retry": RetryPolicy()}
+    try:
+        client = connect(f"{scheme}://triton.test:{port}", **options)
+        assert client.ready("ner")
+        assert {endpoint.url for endpoint in client.counters().endpoints} == {
+            f"{scheme}://triton.test:{port} ({address})" for address in addresses
+        }
+        assert len(fake.headers) == 1
+        with pytest.raises(ConnectError) as caught:
+            connect(f"{scheme}://wrong.test:{port}", **options).ready("ner")
+        assert len(caught.value.attempts) == 3
+        assert len(fake.headers) == 1
+    finally:
+        stop()
 
 
 def test_a_server_without_tls_is_a_connect_error(

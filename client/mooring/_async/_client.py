@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from mooring._async._local_tasks import AsyncLocalPipelines
 from mooring._async._server_client import AsyncServerClient
 from mooring._async._shared_memory import AsyncSharedMemory
 from mooring._async._tasks import TASKS, AsyncAnyTask, check_counts
@@ -302,6 +301,9 @@ class AsyncClient(AsyncServerClient):
         check_names(model, version)
         local = None
         if tokenize == "client":
+            # What few need, and what `import mooring` should not pay for.
+            from mooring._async._local_tasks import AsyncLocalPipelines
+
             local = AsyncLocalPipelines(self, model=model, version=version, tokenizer=tokenizer)
         elif tokenize != "server" or tokenizer is not None:
             options = f"tokenize={tokenize!r}, tokenizer={tokenizer!r}"

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 import numpy as np
 
-from mooring._async._local_tasks import AsyncLocalPipelines
 from mooring._async_work import AsyncWork
 from mooring._batching import BatchSize
 from mooring._errors import ConfigError, InvalidInput, MooringError
@@ -18,6 +17,7 @@ from mooring._task_kinds import Entity, Label, RankedItem, TaskKind
 
 if TYPE_CHECKING:
     from mooring._async._client import AsyncClient
+    from mooring._async._local_tasks import AsyncLocalPipelines
 
 ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")

@@ -23,7 +23,6 @@ from mooring._operations import Compression, Parameter, SequenceStep
 from mooring._outcomes import Outcome
 from mooring._progress import progress_bar
 from mooring._requests import check_names, make_request
-from mooring._sync._local_tasks import LocalPipelines
 from mooring._sync._server_client import ServerClient
 from mooring._sync._shared_memory import SharedMemory
 from mooring._sync._tasks import TASKS, AnyTask, check_counts
@@ -303,6 +302,9 @@ class Client(ServerClient):
         check_names(model, version)
         local = None
         if tokenize == "client":
+            # What few need, and what `import mooring` should not pay for.
+            from mooring._sync._local_tasks import LocalPipelines
+
             local = LocalPipelines(self, model=model, version=version, tokenizer=tokenizer)
         elif tokenize != "server" or tokenizer is not None:
             options = f"tokenize={tokenize!r}, tokenizer={tokenizer!r}"

@@ -13,12 +13,12 @@ from mooring._batching import BatchSize
 from mooring._errors import ConfigError, InvalidInput, MooringError
 from mooring._outcomes import Outcome
 from mooring._progress import progress_bar
-from mooring._sync._local_tasks import LocalPipelines
 from mooring._sync_work import SyncWork
 from mooring._task_kinds import Entity, Label, RankedItem, TaskKind
 
 if TYPE_CHECKING:
     from mooring._sync._client import Client
+    from mooring._sync._local_tasks import LocalPipelines
 
 ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
