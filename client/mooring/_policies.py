@@ -103,7 +103,8 @@ class ConnectionPolicy:
 class TlsConfig:
     """Certificates for ``grpcs://`` and ``https://``, each a file in PEM format."""
 
-    #: Authorities that may have signed the server's certificate; ``None`` takes the system's.
+    #: Authorities that may have signed the server's certificate; ``None`` takes the system's, over gRPC those
+    #: that come with it.
     ca_file: str | Path | None = None
     #: This client's certificate chain, for servers that ask for one (mutual TLS).
     cert_file: str | Path | None = None

@@ -100,8 +100,6 @@ class Telemetry:
     def __init__(
         self, tracer_provider: TracerProvider | None = None, meter_provider: MeterProvider | None = None
     ) -> None:
-        import importlib.metadata
-
         from opentelemetry import metrics, propagate, trace
 
         self.trace = trace
@@ -273,4 +271,6 @@ def _is_set(provider: Any) -> bool:
 
 def _version() -> str:
     """The client's, looked up only where it is wanted: it costs a read of the installed metadata."""
+    import importlib.metadata
+
     return importlib.metadata.version("mooring")

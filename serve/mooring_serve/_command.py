@@ -21,6 +21,10 @@ _OWN_OPTIONS = (
 )  # fmt: skip
 # Backends that run in stubs, each with shared-memory regions of its own.
 _STUB_BACKENDS = ("python", "onnxruntime", "pytorch")
+# Memory that a stub and its server share from the start. tritonserver 2.51 gives 1 MiB and grows it on demand;
+# under 32 concurrent requests that ended in a crash of both (a stub wrote beyond its mapping, the server met a
+# lock_exception), as in https://github.com/triton-inference-server/server/issues/8882. So it starts large enough.
+_STUB_MEMORY_BYTES = 16 * 1024 * 1024
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,4 +148,6 @@ def server_command(
         ]
     for backend in _STUB_BACKENDS if installation.embedded else _STUB_BACKENDS[:1]:
         command.append(f"--backend-config={backend},shm-region-prefix-name={server_id}")
+        if installation.embedded:
+            command.append(f"--backend-config={backend},shm-default-byte-size={_STUB_MEMORY_BYTES}")
     return [*command, *options.extra_args]

@@ -94,11 +94,11 @@ def test_a_model_that_is_not_there_is_every_input_s_error(wired: Any) -> None:
 
 
 def hold_the_first(wired: Any, model: str, taken: list[Any], window: int) -> None:
-    """The first request is answered a moment after so many items were taken as the window has."""
-    plain, arrived = wired.fake.models_by_name[model].answer, itertools.count()
+    """The request with the first item, 7 or ``"First"``, is answered when the window must be full."""
+    plain = wired.fake.models_by_name[model].answer
 
     def answer(inputs: dict[str, np.ndarray]) -> Any:
-        if next(arrived) == 0:
+        if next(iter(inputs.values()))[0, 0] in (7, b"First"):
             ends_at_s = time.monotonic() + 20
             while len(taken) < window and time.monotonic() < ends_at_s:
                 time.sleep(0.001)
@@ -115,8 +115,8 @@ def test_the_source_is_never_read_further_ahead_than_the_window(wired: Any, from
     taken: list[int] = []
 
     def endless() -> Iterator[dict[str, np.ndarray]]:
-        for i, inputs in enumerate(itertools.cycle(numbers(5))):
-            taken.append(i)
+        for inputs in itertools.chain([{"x": np.float32([[7, 7]])}], itertools.cycle(numbers(5))):
+            taken.append(len(taken))
             yield inputs
 
     wired.client.infer("double", {"x": np.zeros((1, 1), np.float32)})
@@ -238,7 +238,7 @@ def test_a_map_reads_no_further_ahead_than_its_window(wired: Any) -> None:
     taken: list[str] = []
 
     def endless() -> Iterator[str]:
-        for text in itertools.cycle(TEXTS):
+        for text in itertools.chain(["First"], itertools.cycle(TEXTS)):
             taken.append(text)
             yield text
 

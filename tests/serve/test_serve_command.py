@@ -50,8 +50,11 @@ def test_command_of_the_embedded_server() -> None:
         "--backend-directory=/cache/backends",
         "--cache-directory=/wheel/caches",
         "--backend-config=python,shm-region-prefix-name=mine",
+        "--backend-config=python,shm-default-byte-size=16777216",
         "--backend-config=onnxruntime,shm-region-prefix-name=mine",
+        "--backend-config=onnxruntime,shm-default-byte-size=16777216",
         "--backend-config=pytorch,shm-region-prefix-name=mine",
+        "--backend-config=pytorch,shm-default-byte-size=16777216",
     ]
 
 
@@ -59,8 +62,11 @@ def test_the_official_server_keeps_its_backends() -> None:
     assert set(command()) - set(command(OFFICIAL)) == {
         "--backend-directory=/cache/backends",
         "--cache-directory=/wheel/caches",
+        "--backend-config=python,shm-default-byte-size=16777216",
         "--backend-config=onnxruntime,shm-region-prefix-name=mine",
+        "--backend-config=onnxruntime,shm-default-byte-size=16777216",
         "--backend-config=pytorch,shm-region-prefix-name=mine",
+        "--backend-config=pytorch,shm-default-byte-size=16777216",
     }
 
 
