@@ -21,9 +21,9 @@ _OWN_OPTIONS = (
 )  # fmt: skip
 # Backends that run in stubs, each with shared-memory regions of its own.
 _STUB_BACKENDS = ("python", "onnxruntime", "pytorch")
-# Memory that a stub and its server share from the start. tritonserver 2.51 gives 1 MiB and grows it on demand;
-# under 32 concurrent requests that ended in a crash of both (a stub wrote beyond its mapping, the server met a
-# lock_exception), as in https://github.com/triton-inference-server/server/issues/8882. So it starts large enough.
+# Memory that a stub and its server share from the start. tritonserver 2.51 gives 1 MiB and grows it on
+# demand; under 32 concurrent requests that ended in a crash of both (a stub wrote beyond its mapping, the
+# server met a lock_exception), as in https://github.com/triton-inference-server/server/issues/8882.
 _STUB_MEMORY_BYTES = 16 * 1024 * 1024
 
 
