@@ -14,6 +14,7 @@ from multiprocessing import shared_memory  # noqa: F401 - starts its helper befo
 from pathlib import Path
 
 import numpy as np
+import numpy.testing  # a child must not wait for an import that a thread of its parent was in the midst of
 import psutil
 import pytest
 
