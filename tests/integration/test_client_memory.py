@@ -76,7 +76,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
 def client(server: TritonServer, pair: Pair) -> Iterator[AnyClient]:
     with pair(pair.url(server)) as made:
         yield made
-    assert registered(server) == []
+    # The server lets go of a region when it has let go of the last request, a moment after its answer.
+    wait_until(lambda: registered(server) == [])
     assert left_behind() == []
 
 

@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
-from mooring._errors import ConfigError, DecodeError, InvalidInput, MooringError, ServerError
+from mooring._errors import ConfigError, DecodeError, InvalidInput, ServerError, TransportError
+from mooring._log import LOG, describe_error
 from mooring._memory_regions import MemoryRegion, make_region
 from mooring._operations import Infer, InferAnswer, MemorySlice
+from mooring._sync_work import sleep
 from mooring._tensor_bytes import unpack_start, view
 from mooring._tensors import Signature
 
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,200}")
 _numbers = itertools.count(1)
+_REMOVAL_PAUSES_S = (0.01, 0.05, 0.2, 0.5, 1.0)
 # Slices begin at a cache line, which suits every data type.
 _ALIGNMENT = 64
 
@@ -111,10 +114,21 @@ class SharedMemory:
             return
         try:
             # A server that is gone has let go of it already.
-            with suppress(MooringError):
-                self._client._caller.call(region.removal(), self._client._begin(None))
+            with suppress(TransportError):
+                self._remove(region)
         finally:
             region.close()
+
+    def _remove(self, region: MemoryRegion) -> None:
+        """Let the server let go; it may say no for a moment after it has answered the last request."""
+        for pause_s in _REMOVAL_PAUSES_S:
+            try:
+                self._client._caller.call(region.removal(), self._client._begin(None))
+            except ServerError as error:
+                LOG.debug("%s is not unregistered yet: %s", self.name, describe_error(error))
+                sleep(pause_s)
+            else:
+                return
 
     def _register(self, region: MemoryRegion) -> None:
         call = self._client._caller.call
