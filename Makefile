@@ -54,7 +54,7 @@ test: venv ## run every test: first the unit tests, then those that start a serv
 	$(BIN)/python -m pytest
 
 .PHONY: test-unit
-test-unit: venv ## run the tests that need no server (under a minute)
+test-unit: venv ## run the tests that need no server (about two minutes)
 	$(BIN)/python -m pytest -m "not integration and not gpu"
 
 .PHONY: lint
