@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import fcntl
+import importlib
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mooring import BuildError, CheckpointError, VerificationError
 from mooring_build.checkpoints import (
@@ -18,16 +19,17 @@ from mooring_build.checkpoints import (
     read_position_limit,
     resolve_checkpoint,
 )
+from mooring_build.composing import compose
 from mooring_build.datasets import Dataset, load_dataset
 from mooring_build.digests import digest_files, digest_of
+from mooring_build.learners import Exportable, learner_of, learner_sources
 from mooring_build.publish import EngineFiles, Release, is_up_to_date, publish_release, released_version
-from mooring_build.recipe import ExportFormat, Recipe
+from mooring_build.recipe import COMPOSED_TASKS, LABELLED_TASKS, ExportFormat, Recipe, Task
 from mooring_build.release import SHARED_SOURCES
 from mooring_build.stages import Stage, library_versions, source_digest
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerFast
-
+# Tasks whose releases hold more than engines and a tokenizer: the module whose ``step_files`` makes the rest.
+_STEP_FILES: dict[Task, str] = {}
 _LIBRARIES = ("numpy", "onnx", "onnxruntime", "onnxscript", "tokenizers", "torch", "transformers")
 
 
@@ -35,6 +37,7 @@ _LIBRARIES = ("numpy", "onnx", "onnxruntime", "onnxscript", "tokenizers", "torch
 class FineTuned:
     """A checkpoint that answers the recipe's task, and how good it is."""
 
+    #: ``config.json``, weights, and a tokenizer where the task has one.
     folder: Path
     #: Digest of everything it came from.
     key: str
@@ -63,12 +66,23 @@ def build(
     """
     try:
         with _alone(artifacts / recipe.name):
+            if recipe.task in COMPOSED_TASKS:
+                return compose(recipe, repository=repository, artifacts=artifacts, say=say)
             checkpoint = resolve_checkpoint(recipe)
             dataset = load_dataset(recipe, labels=_fixed_labels(recipe, checkpoint))
             prepare = _evaluate if recipe.training is None else _train
             fine_tuned = prepare(recipe, checkpoint, dataset, artifacts, say)
             engines = _Exports(recipe, fine_tuned, dataset, artifacts, say).make()
-            return _publish(recipe, checkpoint, dataset, fine_tuned, engines, repository, say)
+            return _publish(
+                recipe,
+                checkpoint,
+                dataset,
+                fine_tuned,
+                engines,
+                repository=repository,
+                artifacts=artifacts,
+                say=say,
+            )
     except OSError as exc:
         place = f": {exc.filename}" if exc.filename else ""
         raise BuildError(f"can't build {recipe.name}: {exc.strerror or exc}{place}") from exc
@@ -88,13 +102,15 @@ def _alone(folder: Path) -> Iterator[None]:
 
 def _fixed_labels(recipe: Recipe, checkpoint: Checkpoint) -> list[str] | None:
     """Labels of a fine-tuned checkpoint; on the way, refuse what can't come out well before it costs time."""
+    if checkpoint.folder is None:
+        return None
     limit = read_position_limit(checkpoint.folder)
     if limit is not None and recipe.text.max_length > limit:
         raise CheckpointError(
             f"text.max_length {recipe.text.max_length} is more than the {limit} positions "
             f"of {checkpoint.folder}"
         )
-    if recipe.training is not None:
+    if recipe.training is not None or recipe.task not in LABELLED_TASKS:
         return None
     labels = read_labels_of(checkpoint.folder)
     if recipe.labels is not None and labels is not None and labels != recipe.labels:
@@ -122,8 +138,10 @@ def _model_inputs(recipe: Recipe, checkpoint: Checkpoint, dataset: Dataset) -> d
         "data": dataset.digest,
         "task": recipe.task,
         "max_length": recipe.text.max_length,
+        "image": recipe.image.model_dump(),
+        "features": recipe.features.model_dump() if recipe.features else None,
         "libraries": library_versions("torch", "transformers"),
-        "sources": source_digest("training.py", "datasets.py", "models.py", "metrics.py"),
+        "sources": source_digest("training.py", "metrics.py", *learner_sources(recipe.task)),
     }
 
 
@@ -142,9 +160,9 @@ def _train(
     metrics = stage.result()
     if metrics is None:
         say(f"training    on {len(dataset.train)} examples")
-        from mooring_build.training import count_cut, fine_tune
+        from mooring_build.training import fine_tune
 
-        cut = count_cut([*dataset.train, *dataset.evaluation], checkpoint.folder, recipe)
+        cut = learner_of(recipe.task).count_cut(recipe, checkpoint.folder, dataset)
         if cut:
             say(f"            {cut} examples are cut off at text.max_length {recipe.text.max_length}")
         metrics = fine_tune(recipe, checkpoint.folder, dataset, stage.folder)
@@ -158,6 +176,8 @@ def _train(
 def _evaluate(
     recipe: Recipe, checkpoint: Checkpoint, dataset: Dataset, artifacts: Path, say: Callable[[str], None]
 ) -> FineTuned:
+    if checkpoint.folder is None:
+        raise CheckpointError("base.config describes a new model: it needs a [training] table")
     say(f"checkpoint  {checkpoint.folder} (fine-tuned before, nothing to train)")
     metrics: dict[str, Any] = {}
     if dataset.evaluation:
@@ -186,10 +206,10 @@ class _Exports:
     ) -> None:
         self._recipe = recipe
         self._fine_tuned = fine_tuned
-        self._texts = [example.text for example in dataset.evaluation]
+        self._dataset = dataset
         self._artifacts = artifacts
         self._say = say
-        self._loaded: tuple[PreTrainedModel, PreTrainedTokenizerFast] | None = None
+        self._loaded: Exportable | None = None
 
     def make(self) -> dict[ExportFormat, EngineFiles]:
         return {export_format: self._make(export_format) for export_format in self._recipe.export.formats}
@@ -208,9 +228,11 @@ class _Exports:
                 "verify": recipe.verify.model_dump(),
                 "max_length": recipe.text.max_length,
                 "max_batch_size": recipe.serving.max_batch_size,
-                "texts": digest_of(self._texts),
+                "data": self._dataset.digest,
                 "libraries": library_versions(*_LIBRARIES),
-                "sources": source_digest("export.py", "verification.py", "engines.py", "models.py"),
+                "sources": source_digest(
+                    "export.py", "verification.py", "engines.py", *learner_sources(recipe.task)
+                ),
             },
         )
         parity = stage.result()
@@ -229,11 +251,12 @@ class _Exports:
         from mooring_build.export import export_engine
         from mooring_build.verification import verify_engine
 
-        model, tokenizer = self._model()
+        exportable = self._exportable()
         try:
-            path = export_engine(model, self._recipe, export_format, folder)
+            path = export_engine(exportable, self._recipe, export_format, folder)
             engine = open_engine(path, export_format)
-            parity = verify_engine(engine, model, tokenizer, self._recipe, self._texts)
+            cases = learner_of(self._recipe.task).cases(self._recipe, exportable, self._dataset)
+            parity = verify_engine(engine, exportable, self._recipe, cases)
         except OSError:
             raise
         except Exception as exc:
@@ -241,12 +264,10 @@ class _Exports:
             raise VerificationError(f"{self._recipe.name}_{export_format} is not published: {exc}") from exc
         return parity.to_dict()
 
-    def _model(self) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
-        from mooring_build.models import load_fine_tuned_model, load_tokenizer
-
+    def _exportable(self) -> Exportable:
         if self._loaded is None:
-            folder = self._fine_tuned.folder
-            self._loaded = load_fine_tuned_model(folder, self._recipe.task), load_tokenizer(folder)
+            learner = learner_of(self._recipe.task)
+            self._loaded = learner.exportable(self._recipe, self._fine_tuned.folder)
         return self._loaded
 
 
@@ -256,18 +277,25 @@ def _publish(
     dataset: Dataset,
     fine_tuned: FineTuned,
     engines: dict[ExportFormat, EngineFiles],
+    *,
     repository: Path,
+    artifacts: Path,
     say: Callable[[str], None],
 ) -> int:
+    files_key, step_files = _step_files(recipe, fine_tuned, artifacts, say)
     inputs_digest = digest_of(
         {
             "engines": {name: files.key for name, files in engines.items()},
             "labels": dataset.labels,
             "text": recipe.text.model_dump(),
+            "image": recipe.image.model_dump(),
+            "top_k": recipe.top_k,
+            "step_files": files_key,
+            "card": recipe.card.model_dump(),
             "serving": recipe.serving.model_dump(),
             "engine": recipe.export.engine,
             "task": recipe.task,
-            "sources": source_digest("served", "release.py", "triton_config.py"),
+            "sources": source_digest("served", "release.py", "triton_config.py", "layouts"),
             "shared_sources": digest_files(SHARED_SOURCES.glob("*.py"), root=SHARED_SOURCES),
         }
     )
@@ -284,6 +312,7 @@ def _publish(
             engines=engines,
             tokenizer_file=fine_tuned.folder / "tokenizer.json",
             tokenizer_config_file=fine_tuned.folder / "tokenizer_config.json",
+            step_files=step_files,
             inputs_digest=inputs_digest,
             facts=_facts(recipe, checkpoint, dataset, fine_tuned),
         ),
@@ -292,12 +321,23 @@ def _publish(
     return version
 
 
+def _step_files(
+    recipe: Recipe, fine_tuned: FineTuned, artifacts: Path, say: Callable[[str], None]
+) -> tuple[str | None, Mapping[str, Mapping[str, Path | str]]]:
+    """What a release holds besides engines and tokenizer, with the digest of what it came from."""
+    if recipe.task not in _STEP_FILES:
+        return None, {}
+    make = importlib.import_module(f"mooring_build.{_STEP_FILES[recipe.task]}").step_files
+    key, files = make(recipe, fine_tuned.folder, fine_tuned.key, artifacts, say)
+    return key, files
+
+
 def _facts(recipe: Recipe, checkpoint: Checkpoint, dataset: Dataset, fine_tuned: FineTuned) -> dict[str, Any]:
     """What the manifest says of the release beyond its files."""
     return {
         "recipe": recipe.model_dump(mode="json"),
         "base_checkpoint": {
-            "name": recipe.base.checkpoint,
+            "name": recipe.base.checkpoint or f"new {recipe.base.config['model_type']}",
             "source": checkpoint.source,
             "digest": checkpoint.digest,
         },

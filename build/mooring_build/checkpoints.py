@@ -19,10 +19,11 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 
 from mooring import CheckpointError
 from mooring._wheels import cache_root, fetch_wheel
-from mooring_build.digests import digest_files
+from mooring_build.digests import digest_files, digest_of
 from mooring_build.recipe import Base, Recipe
 
 _HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]
+_WITHOUT_TOKENIZER = frozenset({"image-classification", "recommendation", "tabular-classification"})
 _HUB_ERRORS = (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError)
 
 
@@ -30,8 +31,9 @@ _HUB_ERRORS = (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError)
 class Checkpoint:
     """Files of a checkpoint on the local disk."""
 
-    folder: Path
-    #: Where the files came from: ``folder``, ``hub`` or ``wheel``.
+    #: ``None`` where the recipe describes a new model instead.
+    folder: Path | None
+    #: Where the files came from: ``folder``, ``hub`` or ``wheel``; ``config`` for a new model.
     source: str
     #: SHA-256 over names and contents of configuration, tokenizer and weights.
     digest: str
@@ -44,8 +46,12 @@ def resolve_checkpoint(recipe: Recipe) -> Checkpoint:
         CheckpointError: nothing found under that name, or what was found is not whole: no
             ``config.json``, no fast tokenizer, no safetensors weights, or weights that can't be read.
     """
+    if recipe.base is None:
+        raise CheckpointError(f"recipe {recipe.name!r} has no [base]")
+    if recipe.base.config is not None:
+        return Checkpoint(folder=None, source="config", digest=digest_of(recipe.base.config))
     folder, source = _locate(recipe)
-    _check(folder)
+    _check(folder, with_tokenizer=recipe.task not in _WITHOUT_TOKENIZER)
     return Checkpoint(folder=folder, source=source, digest=digest_files(_relevant(folder), root=folder))
 
 
@@ -174,13 +180,13 @@ def _read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _check(folder: Path) -> None:
+def _check(folder: Path, *, with_tokenizer: bool) -> None:
     from safetensors import SafetensorError, safe_open
 
     if not (folder / "config.json").is_file():
         raise CheckpointError(f"{folder} is no checkpoint: it has no config.json")
     _read_config(folder)
-    if not (folder / "tokenizer.json").is_file():
+    if with_tokenizer and not (folder / "tokenizer.json").is_file():
         raise CheckpointError(
             f"{folder} has no tokenizer.json (a fast tokenizer): load the tokenizer with transformers' "
             "AutoTokenizer and save it there with save_pretrained()"

@@ -6,15 +6,15 @@ Readers are strict: every malformed line is an error with its path and number, n
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
-import json
 import re
+from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
 from mooring import DataError, RecipeError
-from mooring_build.recipe import Data, Recipe
+from mooring_build.digests import digest_of
+from mooring_build.recipe import LABELLED_TASKS, Data, Recipe
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,15 @@ class LabelledText:
     label: str
 
 
-Example = TaggedSentence | LabelledText
+@dataclass(frozen=True)
+class LabelledRow:
+    """A row of numbers and its label."""
+
+    features: tuple[float, ...]
+    label: str
+
+
+Example = TaggedSentence | LabelledText | LabelledRow
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,8 +53,8 @@ class Dataset:
     """Both splits of a recipe, and the labels in the order of the model's outputs."""
 
     #: Empty where the recipe does not train.
-    train: list[Example]
-    evaluation: list[Example]
+    train: Sequence[Example]
+    evaluation: Sequence[Example]
     labels: list[str]
     #: SHA-256 over labels and examples as they were read.
     digest: str
@@ -64,20 +72,26 @@ def load_dataset(recipe: Recipe, *, labels: list[str] | None = None) -> Dataset:
         DataError: a file is missing, not UTF-8, malformed, or has a label that is not among the labels.
         RecipeError: the labels of a token classifier are not BIO.
     """
-    splits: dict[str, list[Example]] = {"train": [], "evaluation": []}
-    paths: dict[str, Path] = {}
+    splits: dict[str, Sequence[Example]] = {"train": [], "evaluation": []}
+    sources: dict[str, str] = {}
+    digests: list[str] = []
     if recipe.data is not None:
-        names = ["train", "evaluation"] if recipe.training is not None else ["evaluation"]
-        paths = {name: _data_file(recipe, recipe.data, name) for name in names}
-        splits |= {name: _read_split(recipe.data, path) for name, path in paths.items()}
-    labels = labels or recipe.labels or _labels_in(recipe, splits["train"])
-    if recipe.task == "token-classification":
-        _check_bio(labels)
-    for name, path in paths.items():
-        _check_labels(path, splits[name], labels)
-    parsed = {name: [astuple(example) for example in examples] for name, examples in splits.items()}
-    digest = hashlib.sha256(json.dumps([labels, parsed]).encode()).hexdigest()
-    return Dataset(train=splits["train"], evaluation=splits["evaluation"], labels=labels, digest=digest)
+        for name in ["train", "evaluation"] if recipe.training is not None else ["evaluation"]:
+            split = _read_split(recipe, recipe.data, name)
+            splits[name], sources[name] = split.examples, split.source
+            digests.append(split.digest)
+    if recipe.task in LABELLED_TASKS:
+        labels = labels or recipe.labels or _labels_in(recipe, splits["train"])
+        if recipe.task == "token-classification":
+            _check_bio(labels)
+        for name, source in sources.items():
+            _check_labels(source, splits[name], labels)
+    return Dataset(
+        train=splits["train"],
+        evaluation=splits["evaluation"],
+        labels=labels or [],
+        digest=digest_of([labels, digests]),
+    )
 
 
 def read_labels(recipe: Recipe) -> list[str]:
@@ -146,14 +160,30 @@ def read_csv(path: Path, *, text_column: str, label_column: str) -> list[Example
     return _not_empty(path, examples)
 
 
-def _read_split(data: Data, path: Path) -> list[Example]:
+@dataclass(frozen=True)
+class Split:
+    """One split as it was read."""
+
+    examples: Sequence[Example]
+    #: Where it came from, for messages.
+    source: str
+    #: SHA-256 over the examples, or over the files that they came from.
+    digest: str
+
+
+def _read_split(recipe: Recipe, data: Data, name: str) -> Split:
+    path = _data_file(recipe, data, name)
     if data.format == "conll":
-        return read_conll(path)
-    return read_csv(path, text_column=data.text_column, label_column=data.label_column)
+        examples = read_conll(path)
+    else:
+        examples = read_csv(path, text_column=data.text_column, label_column=data.label_column)
+    return Split(examples, str(path), digest_of([astuple(example) for example in examples]))
 
 
 def _data_file(recipe: Recipe, data: Data, name: str) -> Path:
     value = getattr(data, name)
+    if value is None:
+        raise RecipeError(f"data.{name}: is missing")
     path = recipe.path(value)
     if not path.is_file():
         raise DataError(f"data.{name} {value!r}: no file {path}")
@@ -177,7 +207,7 @@ def _not_empty(path: Path, examples: list[Example]) -> list[Example]:
     return examples
 
 
-def _labels_in(recipe: Recipe, examples: list[Example]) -> list[str]:
+def _labels_in(recipe: Recipe, examples: Sequence[Example]) -> list[str]:
     found = {label for example in examples for label in _labels_of(example)}
     if not found:
         raise RecipeError("labels: is missing, and there is no training data to take them from")
@@ -193,11 +223,11 @@ def _labels_of(example: Example) -> tuple[str, ...]:
     return example.tags if isinstance(example, TaggedSentence) else (example.label,)
 
 
-def _check_labels(path: Path, examples: list[Example], labels: list[str]) -> None:
+def _check_labels(source: str, examples: Sequence[Example], labels: list[str]) -> None:
     known = set(labels)
     unknown = sorted({label for example in examples for label in _labels_of(example)} - known)
     if unknown:
-        raise DataError(f"{path} has labels {unknown} that are not among the model's labels {labels}")
+        raise DataError(f"{source} has labels {unknown} that are not among the model's labels {labels}")
 
 
 def _check_bio(labels: list[str]) -> None:

@@ -16,9 +16,9 @@ ENGINE_FILES: dict[ExportFormat, str] = {"onnx": "model.onnx", "torchscript": "m
 
 
 class Engine(Protocol):
-    """Runs an exported file: ``input_ids`` and ``attention_mask`` INT64 ``[B, L]`` in, logits FP32 out."""
+    """Runs an exported file: its inputs by position, each ``[B, …]``, and its one FP32 output."""
 
-    def __call__(self, input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray: ...
+    def __call__(self, *inputs: np.ndarray) -> np.ndarray: ...
 
 
 def open_engine(path: Path, export_format: ExportFormat) -> Engine:
@@ -31,8 +31,10 @@ def _open_onnx(path: Path) -> Engine:
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
 
-    def run(input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
-        return session.run(["logits"], {"input_ids": input_ids, "attention_mask": attention_mask})[0]
+    names = [item.name for item in session.get_inputs()]
+
+    def run(*inputs: np.ndarray) -> np.ndarray:
+        return session.run(None, dict(zip(names, inputs, strict=True)))[0]
 
     return run
 
@@ -45,9 +47,9 @@ def _open_torchscript(path: Path) -> Engine:
         warnings.filterwarnings("ignore", message=".*torch.jit.*", category=DeprecationWarning)
         module = torch.jit.load(str(path), map_location="cpu")
 
-    def run(input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
+    def run(*inputs: np.ndarray) -> np.ndarray:
         with torch.inference_mode():
-            return module(torch.from_numpy(input_ids), torch.from_numpy(attention_mask)).numpy()
+            return module(*map(torch.from_numpy, inputs)).numpy()
 
     return run
 

@@ -1,7 +1,7 @@
-"""Export a fine-tuned classifier as ONNX and as TorchScript.
+"""Export a fine-tuned model as ONNX and as TorchScript.
 
-Both engines take ``input_ids`` and ``attention_mask`` (INT64 ``[B, L]``) and give ``logits`` (FP32
-``[B, L, labels]`` for token, ``[B, labels]`` for text classification).
+Both engines take the same tensors, the batch first, and give one FP32 tensor; a task's learner says which
+(:class:`~mooring_build.learners.Exportable`).
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ from pathlib import Path
 
 import onnx_ir
 import torch
-from transformers import PreTrainedModel
 from transformers.exporters.configs import OnnxConfig
 from transformers.exporters.exporter_onnx import OnnxExporter
 
+from mooring import VerificationError
 from mooring_build.engines import ENGINE_FILES
+from mooring_build.learners import Exportable
 from mooring_build.models import quiet_transformers
 from mooring_build.recipe import ExportFormat, Recipe
 
@@ -27,48 +28,50 @@ from mooring_build.recipe import ExportFormat, Recipe
 MAX_IR_VERSION = 10
 
 
-class LogitsOnly(torch.nn.Module):
-    """A classifier whose ``forward`` takes two tensors by position and returns the logits alone."""
-
-    def __init__(self, model: PreTrainedModel) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        return self.model(input_ids=input_ids, attention_mask=attention_mask).logits
-
-
-def export_engine(model: PreTrainedModel, recipe: Recipe, export_format: ExportFormat, folder: Path) -> Path:
+def export_engine(exportable: Exportable, recipe: Recipe, export_format: ExportFormat, folder: Path) -> Path:
     """Write one engine into ``folder`` and return its file; nothing is verified yet."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / ENGINE_FILES[export_format]
-    _EXPORTERS[export_format](model, recipe, path)
+    _EXPORTERS[export_format](exportable, recipe, path)
     return path
 
 
-def export_onnx(model: PreTrainedModel, recipe: Recipe, path: Path) -> None:
-    """Export through transformers' ONNX exporter, with batch and sequence as dynamic axes."""
-    batch = torch.export.Dim("batch", min=1, max=1024)
-    sequence = torch.export.Dim("sequence", min=2, max=recipe.text.max_length)
-    axes = {0: batch, 1: sequence}
+def export_onnx(exportable: Exportable, recipe: Recipe, path: Path) -> None:
+    """Export with the batch, and what else is open, as dynamic axes: transformers' own models through its
+    exporter, others through PyTorch's."""
+    axes = dict(zip(exportable.inputs, map(dict, exportable.axes), strict=True))
     with _quiet_exporters():
-        exported = OnnxExporter().export(
-            model,
-            _sample_inputs(recipe),
-            config=OnnxConfig(
-                dynamic_shapes={"input_ids": axes, "attention_mask": axes}, opset_version=recipe.export.opset
-            ),
+        if exportable.hub_model is not None:
+            exported = OnnxExporter().export(
+                exportable.hub_model,
+                dict(zip(exportable.inputs, exportable.sample, strict=True)),
+                config=OnnxConfig(dynamic_shapes=axes, opset_version=recipe.export.opset),
+            )
+        else:
+            exported = torch.onnx.export(
+                exportable.module,
+                exportable.sample,
+                dynamo=True,
+                dynamic_shapes=tuple(axes.values()),
+                input_names=list(exportable.inputs),
+                output_names=[exportable.output],
+                opset_version=recipe.export.opset,
+            )
+    program = exported.program if exportable.hub_model is not None else exported.model
+    names = [item.name for item in program.graph.inputs], [item.name for item in program.graph.outputs]
+    if names != (list(exportable.inputs), [exportable.output]):
+        raise VerificationError(
+            f"the ONNX file takes {names[0]} and gives {names[1]}; "
+            f"{list(exportable.inputs)} and {[exportable.output]} are served"
         )
-    program = exported.program
     program.ir_version = min(program.ir_version, MAX_IR_VERSION)
     onnx_ir.save(program, str(path))
 
 
-def export_torchscript(model: PreTrainedModel, recipe: Recipe, path: Path) -> None:
+def export_torchscript(exportable: Exportable, recipe: Recipe, path: Path) -> None:
     """Export by tracing: still the only format that Triton's PyTorch backend batches."""
-    inputs = _sample_inputs(recipe)
     with _quiet_exporters(), torch.no_grad():
-        traced = torch.jit.trace(LogitsOnly(model).eval(), tuple(inputs.values()), check_trace=False)
+        traced = torch.jit.trace(exportable.module.eval(), exportable.sample, check_trace=False)
         frozen = torch.jit.freeze(traced)
         _follow_the_inputs_device(frozen.graph)
         torch.jit.save(frozen, str(path))
@@ -87,8 +90,8 @@ def _follow_the_inputs_device(graph: torch.Graph) -> None:
     ]
     if not baked_in:
         return
-    input_ids = list(graph.inputs())[1]  # the first is the module
-    device = graph.create("prim::device", [input_ids], 1)
+    first = list(graph.inputs())[1]  # before it comes the module
+    device = graph.create("prim::device", [first], 1)
     device.output().setType(torch._C.DeviceObjType.get())
     graph.prependNode(device)
     for value in baked_in:
@@ -96,19 +99,10 @@ def _follow_the_inputs_device(graph: torch.Graph) -> None:
         value.node().destroy()
 
 
-_EXPORTERS: dict[ExportFormat, Callable[[PreTrainedModel, Recipe, Path], None]] = {
+_EXPORTERS: dict[ExportFormat, Callable[[Exportable, Recipe, Path], None]] = {
     "onnx": export_onnx,
     "torchscript": export_torchscript,
 }
-
-
-def _sample_inputs(recipe: Recipe) -> dict[str, torch.Tensor]:
-    """A batch of two of unequal length, so that tracing meets a real padding mask."""
-    length = min(11, recipe.text.max_length)
-    input_ids = torch.arange(2 * length).reshape(2, length) % 90 + 5
-    attention_mask = torch.ones_like(input_ids)
-    attention_mask[1, length - 3 :] = 0
-    return {"input_ids": input_ids, "attention_mask": attention_mask}
 
 
 @contextmanager

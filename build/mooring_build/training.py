@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 from transformers import (
-    DataCollatorForTokenClassification,
-    DataCollatorWithPadding,
     EarlyStoppingCallback,
-    PreTrainedTokenizerFast,
     ProgressCallback,
     Trainer,
     TrainerCallback,
@@ -25,29 +21,23 @@ from transformers import (
     set_seed,
 )
 from transformers.integrations import TensorBoardCallback
-from transformers.trainer_utils import EvalPrediction, get_last_checkpoint
+from transformers.trainer_utils import get_last_checkpoint
 
 from mooring import RecipeError
-from mooring_build.datasets import Dataset, Example, LabelledText, TaggedSentence
-from mooring_build.metrics import text_metrics, token_metrics
-from mooring_build.models import load_base_model, load_fine_tuned_model, load_tokenizer, quiet_transformers
+from mooring_build.datasets import Dataset
+from mooring_build.learners import learner_of
+from mooring_build.models import quiet_transformers
 from mooring_build.recipe import Recipe, Training
 
-#: Label id that the loss leaves out (PyTorch's cross entropy default).
-IGNORED = -100
 
-#: The figure of each task that picks the best epoch.
-HEADLINE_METRIC = {"token-classification": "entity_f1", "text-classification": "accuracy"}
-
-
-def fine_tune(recipe: Recipe, base: Path, dataset: Dataset, folder: Path) -> dict[str, Any]:
+def fine_tune(recipe: Recipe, base: Path | None, dataset: Dataset, folder: Path) -> dict[str, Any]:
     """Train, keep the best epoch, and save it as a checkpoint.
 
     An interrupted run goes on from its last epoch when it is started again with the same ``folder``.
 
     Args:
         recipe: ``recipe.training`` must be set.
-        base: folder of the base checkpoint.
+        base: folder of the base checkpoint; ``None`` where the recipe describes a new model.
         dataset: both splits and the labels.
         folder: receives ``model.safetensors``, ``config.json``, the tokenizer, ``metrics.json`` and
             TensorBoard logs under ``logs/``.
@@ -59,27 +49,24 @@ def fine_tune(recipe: Recipe, base: Path, dataset: Dataset, folder: Path) -> dic
     if training is None:
         raise RecipeError("training: is missing, there is nothing to train")
     set_seed(training.seed)
-    tokenizer = load_tokenizer(base)
-    model = load_base_model(base, recipe.task, dataset.labels)
+    learner = learner_of(recipe.task)
+    lesson = learner.lesson(recipe, base, dataset)
     states = folder / "epochs"
-    headline = HEADLINE_METRIC[recipe.task]
     callbacks: list[TrainerCallback] = [TensorBoardCallback(SummaryWriter(log_dir=str(folder / "logs")))]
     if training.early_stopping_patience:
         callbacks.append(EarlyStoppingCallback(training.early_stopping_patience))
     trainer = Trainer(
-        model=model,
-        args=_arguments(training, headline, states),
-        train_dataset=encode_examples(dataset.train, tokenizer, recipe, dataset.labels),
-        eval_dataset=encode_examples(
-            dataset.evaluation, tokenizer, recipe, dataset.labels, first_pieces_only=True
-        ),
-        data_collator=_collator(recipe, tokenizer),
-        processing_class=tokenizer,
-        compute_metrics=_metrics_function(recipe, dataset.labels),
+        model=lesson.model,
+        args=_arguments(training, learner.headline, states, lesson.arguments),
+        train_dataset=lesson.train,
+        eval_dataset=lesson.evaluation,
+        data_collator=lesson.collator,
+        processing_class=lesson.processor,
+        compute_metrics=lesson.metrics,
         callbacks=callbacks,
     )
     trainer.remove_callback(ProgressCallback)
-    trainer.add_callback(EpochProgress(headline))
+    trainer.add_callback(EpochProgress(learner.headline))
     with quiet_transformers():
         trainer.train(resume_from_checkpoint=_last_whole_epoch(states))
         metrics = _plain(trainer.evaluate())
@@ -89,7 +76,7 @@ def fine_tune(recipe: Recipe, base: Path, dataset: Dataset, folder: Path) -> dic
     return metrics
 
 
-def _arguments(training: Training, headline: str, states: Path) -> TrainingArguments:
+def _arguments(training: Training, headline: str, states: Path, more: Mapping[str, Any]) -> TrainingArguments:
     return TrainingArguments(
         output_dir=str(states),
         num_train_epochs=training.epochs,
@@ -98,7 +85,6 @@ def _arguments(training: Training, headline: str, states: Path) -> TrainingArgum
         per_device_eval_batch_size=32,
         weight_decay=training.weight_decay,
         warmup_steps=training.warmup_ratio,
-        train_sampling_strategy="group_by_length",
         eval_strategy="epoch",
         save_strategy="epoch",
         logging_strategy="epoch",
@@ -110,6 +96,7 @@ def _arguments(training: Training, headline: str, states: Path) -> TrainingArgum
         restore_callback_states_from_checkpoint=True,
         report_to="none",
         dataloader_pin_memory=False,
+        **more,
     )
 
 
@@ -155,98 +142,16 @@ class EpochProgress(ProgressCallback):
 
 def evaluate_checkpoint(recipe: Recipe, checkpoint: Path, dataset: Dataset, folder: Path) -> dict[str, Any]:
     """Score a fine-tuned checkpoint on the evaluation split; ``folder`` is scratch space."""
-    tokenizer = load_tokenizer(checkpoint)
+    lesson = learner_of(recipe.task).lesson(recipe, checkpoint, dataset, fine_tuned=True)
     trainer = Trainer(
-        model=load_fine_tuned_model(checkpoint, recipe.task),
+        model=lesson.model,
         args=TrainingArguments(output_dir=str(folder), report_to="none", dataloader_pin_memory=False),
-        eval_dataset=encode_examples(
-            dataset.evaluation, tokenizer, recipe, dataset.labels, first_pieces_only=True
-        ),
-        data_collator=_collator(recipe, tokenizer),
-        processing_class=tokenizer,
-        compute_metrics=_metrics_function(recipe, dataset.labels),
+        eval_dataset=lesson.evaluation,
+        data_collator=lesson.collator,
+        processing_class=lesson.processor,
+        compute_metrics=lesson.metrics,
     )
     return _plain(trainer.evaluate())
-
-
-def count_cut(examples: Sequence[Example], folder: Path, recipe: Recipe) -> int:
-    """How many examples are longer than ``text.max_length``; training and evaluation see only their start."""
-    tokenizer = load_tokenizer(folder)
-    lengths = tokenizer([example.text for example in examples], return_length=True)["length"]
-    return sum(length > recipe.text.max_length for length in lengths)
-
-
-def encode_examples(
-    examples: Sequence[Example],
-    tokenizer: PreTrainedTokenizerFast,
-    recipe: Recipe,
-    labels: list[str],
-    *,
-    first_pieces_only: bool = False,
-) -> list[dict[str, Any]]:
-    """Turn examples into token ids and label ids, cut at ``text.max_length``.
-
-    For training every piece of a word is labelled: the first carries the word's tag, the rest continue
-    it (``B-X`` becomes ``I-X``). So the server may split words more finely than CoNLL does and still
-    meets only positions that were trained. Evaluation counts words as CoNLL does: first pieces only.
-    """
-    ids = {label: index for index, label in enumerate(labels)}
-    encoded = []
-    for example in examples:
-        words = list(example.tokens) if isinstance(example, TaggedSentence) else example.text
-        item = tokenizer(
-            words,
-            is_split_into_words=isinstance(example, TaggedSentence),
-            truncation=True,
-            max_length=recipe.text.max_length,
-        )
-        features: dict[str, Any] = {key: item[key] for key in ("input_ids", "attention_mask")}
-        if isinstance(example, LabelledText):
-            features["labels"] = ids[example.label]
-        else:
-            features["labels"] = _piece_labels(
-                item.word_ids(), example.tags, ids, first_pieces_only=first_pieces_only
-            )
-        encoded.append(features)
-    return encoded
-
-
-def _piece_labels(
-    word_ids: Sequence[int | None], tags: Sequence[str], ids: dict[str, int], *, first_pieces_only: bool
-) -> list[int]:
-    labels, previous = [], None
-    for word in word_ids:
-        if word is None or (first_pieces_only and word == previous):
-            labels.append(IGNORED)
-            continue
-        tag = tags[word]
-        if word == previous and tag.startswith("B-"):
-            tag = "I-" + tag[2:]
-        # A label list without I-X (all entities are one word) continues with B-X.
-        labels.append(ids.get(tag, ids[tags[word]]))
-        previous = word
-    return labels
-
-
-def _collator(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Any:
-    if recipe.task == "token-classification":
-        return DataCollatorForTokenClassification(tokenizer, label_pad_token_id=IGNORED)
-    return DataCollatorWithPadding(tokenizer)
-
-
-def _metrics_function(recipe: Recipe, labels: list[str]) -> Callable[[EvalPrediction], dict[str, float]]:
-    def compute(prediction: EvalPrediction) -> dict[str, float]:
-        chosen = np.asarray(prediction.predictions).argmax(-1)
-        truth = np.asarray(prediction.label_ids)
-        if recipe.task == "text-classification":
-            return text_metrics(truth, chosen)
-        rows = [row != IGNORED for row in truth]
-        return token_metrics(
-            [[labels[i] for i in row[keep]] for row, keep in zip(truth, rows, strict=True)],
-            [[labels[i] for i in row[keep]] for row, keep in zip(chosen, rows, strict=True)],
-        )
-
-    return compute
 
 
 def _plain(metrics: dict[str, float]) -> dict[str, Any]:

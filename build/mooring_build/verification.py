@@ -1,26 +1,18 @@
-"""Compare an exported engine with the PyTorch model, on inputs that were not traced.
-
-The cases cross batch sizes with lengths, and mix lengths inside a batch under a padding mask; real texts
-of the evaluation split come on top. Positions under the mask are left out: what an engine computes there
-is nobody's answer.
-"""
+"""Compare an exported engine with the PyTorch model, on inputs that were not traced."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from mooring import VerificationError
 from mooring_build.engines import Engine
+from mooring_build.learners import Case, Exportable
 from mooring_build.recipe import Recipe
-
-BATCH_SIZES = (1, 2, 3, 5, 8)
-_REAL_TEXTS = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,117 +23,88 @@ class Parity:
     #: Largest absolute difference of any logit over all cases.
     max_abs_difference: float
     tolerance: float
-    #: Cases, each one batch, and texts in them.
+    #: Cases, each one batch, and rows in them.
     cases: int
-    texts: int
-    #: Shape ``[B, L]`` and kind of the case with the largest difference.
+    rows: int
+    #: Shape and kind of the case with the largest difference.
     worst_case: str
-    #: Share of answers (texts, or unmasked tokens) whose best label is the PyTorch model's.
+    #: Share of answers (rows, or unmasked tokens) whose largest value is at the PyTorch model's place.
     label_agreement: float
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
 
-def verify_engine(
-    engine: Engine,
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerFast,
-    recipe: Recipe,
-    texts: Sequence[str],
-) -> Parity:
+def verify_engine(engine: Engine, exportable: Exportable, recipe: Recipe, cases: Iterable[Case]) -> Parity:
     """Run every case through both and compare.
 
     Args:
         engine: the export under test.
-        model: the PyTorch model it was made from, in evaluation mode.
-        tokenizer: the model's tokenizer.
-        recipe: gives the tolerance, the longest length and the largest batch.
-        texts: real texts; the first 64 are used, in batches of mixed lengths.
+        exportable: the PyTorch model it was made from.
+        recipe: gives the tolerance.
+        cases: batches of other sizes than were traced.
 
     Raises:
         VerificationError: the engine fails to run, gives another shape, gives NaN or infinity, or is
             further away than the tolerance; the message names output, case and distance.
     """
-    worst, worst_case, cases, rows, answers, agreed = -1.0, "", 0, 0, 0, 0
-    for name, input_ids, attention_mask in _cases(recipe, model, tokenizer, texts):
-        expected = _run_model(model, input_ids, attention_mask)
-        if not np.isfinite(expected).all():
-            raise VerificationError(f"the PyTorch model itself gives NaN or infinity in case {name}")
-        actual = _run_engine(engine, name, input_ids, attention_mask)
-        if actual.dtype != np.float32:
-            raise VerificationError(f"output 'logits' of case {name} is {actual.dtype}, float32 is served")
-        if actual.shape != expected.shape:
-            raise VerificationError(
-                f"output 'logits' of case {name} has shape {actual.shape}, "
-                f"the PyTorch model gives {expected.shape}"
-            )
-        if expected.ndim == 3:
-            keep = attention_mask.astype(bool)
-            expected, actual = expected[keep], actual[keep]
-        if not np.isfinite(actual).all():
-            raise VerificationError(f"output 'logits' of case {name} holds NaN or infinity")
+    output = exportable.output
+    worst, worst_case, count, rows, answers, agreed = -1.0, "", 0, 0, 0, 0
+    for case in cases:
+        expected, actual = _run_model(exportable, case), _run_engine(engine, case)
+        expected, actual = _comparable(output, case, expected, actual)
         distance = float(np.abs(actual - expected).max())
         if distance > worst:
-            worst, worst_case = distance, name
+            worst, worst_case = distance, case.name
         agreed += int((actual.argmax(-1) == expected.argmax(-1)).sum())
         answers += expected.shape[0]
-        cases, rows = cases + 1, rows + input_ids.shape[0]
+        count, rows = count + 1, rows + case.inputs[0].shape[0]
     parity = Parity(
         passed=worst <= recipe.verify.tolerance,
         max_abs_difference=worst,
         tolerance=recipe.verify.tolerance,
-        cases=cases,
-        texts=rows,
+        cases=count,
+        rows=rows,
         worst_case=worst_case,
         label_agreement=agreed / answers,
     )
     if not parity.passed:
         raise VerificationError(
-            f"output 'logits' differs from the PyTorch model by {worst:.3g} in case {worst_case}, "
+            f"output {output!r} differs from the PyTorch model by {worst:.3g} in case {worst_case}, "
             f"the recipe allows {recipe.verify.tolerance:.3g} (verify.tolerance); best labels agree on "
             f"{parity.label_agreement:.1%} of {answers} answers"
         )
     return parity
 
 
-def _cases(
-    recipe: Recipe, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]
-) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-    """Yield (name, input_ids ``[B, L]``, attention_mask ``[B, L]``), the same ones in every run."""
-    random = np.random.default_rng(20)
-    longest = recipe.text.max_length
-    lengths = sorted({2, 3, 7, 16, 33, longest} & set(range(2, longest + 1)))
-    high = min(len(tokenizer), model.config.vocab_size)
-    low = min(1000, high // 2)
-    for batch in (*BATCH_SIZES, recipe.serving.max_batch_size):
-        for length in lengths:
-            if batch * length > 2048:
-                continue
-            ids = random.integers(low, high, size=(batch, length))
-            yield f"[{batch}, {length}] random ids, equal lengths", ids, np.ones_like(ids)
-            if batch > 1:
-                mask = (np.arange(length) < random.integers(1, length + 1, size=(batch, 1))).astype(np.int64)
-                mask[random.integers(batch)] = 1
-                yield f"[{batch}, {length}] random ids, mixed lengths", np.where(mask, ids, 0), mask
-    chosen = list(texts[:_REAL_TEXTS])
-    for start in range(0, len(chosen), 7):
-        encoded = tokenizer(
-            chosen[start : start + 7], padding=True, truncation=True, max_length=longest, return_tensors="np"
+def _comparable(
+    output: str, case: Case, expected: np.ndarray, actual: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Both outputs without what is nobody's answer; refused where they can't be compared."""
+    if not np.isfinite(expected).all():
+        raise VerificationError(f"the PyTorch model itself gives NaN or infinity in case {case.name}")
+    if actual.dtype != np.float32:
+        raise VerificationError(f"output {output!r} of case {case.name} is {actual.dtype}, float32 is served")
+    if actual.shape != expected.shape:
+        raise VerificationError(
+            f"output {output!r} of case {case.name} has shape {actual.shape}, "
+            f"the PyTorch model gives {expected.shape}"
         )
-        ids, mask = (encoded[key].astype(np.int64) for key in ("input_ids", "attention_mask"))
-        yield f"{list(ids.shape)} real texts, mixed lengths", ids, mask
+    if case.keep is not None:
+        expected, actual = expected[case.keep], actual[case.keep]
+    if not np.isfinite(actual).all():
+        raise VerificationError(f"output {output!r} of case {case.name} holds NaN or infinity")
+    return expected, actual
 
 
-def _run_model(model: PreTrainedModel, input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
+def _run_model(exportable: Exportable, case: Case) -> np.ndarray:
     with torch.inference_mode():
-        output = model(input_ids=torch.from_numpy(input_ids), attention_mask=torch.from_numpy(attention_mask))
-    return output.logits.numpy()
+        return exportable.module(*map(torch.from_numpy, case.inputs)).numpy()
 
 
-def _run_engine(engine: Engine, case: str, input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
+def _run_engine(engine: Engine, case: Case) -> np.ndarray:
     try:
-        return engine(input_ids, attention_mask)
+        return engine(*case.inputs)
     except Exception as exc:  # engines raise whatever their runtime has
         reason = str(exc).strip().splitlines()[-1] if str(exc).strip() else type(exc).__name__
-        raise VerificationError(f"the engine fails on case {case}: {reason}") from exc
+        raise VerificationError(f"the engine fails on case {case.name}: {reason}") from exc

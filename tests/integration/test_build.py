@@ -16,6 +16,7 @@ import mooring_build.training
 from mooring._cli import main
 from mooring_build.building import build
 from mooring_build.datasets import load_dataset
+from mooring_build.learners import Exportable
 from mooring_build.recipe import load_recipe
 from mooring_build.repository import read_manifest, released_version
 from tiny_checkpoint import make_tiny_checkpoint
@@ -170,13 +171,13 @@ def test_an_engine_that_fails_verification_is_not_published(
     before = command.files()
     export = mooring_build.export.export_engine
 
-    def export_with_other_label_order(model: torch.nn.Module, *args: object) -> Path:
-        head = model.classifier
+    def export_with_other_label_order(exportable: Exportable, *args: object) -> Path:
+        head = exportable.hub_model.classifier
         original = head.weight.detach().clone()
         with torch.no_grad():
             head.weight.copy_(original.flip(0))
             try:
-                return export(model, *args)
+                return export(exportable, *args)
             finally:
                 head.weight.copy_(original)
 

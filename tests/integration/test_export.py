@@ -10,11 +10,13 @@ import pytest
 import torch
 
 from mooring import CheckpointError, VerificationError
-from mooring_build.engines import open_engine
-from mooring_build.export import MAX_IR_VERSION, LogitsOnly, export_engine
+from mooring_build.engines import Engine, open_engine
+from mooring_build.export import MAX_IR_VERSION, export_engine
+from mooring_build.learners import Exportable
+from mooring_build.learners.text import LogitsOnly, text_cases, text_exportable
 from mooring_build.models import load_base_model, load_fine_tuned_model, load_tokenizer
 from mooring_build.recipe import ExportFormat, Recipe, load_recipe
-from mooring_build.verification import verify_engine
+from mooring_build.verification import Parity, verify_engine
 from tiny_checkpoint import make_tiny_checkpoint
 
 pytestmark = pytest.mark.integration
@@ -47,12 +49,21 @@ def exported(
     model: torch.nn.Module,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> tuple[Path, ExportFormat]:
-    return export_engine(model, recipe, request.param, tmp_path_factory.mktemp("engine")), request.param
+    folder = tmp_path_factory.mktemp("engine")
+    return export_engine(as_engine(recipe, model), recipe, request.param, folder), request.param
 
 
-def verify(path: Path, export_format: ExportFormat, recipe: Recipe, model: torch.nn.Module):
-    tokenizer = load_tokenizer(Path(recipe.base.checkpoint))
-    return verify_engine(open_engine(path, export_format), model, tokenizer, recipe, TEXTS)
+def as_engine(recipe: Recipe, model: torch.nn.Module) -> Exportable:
+    return text_exportable(model, load_tokenizer(Path(recipe.base.checkpoint)), recipe)
+
+
+def verify_function(engine: Engine, recipe: Recipe, model: torch.nn.Module) -> Parity:
+    exportable = as_engine(recipe, model)
+    return verify_engine(engine, exportable, recipe, text_cases(recipe, exportable, TEXTS))
+
+
+def verify(path: Path, export_format: ExportFormat, recipe: Recipe, model: torch.nn.Module) -> Parity:
+    return verify_function(open_engine(path, export_format), recipe, model)
 
 
 def test_a_sound_export_is_verified(
@@ -93,24 +104,22 @@ def test_wrong_label_order_is_found(
     exported: tuple[Path, ExportFormat], recipe: Recipe, model: torch.nn.Module
 ) -> None:
     engine = open_engine(*exported)
-    tokenizer = load_tokenizer(Path(recipe.base.checkpoint))
     with pytest.raises(
         VerificationError, match=r"'logits' differs from the PyTorch model by [\d.]+ in case \["
     ):
-        verify_engine(lambda *inputs: engine(*inputs)[..., ::-1], model, tokenizer, recipe, TEXTS)
+        verify_function(lambda *inputs: engine(*inputs)[..., ::-1], recipe, model)
 
 
 def test_a_small_error_in_padded_batches_only_is_found(
     exported: tuple[Path, ExportFormat], recipe: Recipe, model: torch.nn.Module
 ) -> None:
     engine = open_engine(*exported)
-    tokenizer = load_tokenizer(Path(recipe.base.checkpoint))
 
     def mask_forgotten(input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
         return engine(input_ids, np.ones_like(attention_mask))
 
     with pytest.raises(VerificationError, match="mixed lengths"):
-        verify_engine(mask_forgotten, model, tokenizer, recipe, TEXTS)
+        verify_function(mask_forgotten, recipe, model)
 
 
 # torch.jit is deprecated as a whole, and tracing touches deprecated attributes of the model.
@@ -137,7 +146,7 @@ def test_nan_weights_are_found(
     broken = load_fine_tuned_model(Path(recipe.base.checkpoint), recipe.task)
     with torch.no_grad():
         broken.classifier.weight[0, 0] = float("nan")
-    path = export_engine(broken, recipe, export_format, tmp_path)
+    path = export_engine(as_engine(recipe, broken), recipe, export_format, tmp_path)
     with pytest.raises(VerificationError, match=r"'logits' of case .* holds NaN or infinity"):
         verify(path, export_format, recipe, model)
 
@@ -146,14 +155,13 @@ def test_nan_of_the_pytorch_model_is_no_agreement(recipe: Recipe) -> None:
     broken = load_fine_tuned_model(Path(recipe.base.checkpoint), recipe.task)
     with torch.no_grad():
         broken.classifier.bias.fill_(float("nan"))
-    tokenizer = load_tokenizer(Path(recipe.base.checkpoint))
 
     def same(input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
         inputs = (torch.from_numpy(input_ids), torch.from_numpy(attention_mask))
         return broken(*inputs).logits.detach().numpy()
 
     with pytest.raises(VerificationError, match="the PyTorch model itself gives NaN"):
-        verify_engine(same, broken, tokenizer, recipe, TEXTS)
+        verify_function(same, recipe, broken)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -164,7 +172,7 @@ def test_a_checkpoint_in_half_precision_is_served_in_fp32(
     half.save_pretrained(tmp_path)
     model = load_fine_tuned_model(tmp_path, recipe.task)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
-    path = export_engine(model, recipe, "torchscript", tmp_path)
+    path = export_engine(as_engine(recipe, model), recipe, "torchscript", tmp_path)
     assert verify(path, "torchscript", recipe, model).passed
 
 

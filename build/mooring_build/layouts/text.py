@@ -1,0 +1,104 @@
+"""Pipelines that begin with a text."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+from tritonclient.grpc import model_config_pb2 as pb
+
+from mooring_build.layouts._layout import EngineStep, Layout, PythonStep, Tensors
+from mooring_build.recipe import Recipe
+
+TEXT: Tensors = {"text": (pb.TYPE_STRING, (1,))}
+TOKENS: Tensors = {"input_ids": (pb.TYPE_INT64, (-1,)), "attention_mask": (pb.TYPE_INT64, (-1,))}
+# Content of the tokenizer's files, for clients that tokenize themselves.
+_TOKENIZER_FILES: Tensors = {"tokenizer": (pb.TYPE_STRING, (1,)), "settings": (pb.TYPE_STRING, (1,))}
+_WORDS: Tensors = {"offsets": (pb.TYPE_INT32, (-1, 2)), "word_ids": (pb.TYPE_INT32, (-1,))}
+_ENTITIES: Tensors = {
+    "label": (pb.TYPE_STRING, (-1,)),
+    "score": (pb.TYPE_FP32, (-1,)),
+    "start": (pb.TYPE_INT32, (-1,)),
+    "end": (pb.TYPE_INT32, (-1,)),
+    "entity": (pb.TYPE_STRING, (-1,)),
+}
+# Longest row of the warm-up that every batch size gets, in tokens.
+_SHORT_LENGTH = 16
+
+
+def token_classification(recipe: Recipe, labels: Sequence[str]) -> Layout:
+    """Text to entities."""
+    logits: Tensors = {"logits": (pb.TYPE_FP32, (-1, -1))}
+    return Layout(
+        inputs=TEXT,
+        steps=(
+            tokenizer(TOKENS | _WORDS),
+            text_engine(recipe, "logits", (-1, len(labels))),
+            PythonStep(
+                suffix="postprocessor",
+                entry_point="entities_model.py",
+                shared=("entities.py", "softmax.py", "texts.py"),
+                inputs=TEXT | logits | _WORDS,
+                outputs=_ENTITIES,
+            ),
+        ),
+        answers=_ENTITIES,
+        parameters=text_parameters(recipe),
+    )
+
+
+def text_classification(recipe: Recipe, labels: Sequence[str]) -> Layout:
+    """Text to ranked labels."""
+    return Layout(
+        inputs=TEXT,
+        steps=(tokenizer(TOKENS), text_engine(recipe, "logits", (len(labels),)), classifier()),
+        answers=ranked_labels(min(recipe.text.top_k, len(labels))),
+        parameters=text_parameters(recipe),
+    )
+
+
+def tokenizer(outputs: Tensors) -> PythonStep:
+    """Text to token ids."""
+    return PythonStep(
+        suffix="tokenizer",
+        entry_point="tokenizer_model.py",
+        shared=("encoding.py", "texts.py"),
+        inputs=TEXT,
+        outputs=outputs,
+        asides=_TOKENIZER_FILES,
+    )
+
+
+def text_engine(recipe: Recipe, output: str, dims: tuple[int, ...]) -> EngineStep:
+    """Token ids to one FP32 tensor."""
+    longest = recipe.text.max_length
+    multiple = recipe.text.pad_to_multiple_of
+    short = min(-(-_SHORT_LENGTH // multiple) * multiple, longest)
+    return EngineStep(
+        inputs=TOKENS,
+        output=output,
+        data_type=pb.TYPE_FP32,
+        dims=dims,
+        warm_up_lengths=tuple(dict.fromkeys([short, longest])),
+    )
+
+
+def classifier() -> PythonStep:
+    """Logits to ranked labels, whatever the logits came from."""
+    return PythonStep(
+        suffix="postprocessor",
+        entry_point="classifier_model.py",
+        shared=("classification.py", "softmax.py"),
+        inputs={"logits": (pb.TYPE_FP32, (-1,))},
+        outputs=ranked_labels(-1),
+    )
+
+
+def ranked_labels(count: int) -> Tensors:
+    """Labels with their scores, best first; -1 leaves their number open."""
+    return {"label": (pb.TYPE_STRING, (count,)), "score": (pb.TYPE_FP32, (count,))}
+
+
+def text_parameters(recipe: Recipe) -> dict[str, str]:
+    """What clients may know of how texts are taken."""
+    return {"max_length": str(recipe.text.max_length), "truncation": json.dumps(recipe.text.truncation)}

@@ -1,0 +1,251 @@
+"""Text and token classification: encoders with a head of transformers' own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import (
+    DataCollatorForTokenClassification,
+    DataCollatorWithPadding,
+    EvalPrediction,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+
+from mooring import CheckpointError
+from mooring_build.datasets import Dataset, Example, LabelledText, TaggedSentence
+from mooring_build.learners._learner import Case, Exportable, Learner, Lesson
+from mooring_build.metrics import text_metrics, token_metrics
+from mooring_build.models import load_base_model, load_fine_tuned_model, load_tokenizer
+from mooring_build.recipe import Recipe
+
+#: Label id that the loss leaves out (PyTorch's cross entropy default).
+IGNORED = -100
+
+_BATCH_SIZES = (1, 2, 3, 5, 8)
+_REAL_TEXTS = 64
+
+
+class LogitsOnly(torch.nn.Module):
+    """A classifier whose ``forward`` takes two tensors by position and returns the logits alone."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        return self.model(input_ids=input_ids, attention_mask=attention_mask).logits
+
+
+class TextLearner(Learner):
+    """What every model that reads texts has in common."""
+
+    def cases(self, recipe: Recipe, exportable: Exportable, dataset: Dataset) -> Iterator[Case]:
+        return text_cases(recipe, exportable, [example.text for example in dataset.evaluation])
+
+    def count_cut(self, recipe: Recipe, folder: Path | None, dataset: Dataset) -> int:
+        tokenizer = load_tokenizer(_required(recipe, folder))
+        texts = [example.text for example in [*dataset.train, *dataset.evaluation]]
+        lengths = tokenizer(texts, return_length=True)["length"] if texts else []
+        return sum(length > recipe.text.max_length for length in lengths)
+
+
+class _ClassificationLearner(TextLearner):
+    def lesson(
+        self, recipe: Recipe, folder: Path | None, dataset: Dataset, *, fine_tuned: bool = False
+    ) -> Lesson:
+        folder = _required(recipe, folder)
+        tokenizer = load_tokenizer(folder)
+        if fine_tuned:
+            model = load_fine_tuned_model(folder, recipe.task)
+        else:
+            model = load_base_model(folder, recipe.task, dataset.labels)
+        return Lesson(
+            model=model,
+            train=encode_examples(dataset.train, tokenizer, recipe, dataset.labels),
+            evaluation=encode_examples(
+                dataset.evaluation, tokenizer, recipe, dataset.labels, first_pieces_only=True
+            ),
+            collator=self._collator(tokenizer),
+            metrics=self._metrics(dataset.labels),
+            processor=tokenizer,
+            arguments={"train_sampling_strategy": "group_by_length"},
+        )
+
+    def exportable(self, recipe: Recipe, folder: Path) -> Exportable:
+        return text_exportable(load_fine_tuned_model(folder, recipe.task), load_tokenizer(folder), recipe)
+
+    def _collator(self, tokenizer: PreTrainedTokenizerFast) -> Any:
+        raise NotImplementedError
+
+    def _metrics(self, labels: list[str]) -> Callable[[EvalPrediction], dict[str, float]]:
+        raise NotImplementedError
+
+
+class TextClassificationLearner(_ClassificationLearner):
+    """One label a text."""
+
+    headline = "accuracy"
+
+    def _collator(self, tokenizer: PreTrainedTokenizerFast) -> Any:
+        return DataCollatorWithPadding(tokenizer)
+
+    def _metrics(self, labels: list[str]) -> Callable[[EvalPrediction], dict[str, float]]:
+        def compute(prediction: EvalPrediction) -> dict[str, float]:
+            chosen = np.asarray(prediction.predictions).argmax(-1)
+            return text_metrics(np.asarray(prediction.label_ids), chosen)
+
+        return compute
+
+
+class TokenClassificationLearner(_ClassificationLearner):
+    """One BIO tag a word."""
+
+    headline = "entity_f1"
+
+    def _collator(self, tokenizer: PreTrainedTokenizerFast) -> Any:
+        return DataCollatorForTokenClassification(tokenizer, label_pad_token_id=IGNORED)
+
+    def _metrics(self, labels: list[str]) -> Callable[[EvalPrediction], dict[str, float]]:
+        def compute(prediction: EvalPrediction) -> dict[str, float]:
+            chosen = np.asarray(prediction.predictions).argmax(-1)
+            truth = np.asarray(prediction.label_ids)
+            rows = [row != IGNORED for row in truth]
+            return token_metrics(
+                [[labels[i] for i in row[keep]] for row, keep in zip(truth, rows, strict=True)],
+                [[labels[i] for i in row[keep]] for row, keep in zip(chosen, rows, strict=True)],
+            )
+
+        return compute
+
+
+def text_exportable(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, recipe: Recipe) -> Exportable:
+    """A classifier of texts or tokens as its engine: ``input_ids`` and ``attention_mask`` ``[B, L]`` in, FP32
+    ``logits`` out."""
+    return Exportable(
+        module=LogitsOnly(model).eval(),
+        inputs=("input_ids", "attention_mask"),
+        output="logits",
+        sample=token_sample(recipe),
+        axes=token_axes(recipe),
+        hub_model=model,
+        tokenizer=tokenizer,
+    )
+
+
+def token_sample(recipe: Recipe) -> tuple[torch.Tensor, torch.Tensor]:
+    """A batch of two of unequal length, so that tracing meets a real padding mask."""
+    length = min(11, recipe.text.max_length)
+    input_ids = torch.arange(2 * length).reshape(2, length) % 90 + 5
+    attention_mask = torch.ones_like(input_ids)
+    attention_mask[1, length - 3 :] = 0
+    return input_ids, attention_mask
+
+
+def token_axes(recipe: Recipe) -> tuple[dict[int, Any], dict[int, Any]]:
+    """Batch and sequence of both inputs."""
+    axes = {
+        0: torch.export.Dim("batch", min=1, max=1024),
+        1: torch.export.Dim("sequence", min=2, max=recipe.text.max_length),
+    }
+    return axes, axes
+
+
+def text_cases(recipe: Recipe, exportable: Exportable, texts: Sequence[str]) -> Iterator[Case]:
+    """Batch sizes crossed with lengths, mixed lengths under a padding mask, and real texts on top.
+
+    Positions under the mask are left out where the output has them: what an engine computes there is nobody's
+    answer.
+    """
+    tokenizer = exportable.tokenizer
+    per_token = recipe.task == "token-classification"
+
+    def case(name: str, ids: np.ndarray, mask: np.ndarray) -> Case:
+        return Case(name=name, inputs=(ids, mask), keep=mask.astype(bool) if per_token else None)
+
+    random = np.random.default_rng(20)
+    longest = recipe.text.max_length
+    lengths = sorted({2, 3, 7, 16, 33, longest} & set(range(2, longest + 1)))
+    high = min(len(tokenizer), exportable.hub_model.config.vocab_size)
+    low = min(1000, high // 2)
+    for batch in (*_BATCH_SIZES, recipe.serving.max_batch_size):
+        for length in lengths:
+            if batch * length > 2048:
+                continue
+            ids = random.integers(low, high, size=(batch, length))
+            yield case(f"[{batch}, {length}] random ids, equal lengths", ids, np.ones_like(ids))
+            if batch > 1:
+                mask = (np.arange(length) < random.integers(1, length + 1, size=(batch, 1))).astype(np.int64)
+                mask[random.integers(batch)] = 1
+                yield case(f"[{batch}, {length}] random ids, mixed lengths", np.where(mask, ids, 0), mask)
+    chosen = list(texts[:_REAL_TEXTS])
+    for start in range(0, len(chosen), 7):
+        encoded = tokenizer(
+            chosen[start : start + 7], padding=True, truncation=True, max_length=longest, return_tensors="np"
+        )
+        ids, mask = (encoded[key].astype(np.int64) for key in ("input_ids", "attention_mask"))
+        yield case(f"{list(ids.shape)} real texts, mixed lengths", ids, mask)
+
+
+def encode_examples(
+    examples: Sequence[Example],
+    tokenizer: PreTrainedTokenizerFast,
+    recipe: Recipe,
+    labels: list[str],
+    *,
+    first_pieces_only: bool = False,
+) -> list[dict[str, Any]]:
+    """Turn examples into token ids and label ids, cut at ``text.max_length``.
+
+    For training every piece of a word is labelled: the first carries the word's tag, the rest continue
+    it (``B-X`` becomes ``I-X``). So the server may split words more finely than CoNLL does and still
+    meets only positions that were trained. Evaluation counts words as CoNLL does: first pieces only.
+    """
+    ids = {label: index for index, label in enumerate(labels)}
+    encoded = []
+    for example in examples:
+        words = list(example.tokens) if isinstance(example, TaggedSentence) else example.text
+        item = tokenizer(
+            words,
+            is_split_into_words=isinstance(example, TaggedSentence),
+            truncation=True,
+            max_length=recipe.text.max_length,
+        )
+        features: dict[str, Any] = {key: item[key] for key in ("input_ids", "attention_mask")}
+        if isinstance(example, LabelledText):
+            features["labels"] = ids[example.label]
+        else:
+            features["labels"] = _piece_labels(
+                item.word_ids(), example.tags, ids, first_pieces_only=first_pieces_only
+            )
+        encoded.append(features)
+    return encoded
+
+
+def _piece_labels(
+    word_ids: Sequence[int | None], tags: Sequence[str], ids: dict[str, int], *, first_pieces_only: bool
+) -> list[int]:
+    labels, previous = [], None
+    for word in word_ids:
+        if word is None or (first_pieces_only and word == previous):
+            labels.append(IGNORED)
+            continue
+        tag = tags[word]
+        if word == previous and tag.startswith("B-"):
+            tag = "I-" + tag[2:]
+        # A label list without I-X (all entities are one word) continues with B-X.
+        labels.append(ids.get(tag, ids[tags[word]]))
+        previous = word
+    return labels
+
+
+def _required(recipe: Recipe, folder: Path | None) -> Path:
+    if folder is None:
+        raise CheckpointError(
+            f"base: task {recipe.task!r} needs a checkpoint with a tokenizer; base.config has none"
+        )
+    return folder
