@@ -84,13 +84,14 @@ def check_repository(options: ServerOptions) -> None:
 
 
 def models_to_load(options: ServerOptions) -> set[str]:
-    """Names of the models that the server loads when it starts."""
+    """Names of the models that the server loads when it starts: those named, or all that are built."""
     named = _named_models(options) - {"*"}
-    return named or {folder.name for folder in _model_folders(options.model_repository)}
+    folders = _model_folders(options.model_repository)
+    return named or {folder.name for folder in folders if _has_version(folder)}
 
 
 def unbuilt_models(options: ServerOptions) -> set[str]:
-    """Names of the models that have no version folder."""
+    """Names of the models that have no version folder, only a config that says how they will be served."""
     return {folder.name for folder in _model_folders(options.model_repository) if not _has_version(folder)}
 
 
@@ -100,6 +101,8 @@ def _named_models(options: ServerOptions) -> set[str]:
 
 
 def _model_folders(repository: Path) -> list[Path]:
+    if not repository.is_dir():
+        return []
     return [entry for entry in repository.iterdir() if entry.is_dir() and not entry.name.startswith(".")]
 
 
@@ -128,7 +131,7 @@ def server_command(
         str(installation.executable),
         f"--id={server_id}",
         f"--model-repository={options.model_repository}",
-        f"--model-control-mode={options.model_control_mode}",
+        *_control_arguments(options),
     ]
     for service in ("http", "grpc", "metrics"):
         command += [f"--{service}-address={address}", f"--{service}-port={ports[f'{service}_port']}"]
@@ -139,8 +142,6 @@ def server_command(
         # Less than the time after which the server is killed, so that it can still end its stubs itself.
         f"--exit-timeout-secs={max(1, int(options.stop_timeout_s) - 2)}",
     ]
-    if options.model_control_mode == "explicit" and not _named_models(options):
-        command.append("--load-model=*")
     if installation.embedded:
         command += [
             f"--backend-directory={installation.backend_directory}",
@@ -151,3 +152,15 @@ def server_command(
         if installation.embedded:
             command.append(f"--backend-config={backend},shm-default-byte-size={_STUB_MEMORY_BYTES}")
     return [*command, *options.extra_args]
+
+
+def _control_arguments(options: ServerOptions) -> list[str]:
+    """What is loaded. Triton takes a model without a version for one that failed, so where some are not built
+    the others are named, which only its explicit mode allows."""
+    mode = options.model_control_mode
+    if mode == "poll" or _named_models(options):
+        return [f"--model-control-mode={mode}"]
+    if unbuilt_models(options):
+        names = sorted(models_to_load(options))
+        return ["--model-control-mode=explicit", *(f"--load-model={name}" for name in names)]
+    return [f"--model-control-mode={mode}", *(["--load-model=*"] if mode == "explicit" else [])]

@@ -54,8 +54,9 @@ class TritonServer:
         log_file: gets the server's output, at its end; ``None`` is a temporary file, kept on failure.
         start_timeout_s: time for the server to come up with every model, in seconds.
         stop_timeout_s: time for running requests and models to finish, in seconds; then the server is killed.
-        model_control_mode: ``"none"`` loads every model at start and no other later, ``"explicit"`` also
-            obeys load and unload requests, ``"poll"`` follows the repository's files.
+        model_control_mode: ``"none"`` loads every built model at start, ``"explicit"`` also obeys load and
+            unload requests, ``"poll"`` follows the repository's files. Where some models are not built,
+            ``"none"`` obeys such requests too: Triton has no other way to leave models out.
         extra_args: more options of tritonserver, such as ``"--log-verbose=1"``.
         strict_readiness: whether the server calls itself ready only when every model is, and a model
             that can't be loaded fails the start.
@@ -145,6 +146,10 @@ class TritonServer:
     def model_states(self) -> list[ModelState]:
         """State of every model in the repository; empty if the server doesn't answer."""
         return model_states(self.http_url) or []
+
+    def unbuilt_models(self) -> list[str]:
+        """Names of the models in the repository that are not served because they have no version yet."""
+        return sorted(unbuilt_models(self._options))
 
     def start(self) -> Self:
         """Start the server and wait until it is ready; does nothing if it runs.
@@ -271,11 +276,7 @@ class TritonServer:
         states = model_states(self.http_url)
         if states is None or any(state.state == "LOADING" for state in states):
             return False
-        reasons = load_errors(self._read_log())
-        reasons |= dict.fromkeys(
-            unbuilt_models(self._options), "it has no version folder: run 'mooring build'"
-        )
-        failures = load_failures(states, models_to_load(self._options), reasons)
+        failures = load_failures(states, models_to_load(self._options), load_errors(self._read_log()))
         if failures and self._options.strict_readiness:
             raise StartError(
                 f"{len(failures)} of the models could not be loaded (log: {self.log_file}):\n"

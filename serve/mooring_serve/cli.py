@@ -85,13 +85,15 @@ def _sigterm_as_ctrl_c() -> Iterator[None]:
 
 
 def _summary(server: TritonServer) -> str:
-    states = server.model_states()
+    states = [state for state in server.model_states() if state.state]
+    unbuilt = server.unbuilt_models()
     width = max((len(state.name) for state in states), default=0)
     models = [f"  {state.name:<{width}}  {state.version:>4}  {state.state}" for state in states]
     return "\n".join(
         [
             "models:",
             *models,
+            *([f"not built, left out: {', '.join(unbuilt)} (mooring build RECIPE)"] if unbuilt else []),
             f"http:    {server.http_url}",
             f"grpc:    {server.grpc_url}",
             f"metrics: {server.metrics_url}",

@@ -115,22 +115,30 @@ def test_every_model_that_fails_is_named_with_its_own_error(repository: Path, tm
     write_python_model(repository, "first", source=BROKEN)
     write_python_model(repository, "second", source=BROKEN)
     write_python_model(repository, "misspelt", config=ECHO_CONFIG.replace("max_batch_size", "max_batch"))
-    write_python_model(repository, "unbuilt")
-    (repository / "unbuilt" / "1" / "model.py").unlink()
-    (repository / "unbuilt" / "1").rmdir()
     log_file = tmp_path / "logs" / "server.log"
 
     with pytest.raises(StartError) as raised:
         TritonServer(repository, log_file=log_file).start()
 
     message = str(raised.value)
-    assert message.startswith(f"4 of the models could not be loaded (log: {log_file}):")
+    assert message.startswith(f"3 of the models could not be loaded (log: {log_file}):")
     assert "  first version 1: Internal: ValueError: no weights for first" in message
     assert "  second version 1: Internal: ValueError: no weights for second" in message
     assert 'has no field named "max_batch"' in message
-    assert "  unbuilt: it has no version folder: run 'mooring build'" in message
     assert "echo" not in message
     assert not regions(os.getpid())
+
+
+def test_a_model_without_a_version_is_left_out(
+    repository: Path, make_server: Callable[..., TritonServer]
+) -> None:
+    write_python_model(repository, "unbuilt")
+    (repository / "unbuilt" / "1" / "model.py").unlink()
+    (repository / "unbuilt" / "1").rmdir()
+    server = make_server(repository)
+    assert answers(server)
+    assert server.unbuilt_models() == ["unbuilt"]
+    assert [state.name for state in server.model_states() if state.state] == ["echo"]
 
 
 def test_the_others_serve_where_readiness_is_not_strict(

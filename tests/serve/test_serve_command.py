@@ -127,7 +127,25 @@ def test_models_to_load(tmp_path: Path) -> None:
     (tmp_path / "intent").mkdir()
     (tmp_path / ".staging").mkdir()
     (tmp_path / "README").touch()
-    assert models_to_load(options_for(tmp_path)) == {"ner", "intent"}
+    assert models_to_load(options_for(tmp_path)) == {"ner"}
     assert unbuilt_models(options_for(tmp_path)) == {"intent"}
     only = options_for(tmp_path, model_control_mode="explicit", extra_args=["--load-model=ner"])
     assert models_to_load(only) == {"ner"}
+
+
+@pytest.mark.parametrize("mode", ["none", "explicit"])
+def test_models_that_are_not_built_are_left_out(mode: Any, tmp_path: Path) -> None:
+    for model in ("ner", "ner_onnx"):
+        (tmp_path / model / "1").mkdir(parents=True)
+    options = options_for(tmp_path, model_control_mode=mode)
+
+    def loading() -> list[str]:
+        words = server_command(EMBEDDED, options, address="127.0.0.1", ports=PORTS, server_id="mine")
+        return [word for word in words if word.startswith(("--load-model", "--model-control"))]
+
+    assert loading() == [
+        f"--model-control-mode={mode}",
+        *(["--load-model=*"] if mode == "explicit" else []),
+    ]
+    (tmp_path / "intent").mkdir()
+    assert loading() == ["--model-control-mode=explicit", "--load-model=ner", "--load-model=ner_onnx"]
