@@ -39,10 +39,23 @@ venv: ## create .venv with the pinned set; does nothing while pyproject.toml and
 		--build-constraint constraints.txt --editable '.[all]' --group dev; \
 	$(DIGEST) > $(STAMP)
 
+# What a pipeline of pipelines is made of.
+PARTS_customer_service := intent faq
+PARTS_opinion_monitor := topic sentiment
+
 .PHONY: demo
-demo: venv ## fine-tune, export, verify, publish, serve, call and load-test: the whole way, with a summary
+demo: venv ## the whole way from recipe to load test; SYSTEM=<recipe> builds that one and shows its answers
+ifdef SYSTEM
+	@$(BIN)/mooring build $(PARTS_$(SYSTEM)) $(SYSTEM)
+	@$(BIN)/python -m mooring_loadtests.system_demo $(SYSTEM) --repository model_repository --reports reports
+else
 	@$(BIN)/mooring build ner intent
 	@$(BIN)/python -m mooring_loadtests.demo --repository model_repository --reports reports
+endif
+
+.PHONY: quality
+quality: venv ## train on the real data sets and score what is served (hours on 2 cores); SYSTEM=<name> does one
+	@$(BIN)/python -m mooring_loadtests.quality $(SYSTEM)
 
 .PHONY: bench-client
 bench-client: venv ## measure the client beside bare tritonclient (about eight minutes); the last line is JSON

@@ -257,10 +257,19 @@ async def until(condition: Callable[[], bool]) -> None:
 def run(scenario: Callable[[], Any]) -> None:
     """Run a coroutine function, and see to it that it leaves no task and none of our threads."""
 
+    before = set(threading.enumerate())
+
+    def ours() -> list[threading.Thread]:
+        return [
+            thread
+            for thread in threading.enumerate()
+            if thread.name.startswith("mooring-") and thread not in before
+        ]
+
     async def bounded() -> None:
         await asyncio.wait_for(scenario(), 3 * LIMIT_S)
         left = asyncio.all_tasks() - {asyncio.current_task()}
         assert not left
-        await until(lambda: not any(thread.name.startswith("mooring-") for thread in threading.enumerate()))
+        await until(lambda: not ours())
 
     asyncio.run(bounded())

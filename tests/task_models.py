@@ -24,7 +24,7 @@ _RANKING = {"item": ("BYTES", [-1, -1]), "score": ("FP32", [-1, -1])}
 
 
 def make_task_server() -> FakeTransport:
-    """Models ``ner``, ``intent``, ``embed``, ``rank``, ``recommend``, ``images``, and others.
+    """Models ``ner``, ``intent``, ``embed``, ``rank``, ``recommend``, ``images``, ``rows``, and others.
 
     ``ner`` refuses texts with ``REFUSED``; ``plain`` names no task; ``unloaded`` is not ready.
     """
@@ -45,6 +45,9 @@ def make_task_server() -> FakeTransport:
                 _LABELS,
                 lambda inputs: _classify_length({"text": inputs["image"]}),
                 inputs={"image": ("BYTES", [-1, 1])},
+            ),
+            "rows": _model(
+                "tabular-classification", _LABELS, _classify_sum, inputs={"features": ("FP32", [-1, 3])}
             ),
             "plain": FakeModel(inputs={"x": ("FP32", [-1])}, outputs={"x": ("FP32", [-1])}, answer=dict),
             "unloaded": FakeModel(inputs={}, outputs={}, answer=dict, ready=False),
@@ -91,6 +94,15 @@ def _classify_length(inputs: Arrays) -> Arrays:
         best_is_long, np.array([b"long", b"short"], object), np.array([b"short", b"long"], object)
     )
     return {"label": label, "score": np.sort(np.stack([long, 1 - long], axis=1), axis=1)[:, ::-1].copy()}
+
+
+def _classify_sum(inputs: Arrays) -> Arrays:
+    """``much`` is the more probable, the larger the sum of the row, from 0 to 1."""
+    much = inputs["features"].sum(axis=1, keepdims=True)
+    order = np.where(
+        much > 0.5, np.array([b"much", b"little"], object), np.array([b"little", b"much"], object)
+    )
+    return {"label": order, "score": np.sort(np.hstack([much, 1 - much]), axis=1)[:, ::-1].copy()}
 
 
 def _embed(inputs: Arrays) -> Arrays:

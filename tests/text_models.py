@@ -7,7 +7,7 @@ from pathlib import Path
 
 from python_models import write_python_model
 
-_NER_CONFIG = """
+NER_CONFIG = """
     backend: "python"
     max_batch_size: 8
     input { name: "text" data_type: TYPE_STRING dims: [1] }
@@ -48,7 +48,7 @@ _NER_SOURCE = """
                 pb_utils.Tensor("entity", np.array([[word.encode()] for word in words], dtype=np.object_)),
             ])
 """
-_INTENT_CONFIG = """
+INTENT_CONFIG = """
     backend: "python"
     max_batch_size: 8
     input { name: "text" data_type: TYPE_STRING dims: [1] }
@@ -85,8 +85,8 @@ def write_text_models(repository: Path, *, refused: str = "") -> Path:
     Returns:
         The repository.
     """
-    write_python_model(repository, "ner", source=_NER_SOURCE.format(refused=refused), config=_NER_CONFIG)
-    write_python_model(repository, "intent", source=_INTENT_SOURCE, config=_INTENT_CONFIG)
+    write_python_model(repository, "ner", source=_NER_SOURCE.format(refused=refused), config=NER_CONFIG)
+    write_python_model(repository, "intent", source=_INTENT_SOURCE, config=INTENT_CONFIG)
     for name, metrics in (("ner", {"entity_f1": 0.91}), ("intent", {"accuracy": 0.93})):
         manifest = {
             "base_checkpoint": {"name": "tiny"},

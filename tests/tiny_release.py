@@ -1,4 +1,4 @@
-"""Releases of the smallest models that answer text: each word has its label in a table."""
+"""Releases of the smallest models: where they answer text, each word has its label in a table."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ import numpy as np
 from tokenizers import BertWordPieceTokenizer
 
 from mooring_build.publish import EngineFiles, Release
-from mooring_build.recipe import ExportFormat, Recipe, Task
+from mooring_build.recipe import Recipe, Task
+from mooring_build.recipe_tables import ExportFormat
 
 LABELS: dict[Task, list[str]] = {
     "token-classification": ["O", "B-PER", "I-PER", "B-LOC", "I-LOC"],
+    "image-classification": ["bright", "dark"],
+    "tabular-classification": ["little", "much"],
     "text-classification": ["refund", "balance", "card"],
 }
 WORDS = ["anna", "smith", "porto", "new", "york", "visits", "my", "where", "is", "refund", "card", "."]
@@ -67,11 +70,13 @@ def make_release(
         engines[export_format] = EngineFiles(
             path=path, parity={"passed": True, "cases": 7}, key=inputs_digest
         )
+    foreign = recipe.data is not None and recipe.data.out_of_scope is not None
     return Release(
         labels=labels,
         engines=engines,
         tokenizer_file=tokenizer_file,
         tokenizer_config_file=tokenizer_config_file,
+        step_files={"postprocessor": {"acceptance.json": '{"confidences": [2.0, 3.5]}'}} if foreign else {},
         inputs_digest=inputs_digest,
         facts={"git_commit": None, "metrics": {"accuracy": 0.5}},
     )

@@ -71,11 +71,11 @@ def overload(inputs: Arrays) -> Arrays:
 
 
 def make_models() -> dict[str, FakeModel]:
-    """``double`` has numbers and an optional input, ``count`` is decoupled, six models have a task each."""
+    """``double`` has numbers and an optional input, ``count`` is decoupled, seven models have a task each."""
     text = {"text": ("BYTES", [-1, 1])}
     of_tasks = make_task_server().models_by_name
     return {
-        **{name: of_tasks[name] for name in ("embed", "rank", "recommend", "images")},
+        **{name: of_tasks[name] for name in ("embed", "rank", "recommend", "images", "rows")},
         "ner": FakeModel(
             inputs=text,
             outputs=NER_OUTPUTS,

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import fcntl
 import importlib
-import subprocess
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mooring import BuildError, CheckpointError, VerificationError
+from mooring import BuildError, CheckpointError
 from mooring_build.checkpoints import (
     Checkpoint,
     read_label_count,
@@ -22,15 +21,23 @@ from mooring_build.checkpoints import (
 from mooring_build.composing import compose
 from mooring_build.datasets import Dataset, load_dataset
 from mooring_build.digests import digest_files, digest_of
-from mooring_build.learners import Exportable, learner_of, learner_sources
+from mooring_build.exports import LIBRARIES, Exports
+from mooring_build.learners import learner_of, learner_sources
+from mooring_build.model_card import model_card
+from mooring_build.preparation import preparation
 from mooring_build.publish import EngineFiles, Release, is_up_to_date, publish_release, released_version
-from mooring_build.recipe import COMPOSED_TASKS, LABELLED_TASKS, ExportFormat, Recipe, Task
+from mooring_build.recipe import COMPOSED_TASKS, LABELLED_TASKS, Recipe, Task
+from mooring_build.recipe_tables import ExportFormat, Search
 from mooring_build.release import SHARED_SOURCES
-from mooring_build.stages import Stage, library_versions, source_digest
+from mooring_build.release_audit import audit_release
+from mooring_build.stages import Stage, StepFiles, git_commit, library_versions, source_digest
 
 # Tasks whose releases hold more than engines and a tokenizer: the module whose ``step_files`` makes the rest.
-_STEP_FILES: dict[Task, str] = {}
-_LIBRARIES = ("numpy", "onnx", "onnxruntime", "onnxscript", "tokenizers", "torch", "transformers")
+_STEP_FILES: dict[Task, str] = {
+    "recommendation": "item_catalogue",
+    "text-classification": "acceptance",
+    "text-ranking": "knowledge_base",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,10 +49,17 @@ class FineTuned:
     #: Digest of everything it came from.
     key: str
     metrics: dict[str, Any]
+    #: What a hyper-parameter search found, where one was asked for.
+    searched: dict[str, Any] | None = None
 
 
 def build(
-    recipe: Recipe, *, repository: Path, artifacts: Path, say: Callable[[str], None] = lambda line: None
+    recipe: Recipe,
+    *,
+    repository: Path,
+    artifacts: Path,
+    search_trials: int = 0,
+    say: Callable[[str], None] = lambda line: None,
 ) -> int:
     """Build and publish a recipe.
 
@@ -53,6 +67,7 @@ def build(
         recipe: the validated recipe.
         repository: Triton model repository that receives the release.
         artifacts: working folder; what is up to date there is used again.
+        search_trials: how many hyper-parameter trials there shall be before the best are built; 0: none.
         say: receives one line a step.
 
     Returns:
@@ -70,9 +85,13 @@ def build(
                 return compose(recipe, repository=repository, artifacts=artifacts, say=say)
             checkpoint = resolve_checkpoint(recipe)
             dataset = load_dataset(recipe, labels=_fixed_labels(recipe, checkpoint))
+            searched: dict[str, Any] | None = None
+            if search_trials:
+                recipe, searched = _search(recipe, checkpoint, dataset, artifacts, search_trials, say)
             prepare = _evaluate if recipe.training is None else _train
             fine_tuned = prepare(recipe, checkpoint, dataset, artifacts, say)
-            engines = _Exports(recipe, fine_tuned, dataset, artifacts, say).make()
+            fine_tuned = replace(fine_tuned, searched=searched)
+            engines = Exports(recipe, fine_tuned.folder, fine_tuned.key, dataset, artifacts, say).make()
             return _publish(
                 recipe,
                 checkpoint,
@@ -138,11 +157,34 @@ def _model_inputs(recipe: Recipe, checkpoint: Checkpoint, dataset: Dataset) -> d
         "data": dataset.digest,
         "task": recipe.task,
         "max_length": recipe.text.max_length,
-        "image": recipe.image.model_dump(),
-        "features": recipe.features.model_dump() if recipe.features else None,
+        **preparation(recipe),
         "libraries": library_versions("torch", "transformers"),
         "sources": source_digest("training.py", "metrics.py", *learner_sources(recipe.task)),
     }
+
+
+def _search(
+    recipe: Recipe,
+    checkpoint: Checkpoint,
+    dataset: Dataset,
+    artifacts: Path,
+    trials: int,
+    say: Callable[[str], None],
+) -> tuple[Recipe, dict[str, Any]]:
+    from mooring_build.search import search
+
+    training = recipe.training.model_dump(exclude=set(Search.model_fields)) if recipe.training else None
+    inputs = {
+        **_model_inputs(recipe, checkpoint, dataset),
+        "training": training,
+        "adapter": recipe.adapter.model_dump() if recipe.adapter else None,
+        "search": recipe.search.model_dump(),
+    }
+    folder = Stage(artifacts, recipe.name, "search", inputs).folder
+    say(f"searching   {trials} trials, kept in {folder}")
+    found, record = search(recipe, checkpoint.folder, dataset, folder, trials=trials, say=say)
+    say(f"best        trial {record['best_trial']}, {record['metric']} {record['best_value']:.3f}")
+    return found, record
 
 
 def _train(
@@ -155,6 +197,7 @@ def _train(
         {
             **_model_inputs(recipe, checkpoint, dataset),
             "training": recipe.training.model_dump() if recipe.training else None,
+            "adapter": recipe.adapter.model_dump() if recipe.adapter else None,
         },
     )
     metrics = stage.result()
@@ -193,84 +236,6 @@ def _evaluate(
     return FineTuned(folder=checkpoint.folder, key=checkpoint.digest, metrics=metrics)
 
 
-class _Exports:
-    """Exports and verifies every format; loads the PyTorch model only when one is out of date."""
-
-    def __init__(
-        self,
-        recipe: Recipe,
-        fine_tuned: FineTuned,
-        dataset: Dataset,
-        artifacts: Path,
-        say: Callable[[str], None],
-    ) -> None:
-        self._recipe = recipe
-        self._fine_tuned = fine_tuned
-        self._dataset = dataset
-        self._artifacts = artifacts
-        self._say = say
-        self._loaded: Exportable | None = None
-
-    def make(self) -> dict[ExportFormat, EngineFiles]:
-        return {export_format: self._make(export_format) for export_format in self._recipe.export.formats}
-
-    def _make(self, export_format: ExportFormat) -> EngineFiles:
-        from mooring_build.engines import ENGINE_FILES
-
-        recipe = self._recipe
-        stage = Stage(
-            self._artifacts,
-            recipe.name,
-            export_format,
-            {
-                "checkpoint": self._fine_tuned.key,
-                "export": {"precision": recipe.export.precision, "opset": recipe.export.opset},
-                "verify": recipe.verify.model_dump(),
-                "max_length": recipe.text.max_length,
-                "max_batch_size": recipe.serving.max_batch_size,
-                "data": self._dataset.digest,
-                "libraries": library_versions(*_LIBRARIES),
-                "sources": source_digest(
-                    "export.py", "verification.py", "engines.py", *learner_sources(recipe.task)
-                ),
-            },
-        )
-        parity = stage.result()
-        state = " (up to date)"
-        if parity is None:
-            parity, state = self._export_and_verify(export_format, stage.folder), ""
-            stage.finish(parity)
-        self._say(
-            f"{export_format:<11} largest difference {parity['max_abs_difference']:.2g} "
-            f"over {parity['cases']} batches, {parity['tolerance']:.0e} allowed{state}"
-        )
-        return EngineFiles(path=stage.folder / ENGINE_FILES[export_format], parity=parity, key=stage.key)
-
-    def _export_and_verify(self, export_format: ExportFormat, folder: Path) -> dict[str, Any]:
-        from mooring_build.engines import open_engine
-        from mooring_build.export import export_engine
-        from mooring_build.verification import verify_engine
-
-        exportable = self._exportable()
-        try:
-            path = export_engine(exportable, self._recipe, export_format, folder)
-            engine = open_engine(path, export_format)
-            cases = learner_of(self._recipe.task).cases(self._recipe, exportable, self._dataset)
-            parity = verify_engine(engine, exportable, self._recipe, cases)
-        except OSError:
-            raise
-        except Exception as exc:
-            # Exporters and runtimes raise whatever they have; none of it may lead to a release.
-            raise VerificationError(f"{self._recipe.name}_{export_format} is not published: {exc}") from exc
-        return parity.to_dict()
-
-    def _exportable(self) -> Exportable:
-        if self._loaded is None:
-            learner = learner_of(self._recipe.task)
-            self._loaded = learner.exportable(self._recipe, self._fine_tuned.folder)
-        return self._loaded
-
-
 def _publish(
     recipe: Recipe,
     checkpoint: Checkpoint,
@@ -282,7 +247,10 @@ def _publish(
     artifacts: Path,
     say: Callable[[str], None],
 ) -> int:
-    files_key, step_files = _step_files(recipe, fine_tuned, artifacts, say)
+    extra = _step_files(recipe, fine_tuned, artifacts, say)
+    audited = audit_release(
+        recipe, engines[recipe.export.engine], dataset.labels, fine_tuned.folder, artifacts, say
+    )
     inputs_digest = digest_of(
         {
             "engines": {name: files.key for name, files in engines.items()},
@@ -290,11 +258,13 @@ def _publish(
             "text": recipe.text.model_dump(),
             "image": recipe.image.model_dump(),
             "top_k": recipe.top_k,
-            "step_files": files_key,
+            "step_files": extra.key,
             "card": recipe.card.model_dump(),
+            "audit": audited,
             "serving": recipe.serving.model_dump(),
             "engine": recipe.export.engine,
             "task": recipe.task,
+            "search": fine_tuned.searched,
             "sources": source_digest("served", "release.py", "triton_config.py", "layouts"),
             "shared_sources": digest_files(SHARED_SOURCES.glob("*.py"), root=SHARED_SOURCES),
         }
@@ -304,6 +274,7 @@ def _publish(
         if version is not None:
             say(f"published   {recipe.name} version {version} in {repository} (up to date)")
             return version
+    facts = _facts(recipe, checkpoint, dataset, fine_tuned, fine_tuned.metrics | dict(extra.metrics))
     version = publish_release(
         repository,
         recipe,
@@ -312,9 +283,9 @@ def _publish(
             engines=engines,
             tokenizer_file=fine_tuned.folder / "tokenizer.json",
             tokenizer_config_file=fine_tuned.folder / "tokenizer_config.json",
-            step_files=step_files,
+            step_files=extra.files,
             inputs_digest=inputs_digest,
-            facts=_facts(recipe, checkpoint, dataset, fine_tuned),
+            facts=facts | {"card": model_card(recipe, facts, audit=audited)},
         ),
     )
     say(f"published   {recipe.name} version {version} in {repository}")
@@ -323,16 +294,21 @@ def _publish(
 
 def _step_files(
     recipe: Recipe, fine_tuned: FineTuned, artifacts: Path, say: Callable[[str], None]
-) -> tuple[str | None, Mapping[str, Mapping[str, Path | str]]]:
-    """What a release holds besides engines and tokenizer, with the digest of what it came from."""
+) -> StepFiles:
+    """What a release holds besides engines and tokenizer."""
     if recipe.task not in _STEP_FILES:
-        return None, {}
+        return StepFiles(key=None, files={})
     make = importlib.import_module(f"mooring_build.{_STEP_FILES[recipe.task]}").step_files
-    key, files = make(recipe, fine_tuned.folder, fine_tuned.key, artifacts, say)
-    return key, files
+    return StepFiles(*make(recipe, fine_tuned.folder, fine_tuned.key, artifacts, say))
 
 
-def _facts(recipe: Recipe, checkpoint: Checkpoint, dataset: Dataset, fine_tuned: FineTuned) -> dict[str, Any]:
+def _facts(
+    recipe: Recipe,
+    checkpoint: Checkpoint,
+    dataset: Dataset,
+    fine_tuned: FineTuned,
+    metrics: dict[str, Any],
+) -> dict[str, Any]:
     """What the manifest says of the release beyond its files."""
     return {
         "recipe": recipe.model_dump(mode="json"),
@@ -343,26 +319,25 @@ def _facts(recipe: Recipe, checkpoint: Checkpoint, dataset: Dataset, fine_tuned:
         },
         "data": {
             "digest": dataset.digest,
+            "evaluation_digest": dataset.evaluation_digest,
             "train_examples": len(dataset.train),
             "evaluation_examples": len(dataset.evaluation),
         },
-        "metrics": fine_tuned.metrics,
-        "libraries": library_versions(*_LIBRARIES),
-        "git_commit": _git_commit(recipe.folder),
+        "metrics": metrics,
+        "search": fine_tuned.searched,
+        "libraries": library_versions(*LIBRARIES),
+        "git_commit": git_commit(recipe.folder),
     }
 
 
-def _git_commit(folder: Path) -> str | None:
-    """Commit of the checkout that the recipe lies in, or ``None`` outside of one."""
-    try:
-        answer = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, check=True, timeout=10
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return answer.stdout.strip()
-
-
 def _figures(metrics: dict[str, Any]) -> str:
-    names = ("entity_f1", "accuracy", "macro_f1", "tag_accuracy")
+    names = (
+        "entity_f1",
+        "accuracy",
+        "macro_f1",
+        "token_micro_f1",
+        "hit_at_1",
+        "mrr",
+        "validation_ndcg_at_10",
+    )
     return ", ".join(f"{name} {metrics[name]:.3f}" for name in names if name in metrics)

@@ -20,10 +20,11 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from mooring import CheckpointError
 from mooring._wheels import cache_root, fetch_wheel
 from mooring_build.digests import digest_files, digest_of
-from mooring_build.recipe import Base, Recipe
+from mooring_build.recipe import Recipe
+from mooring_build.recipe_tables import Base
 
 _HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]
-_WITHOUT_TOKENIZER = frozenset({"image-classification", "recommendation", "tabular-classification"})
+_WITHOUT_TOKENIZER = frozenset({"image-classification", "tabular-classification"})
 _HUB_ERRORS = (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError)
 
 

@@ -29,9 +29,22 @@ def add_command(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
         metavar="FOLDER",
         help="publish this fine-tuned checkpoint: sets base.checkpoint and skips training",
     )
+    parser.add_argument(
+        "--search",
+        type=_trials,
+        default=0,
+        metavar="N",
+        help="try N sets of hyper-parameters first and build the best; trials of an earlier search count",
+    )
     parser.add_argument("--repository", type=Path, default=Path("model_repository"), metavar="FOLDER")
     parser.add_argument("--artifacts", type=Path, default=Path("artifacts"), metavar="FOLDER")
     parser.set_defaults(run=run)
+
+
+def _trials(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of trials above 0")
+    return int(text)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -51,6 +64,7 @@ def run(args: argparse.Namespace) -> int:
                 recipe,
                 repository=args.repository,
                 artifacts=args.artifacts,
+                search_trials=args.search,
                 say=lambda line: print(f"  {line}", flush=True),
             )
         except KeyboardInterrupt:

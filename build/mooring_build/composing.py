@@ -2,13 +2,104 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import importlib
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from mooring import BuildError
-from mooring_build.recipe import Recipe
+from mooring_build.digests import digest_files, digest_of
+from mooring_build.model_card import model_card
+from mooring_build.publish import Release, is_up_to_date, publish_release, released_version
+from mooring_build.recipe import PART_TASKS, Recipe, Task
+from mooring_build.release import SHARED_SOURCES
+from mooring_build.repository import read_config, read_manifest
+from mooring_build.stages import git_commit, library_versions, source_digest
+
+# Tasks that need more than their parts: the module whose ``compose_files`` makes the rest.
+_FILES: dict[Task, str] = {"customer-service": "customer_service"}
 
 
 def compose(recipe: Recipe, *, repository: Path, artifacts: Path, say: Callable[[str], None]) -> int:
-    """Publish a pipeline of released pipelines; see :func:`mooring_build.building.build`."""
-    raise BuildError(f"task {recipe.task!r} can't be built yet")
+    """Publish a pipeline of released pipelines; see :func:`mooring_build.building.build`.
+
+    Its parts are joined by name, not by version: a part's next release answers in it at once.
+
+    Raises:
+        BuildError: a part is not in the repository, or is not what the task joins.
+    """
+    parts = _released_parts(recipe, repository)
+    for name, manifest in parts.items():
+        say(f"{name:<11} {recipe.parts[name]} version {manifest['version']}")
+    key, step_files, metrics = _files(recipe, repository, artifacts, say)
+    inputs_digest = digest_of(
+        {
+            "parts": recipe.parts,
+            "step_files": key,
+            "card": recipe.card.model_dump(),
+            "serving": recipe.serving.model_dump(),
+            "task": recipe.task,
+            "sources": source_digest("served", "release.py", "triton_config.py", "layouts"),
+            "shared_sources": digest_files(SHARED_SOURCES.glob("*.py"), root=SHARED_SOURCES),
+        }
+    )
+    if is_up_to_date(repository, recipe, [], inputs_digest):
+        version = released_version(repository, recipe.name)
+        say(f"published   {recipe.name} version {version} in {repository} (up to date)")
+        return version
+    facts: dict[str, Any] = {
+        "recipe": recipe.model_dump(mode="json"),
+        # As they were when this was published.
+        "composed_of": {
+            name: {"model": recipe.parts[name], "version": manifest["version"]}
+            for name, manifest in parts.items()
+        },
+        "metrics": metrics,
+        "libraries": library_versions("numpy"),
+        "git_commit": git_commit(recipe.folder),
+    }
+    release = Release(
+        labels=[],
+        engines={},
+        step_files=step_files,
+        inputs_digest=inputs_digest,
+        facts=facts | {"card": model_card(recipe, facts)},
+    )
+    version = publish_release(repository, recipe, release)
+    say(f"published   {recipe.name} version {version} in {repository}")
+    return version
+
+
+def _released_parts(recipe: Recipe, repository: Path) -> dict[str, dict[str, Any]]:
+    """Manifests of the parts' releases, by what they do for the task."""
+    manifests = {}
+    for name, task in PART_TASKS[recipe.task].items():
+        model = recipe.parts[name]
+        version, config = released_version(repository, model), read_config(repository, model)
+        if version is None or config is None:
+            raise BuildError(
+                f"{recipe.name} joins {model!r} (parts.{name}), which is not in {repository}: "
+                f"run 'mooring build {model}' first"
+            )
+        found = config.parameters["task"].string_value
+        if found != task:
+            raise BuildError(f"{recipe.name}: parts.{name} {model!r} is a model for {found}, expected {task}")
+        # Triton loads no ensemble that takes larger batches than its steps.
+        if config.max_batch_size < recipe.serving.max_batch_size:
+            raise BuildError(
+                f"{recipe.name}: serving.max_batch_size {recipe.serving.max_batch_size} is more than the "
+                f"{config.max_batch_size} of parts.{name} {model!r}"
+            )
+        manifests[name] = read_manifest(repository, model, version)
+    return manifests
+
+
+def _files(
+    recipe: Recipe, repository: Path, artifacts: Path, say: Callable[[str], None]
+) -> tuple[str | None, Mapping[str, Mapping[str, Path | str]], Mapping[str, Any]]:
+    """What a release holds beside its steps' sources, with its digest and metrics."""
+    if recipe.task not in _FILES:
+        return None, {}, {}
+    make = importlib.import_module(f"mooring_build.{_FILES[recipe.task]}").compose_files
+    key, files, metrics = make(recipe, repository, artifacts, say)
+    return key, files, metrics

@@ -11,10 +11,12 @@ import re
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
+from typing import Any
 
 from mooring import DataError, RecipeError
 from mooring_build.digests import digest_of
-from mooring_build.recipe import LABELLED_TASKS, Data, Recipe
+from mooring_build.recipe import COMPOSED_TASKS, LABELLED_TASKS, Recipe
+from mooring_build.recipe_tables import Data
 
 
 @dataclass(frozen=True)
@@ -23,10 +25,12 @@ class TaggedSentence:
 
     tokens: tuple[str, ...]
     tags: tuple[str, ...]
+    #: What stands between two tokens in the text; nothing where tokens are characters.
+    separator: str = " "
 
     @property
     def text(self) -> str:
-        return " ".join(self.tokens)
+        return self.separator.join(self.tokens)
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,45 @@ class LabelledRow:
     label: str
 
 
-Example = TaggedSentence | LabelledText | LabelledRow
+@dataclass(frozen=True)
+class LabelledImage:
+    """An image among others, which is not looked at before it is asked for, and its label."""
+
+    images: Sequence[Any]
+    index: int
+    label: str
+
+    @property
+    def image(self) -> Any:
+        """An encoded file's bytes, or uint8 ``[H, W]`` or ``[H, W, 3]``."""
+        return self.images[self.index]
+
+
+@dataclass(frozen=True)
+class HeadText:
+    """A text and its label for one of several classifications."""
+
+    text: str
+    head: str
+    label: str
+
+
+@dataclass(frozen=True)
+class Visits:
+    """What one user chose, oldest first, without the last, which is held out."""
+
+    items: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class NextItem:
+    """What one user chose last, after everything else that the user chose, oldest first."""
+
+    history: tuple[str, ...]
+    item: str
+
+
+Example = TaggedSentence | LabelledText | LabelledRow | LabelledImage | HeadText | Visits | NextItem
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,28 +100,45 @@ class Dataset:
     labels: list[str]
     #: SHA-256 over labels and examples as they were read.
     digest: str
+    #: The same over the evaluation split alone; empty where there is none.
+    evaluation_digest: str = ""
+    #: Texts for training that fit no label.
+    out_of_scope: Sequence[str] = ()
 
 
-def load_dataset(recipe: Recipe, *, labels: list[str] | None = None) -> Dataset:
+def load_dataset(
+    recipe: Recipe, *, labels: list[str] | None = None, evaluation_only: bool = False
+) -> Dataset:
     """Read the recipe's data.
 
     Args:
         recipe: names the files and their format; without ``[data]`` both splits are empty.
         labels: labels that are already fixed, by a fine-tuned checkpoint; otherwise the recipe's, or
             those of the training data.
+        evaluation_only: leave the training split out.
 
     Raises:
         DataError: a file is missing, not UTF-8, malformed, or has a label that is not among the labels.
         RecipeError: the labels of a token classifier are not BIO.
     """
+    if recipe.heads is not None:
+        return _load_heads(recipe, evaluation_only=evaluation_only)
     splits: dict[str, Sequence[Example]] = {"train": [], "evaluation": []}
     sources: dict[str, str] = {}
-    digests: list[str] = []
-    if recipe.data is not None:
-        for name in ["train", "evaluation"] if recipe.training is not None else ["evaluation"]:
-            split = _read_split(recipe, recipe.data, name)
-            splits[name], sources[name] = split.examples, split.source
-            digests.append(split.digest)
+    digests: dict[str, str] = {}
+    outside: list[str] = []
+    # What joins other pipelines trains nothing, and reads its data itself.
+    if recipe.data is not None and recipe.task not in COMPOSED_TASKS:
+        trains = recipe.training is not None and not evaluation_only
+        for name in ["train", "evaluation"] if trains else ["evaluation"]:
+            split = _read_split(recipe, recipe.data, name, labels or recipe.labels)
+            splits[name], sources[name], digests[name] = split.examples, split.source, split.digest
+        if trains and recipe.data.out_of_scope_train is not None:
+            outside = read_texts(recipe, recipe.data.out_of_scope_train)
+            digests["out_of_scope"] = digest_of(outside)
+        if trains and recipe.data.out_of_scope is not None:
+            # Needed after the training; a mistake in it is better told before.
+            read_texts(recipe, recipe.data.out_of_scope)
     if recipe.task in LABELLED_TASKS:
         labels = labels or recipe.labels or _labels_in(recipe, splits["train"])
         if recipe.task == "token-classification":
@@ -91,6 +150,44 @@ def load_dataset(recipe: Recipe, *, labels: list[str] | None = None) -> Dataset:
         evaluation=splits["evaluation"],
         labels=labels or [],
         digest=digest_of([labels, digests]),
+        evaluation_digest=digests.get("evaluation", ""),
+        out_of_scope=outside,
+    )
+
+
+def read_texts(recipe: Recipe, file: str) -> list[str]:
+    """Read the text column of a CSV file that the recipe names.
+
+    Raises:
+        DataError: with path and line number.
+    """
+    path = recipe.path(file)
+    if not path.is_file():
+        raise DataError(f"{file!r}: no file {path}")
+    column = recipe.data.text_column if recipe.data is not None else "text"
+    return [row[column] for row in read_rows(path, [column])]
+
+
+def _load_heads(recipe: Recipe, *, evaluation_only: bool) -> Dataset:
+    """The examples of all heads, one head after the other."""
+    trains = recipe.training is not None and not evaluation_only
+    examples: dict[str, list[Example]] = {"train": [], "evaluation": []}
+    digests: dict[str, list[str]] = {"train": [], "evaluation": []}
+    for name, head in (recipe.heads or {}).items():
+        for part in ["train", "evaluation"] if trains else ["evaluation"]:
+            # Without training, evaluation may be left out.
+            if getattr(head, part) is None:
+                continue
+            split = _read_split(recipe, head, part, head.labels)
+            _check_labels(split.source, split.examples, head.labels)
+            examples[part] += [HeadText(example.text, name, example.label) for example in split.examples]
+            digests[part].append(split.digest)
+    labels = {name: head.labels for name, head in (recipe.heads or {}).items()}
+    return Dataset(
+        **examples,
+        labels=[],
+        digest=digest_of([labels, digests]),
+        evaluation_digest=digest_of(digests["evaluation"]) if digests["evaluation"] else "",
     )
 
 
@@ -99,8 +196,12 @@ def read_labels(recipe: Recipe) -> list[str]:
     return recipe.labels or load_dataset(recipe).labels
 
 
-def read_conll(path: Path) -> list[Example]:
+def read_conll(path: Path, *, separator: str = " ") -> list[Example]:
     """Read CoNLL columns: token first, IOB2 tag last, sentences parted by blank lines.
+
+    Args:
+        path: the file.
+        separator: what stands between two tokens in a text.
 
     Raises:
         DataError: with path and line number.
@@ -111,12 +212,12 @@ def read_conll(path: Path) -> list[Example]:
 
     def finish() -> None:
         if tokens:
-            sentences.append(TaggedSentence(tuple(tokens), tuple(tags)))
+            sentences.append(TaggedSentence(tuple(tokens), tuple(tags), separator))
             tokens.clear()
             tags.clear()
 
     # Not splitlines() and split(): Unicode's other line ends and spaces may be part of a token.
-    for number, line in enumerate(_read_text(path).split("\n"), start=1):
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
         columns = [column for column in re.split(r"[ \t\r]+", line) if column]
         if not columns or columns[0] == "-DOCSTART-":
             finish()
@@ -143,7 +244,7 @@ def read_csv(path: Path, *, text_column: str, label_column: str) -> list[Example
     Raises:
         DataError: with path and line number.
     """
-    reader = csv.DictReader(io.StringIO(_read_text(path), newline=""), strict=True)
+    reader = csv.DictReader(io.StringIO(read_text(path), newline=""), strict=True)
     columns = reader.fieldnames or []
     for key, column in (("data.text_column", text_column), ("data.label_column", label_column)):
         if column not in columns:
@@ -171,16 +272,39 @@ class Split:
     digest: str
 
 
-def _read_split(recipe: Recipe, data: Data, name: str) -> Split:
-    path = _data_file(recipe, data, name)
+def _read_split(recipe: Recipe, data: Data, name: str, labels: Sequence[str] | None) -> Split:
+    # These modules import this one.
+    if recipe.task == "image-classification":
+        from mooring_build.image_data import read_images
+
+        return read_images(recipe, data, name, labels)
+    if recipe.task == "recommendation":
+        from mooring_build.behaviour import read_behaviour
+
+        return read_behaviour(recipe, data, name)
+    if recipe.task == "tabular-classification":
+        from mooring_build.tabular_data import read_tabular
+
+        return read_tabular(recipe, data, name)
+    if data.format == "hub":
+        from mooring_build.hub_data import read_hub_texts
+
+        return read_hub_texts(recipe, data, name)
+    path = data_file(recipe, data, name)
     if data.format == "conll":
-        examples = read_conll(path)
+        examples = read_conll(path, separator=data.token_separator)
     else:
         examples = read_csv(path, text_column=data.text_column, label_column=data.label_column)
     return Split(examples, str(path), digest_of([astuple(example) for example in examples]))
 
 
-def _data_file(recipe: Recipe, data: Data, name: str) -> Path:
+def data_file(recipe: Recipe, data: Data, name: str) -> Path:
+    """The file of a split.
+
+    Raises:
+        DataError: there is none.
+        RecipeError: the recipe names none.
+    """
     value = getattr(data, name)
     if value is None:
         raise RecipeError(f"data.{name}: is missing")
@@ -190,7 +314,41 @@ def _data_file(recipe: Recipe, data: Data, name: str) -> Path:
     return path
 
 
-def _read_text(path: Path) -> str:
+def read_rows(path: Path, columns: Sequence[str], *, optional: Sequence[str] = ()) -> list[dict[str, str]]:
+    """Read columns of a CSV file with a header row, without the white space around values.
+
+    Args:
+        path: the file.
+        columns: those that are read; others may be there.
+        optional: those of them that may be empty.
+
+    Raises:
+        DataError: with path and line number.
+    """
+    reader = csv.DictReader(io.StringIO(read_text(path), newline=""), strict=True)
+    lacking = [column for column in columns if column not in (reader.fieldnames or [])]
+    if lacking:
+        raise DataError(f"{path}: column {lacking[0]!r} is not among its columns {reader.fieldnames or []}")
+    rows = []
+    try:
+        for row in reader:
+            rows.append({column: (row[column] or "").strip() for column in columns})
+            empty = [column for column, value in rows[-1].items() if not value and column not in optional]
+            if empty:
+                raise DataError(f"{path}:{reader.line_num}: empty {empty[0]}")
+    except csv.Error as exc:
+        raise DataError(f"{path}:{reader.line_num}: {exc}") from exc
+    if not rows:
+        raise DataError(f"{path} holds no row")
+    return rows
+
+
+def read_text(path: Path) -> str:
+    """Read a text file.
+
+    Raises:
+        DataError: it is not UTF-8; with path and line number.
+    """
     raw = path.read_bytes()
     try:
         return raw.decode("utf-8-sig")

@@ -9,10 +9,17 @@ from typing import Protocol
 
 import numpy as np
 
-from mooring_build.recipe import ExportFormat
+from mooring_build.recipe import Recipe
+from mooring_build.recipe_tables import ExportFormat, Precision
 
 #: File name of each format in a version folder (Triton's ``default_model_filename``).
 ENGINE_FILES: dict[ExportFormat, str] = {"onnx": "model.onnx", "torchscript": "model.pt"}
+
+
+def engine_precision(recipe: Recipe, export_format: ExportFormat) -> Precision:
+    """The precision that an engine of this format gets."""
+    precision = recipe.export.precision
+    return "fp32" if precision == "int8" and export_format == "torchscript" else precision
 
 
 class Engine(Protocol):

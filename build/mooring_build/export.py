@@ -22,7 +22,8 @@ from mooring import VerificationError
 from mooring_build.engines import ENGINE_FILES
 from mooring_build.learners import Exportable
 from mooring_build.models import quiet_transformers
-from mooring_build.recipe import ExportFormat, Recipe
+from mooring_build.recipe import Recipe
+from mooring_build.recipe_tables import ExportFormat
 
 #: Triton 24.10's ONNX Runtime reads no newer file format.
 MAX_IR_VERSION = 10
@@ -64,8 +65,18 @@ def export_onnx(exportable: Exportable, recipe: Recipe, path: Path) -> None:
             f"the ONNX file takes {names[0]} and gives {names[1]}; "
             f"{list(exportable.inputs)} and {[exportable.output]} are served"
         )
+    _keep_name_for_output(program.graph, exportable.output)
     program.ir_version = min(program.ir_version, MAX_IR_VERSION)
     onnx_ir.save(program, str(path))
+
+
+def _keep_name_for_output(graph: onnx_ir.Graph, name: str) -> None:
+    """Rename other values of the output's name: exporters name values after operators, such as ``embedding``,
+    and do not look whether an output is called so too."""
+    for node in graph.all_nodes():
+        for value in node.outputs:
+            if value.name == name and value is not graph.outputs[0]:
+                value.name = f"{name}_of_{node.name}"
 
 
 def export_torchscript(exportable: Exportable, recipe: Recipe, path: Path) -> None:

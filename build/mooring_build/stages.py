@@ -10,14 +10,27 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-from collections.abc import Iterable
+import subprocess
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from mooring_build.digests import digest_files, digest_of, file_sha256
 
 _RECORD = "stage.json"
 _SOURCES = Path(__file__).resolve().parent
+
+
+class StepFiles(NamedTuple):
+    """What a release holds besides engines and a tokenizer."""
+
+    #: Digest of what the files came from; ``None`` where there are none.
+    key: str | None
+    #: By suffix of the step and file name, the file to copy or the text to write.
+    files: Mapping[str, Mapping[str, Path | str]]
+    #: What was measured with them; goes into the manifest.
+    metrics: Mapping[str, Any] = MappingProxyType({})
 
 
 class Stage:
@@ -64,6 +77,17 @@ def source_digest(*modules: str) -> str:
 def library_versions(*names: str) -> dict[str, str]:
     """Installed versions by distribution name."""
     return {name: importlib.metadata.version(name) for name in names}
+
+
+def git_commit(folder: Path) -> str | None:
+    """Commit of the checkout that a recipe's folder lies in, or ``None`` outside of one."""
+    try:
+        answer = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, check=True, timeout=10
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer.stdout.strip()
 
 
 def _sources(modules: Iterable[str]) -> Iterable[Path]:

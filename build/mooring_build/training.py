@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
 from collections.abc import Mapping
@@ -12,6 +13,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 from transformers import (
     EarlyStoppingCallback,
+    EvalPrediction,
     ProgressCallback,
     Trainer,
     TrainerCallback,
@@ -20,14 +22,15 @@ from transformers import (
     TrainingArguments,
     set_seed,
 )
-from transformers.integrations import TensorBoardCallback
+from transformers.integrations import TensorBoardCallback, get_reporting_integration_callbacks
 from transformers.trainer_utils import get_last_checkpoint
 
 from mooring import RecipeError
 from mooring_build.datasets import Dataset
-from mooring_build.learners import learner_of
+from mooring_build.learners import Lesson, learner_of
 from mooring_build.models import quiet_transformers
-from mooring_build.recipe import Recipe, Training
+from mooring_build.recipe import Recipe
+from mooring_build.recipe_tables import Training
 
 
 def fine_tune(recipe: Recipe, base: Path | None, dataset: Dataset, folder: Path) -> dict[str, Any]:
@@ -52,7 +55,7 @@ def fine_tune(recipe: Recipe, base: Path | None, dataset: Dataset, folder: Path)
     learner = learner_of(recipe.task)
     lesson = learner.lesson(recipe, base, dataset)
     states = folder / "epochs"
-    callbacks: list[TrainerCallback] = [TensorBoardCallback(SummaryWriter(log_dir=str(folder / "logs")))]
+    callbacks: list[TrainerCallback] = trackers(recipe, folder)
     if training.early_stopping_patience:
         callbacks.append(EarlyStoppingCallback(training.early_stopping_patience))
     trainer = Trainer(
@@ -63,17 +66,37 @@ def fine_tune(recipe: Recipe, base: Path | None, dataset: Dataset, folder: Path)
         data_collator=lesson.collator,
         processing_class=lesson.processor,
         compute_metrics=lesson.metrics,
+        compute_loss_func=lesson.loss,
         callbacks=callbacks,
     )
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(EpochProgress(learner.headline))
     with quiet_transformers():
         trainer.train(resume_from_checkpoint=_last_whole_epoch(states))
-        metrics = _plain(trainer.evaluate())
+        metrics = _score(trainer, lesson) | {"epochs": trainer.state.epoch}
+        if lesson.finish is not None:
+            trainer.model = lesson.finish(trainer.model)
         trainer.save_model(str(folder))
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=2), encoding="utf-8")
     shutil.rmtree(states)
     return metrics
+
+
+def trackers(recipe: Recipe, folder: Path) -> list[TrainerCallback]:
+    """transformers' callbacks for the recipe's trackers.
+
+    Raises:
+        RecipeError: a tracker's package is not installed.
+    """
+    found: list[TrainerCallback] = []
+    for name in recipe.tracking.report_to:
+        if name == "tensorboard":
+            found.append(TensorBoardCallback(SummaryWriter(log_dir=str(folder / "logs"))))
+        elif importlib.util.find_spec(name) is None:
+            raise RecipeError(f"tracking.report_to {name!r}: its package is missing; pip install {name}")
+        else:
+            found += [callback() for callback in get_reporting_integration_callbacks([name])]
+    return found
 
 
 def _arguments(training: Training, headline: str, states: Path, more: Mapping[str, Any]) -> TrainingArguments:
@@ -150,14 +173,20 @@ def evaluate_checkpoint(recipe: Recipe, checkpoint: Path, dataset: Dataset, fold
         data_collator=lesson.collator,
         processing_class=lesson.processor,
         compute_metrics=lesson.metrics,
+        compute_loss_func=lesson.loss,
     )
-    return _plain(trainer.evaluate())
+    return _score(trainer, lesson)
 
 
-def _plain(metrics: dict[str, float]) -> dict[str, Any]:
-    quality = {
+def _score(trainer: Trainer, lesson: Lesson) -> dict[str, Any]:
+    """Metrics on the evaluation split, and the report where the task has one."""
+    output = trainer.predict(lesson.evaluation, metric_key_prefix="eval")
+    metrics: dict[str, Any] = {
         key.removeprefix("eval_"): round(float(value), 6)
-        for key, value in metrics.items()
-        if key.startswith("eval_") and not key.endswith(("_per_second", "_runtime"))
+        for key, value in (output.metrics or {}).items()
+        if not key.endswith(("_per_second", "_runtime", "_time"))
     }
-    return quality | ({"epochs": metrics["epoch"]} if "epoch" in metrics else {})
+    if lesson.report is not None:
+        prediction = EvalPrediction(predictions=output.predictions, label_ids=output.label_ids)
+        metrics["report"] = lesson.report(prediction)
+    return metrics

@@ -35,7 +35,14 @@ class Parity:
         return asdict(self)
 
 
-def verify_engine(engine: Engine, exportable: Exportable, recipe: Recipe, cases: Iterable[Case]) -> Parity:
+def verify_engine(
+    engine: Engine,
+    exportable: Exportable,
+    recipe: Recipe,
+    cases: Iterable[Case],
+    *,
+    tolerance: float | None = None,
+) -> Parity:
     """Run every case through both and compare.
 
     Args:
@@ -43,12 +50,14 @@ def verify_engine(engine: Engine, exportable: Exportable, recipe: Recipe, cases:
         exportable: the PyTorch model it was made from.
         recipe: gives the tolerance.
         cases: batches of other sizes than were traced.
+        tolerance: largest difference; ``None`` takes ``verify.tolerance``.
 
     Raises:
         VerificationError: the engine fails to run, gives another shape, gives NaN or infinity, or is
             further away than the tolerance; the message names output, case and distance.
     """
     output = exportable.output
+    allowed = recipe.verify.tolerance if tolerance is None else tolerance
     worst, worst_case, count, rows, answers, agreed = -1.0, "", 0, 0, 0, 0
     for case in cases:
         expected, actual = _run_model(exportable, case), _run_engine(engine, case)
@@ -60,9 +69,9 @@ def verify_engine(engine: Engine, exportable: Exportable, recipe: Recipe, cases:
         answers += expected.shape[0]
         count, rows = count + 1, rows + case.inputs[0].shape[0]
     parity = Parity(
-        passed=worst <= recipe.verify.tolerance,
+        passed=worst <= allowed,
         max_abs_difference=worst,
-        tolerance=recipe.verify.tolerance,
+        tolerance=allowed,
         cases=count,
         rows=rows,
         worst_case=worst_case,
@@ -71,7 +80,7 @@ def verify_engine(engine: Engine, exportable: Exportable, recipe: Recipe, cases:
     if not parity.passed:
         raise VerificationError(
             f"output {output!r} differs from the PyTorch model by {worst:.3g} in case {worst_case}, "
-            f"the recipe allows {recipe.verify.tolerance:.3g} (verify.tolerance); best labels agree on "
+            f"the recipe allows {allowed:.3g} (verify.tolerance); best labels agree on "
             f"{parity.label_agreement:.1%} of {answers} answers"
         )
     return parity

@@ -19,10 +19,14 @@
 from mooring._async._client import AsyncClient
 from mooring._async._shared_memory import AsyncSharedMemory
 from mooring._async._tasks import (
+    AsyncCustomerService,
     AsyncEmbedder,
     AsyncImageClassifier,
+    AsyncOpinionClassifier,
     AsyncRecommender,
+    AsyncTabularClassifier,
     AsyncTextClassifier,
+    AsyncTextMultiClassifier,
     AsyncTextRanker,
     AsyncTokenClassifier,
 )
@@ -64,26 +68,36 @@ from mooring._models import (
 from mooring._operations import SequenceStep
 from mooring._outcomes import Outcome
 from mooring._policies import CircuitPolicy, ConnectionPolicy, HedgePolicy, RetryPolicy, TlsConfig
+from mooring._service_kinds import CustomerServiceAnswer, RankedAnswer
 from mooring._sync._client import Client
 from mooring._sync._shared_memory import SharedMemory
 from mooring._sync._tasks import (
+    CustomerService,
     Embedder,
     ImageClassifier,
+    OpinionClassifier,
     Recommender,
+    TabularClassifier,
     TextClassifier,
+    TextMultiClassifier,
     TextRanker,
     TokenClassifier,
 )
-from mooring._task_kinds import Entity, Label, RankedItem
+from mooring._task_kind import Label, RankedItem
+from mooring._task_kinds import Entity, Opinion
 
 __all__ = [
     "AccessDenied",
     "AsyncClient",
+    "AsyncCustomerService",
     "AsyncEmbedder",
     "AsyncImageClassifier",
+    "AsyncOpinionClassifier",
     "AsyncRecommender",
     "AsyncSharedMemory",
+    "AsyncTabularClassifier",
     "AsyncTextClassifier",
+    "AsyncTextMultiClassifier",
     "AsyncTextRanker",
     "AsyncTokenClassifier",
     "BatchStatistics",
@@ -96,6 +110,8 @@ __all__ = [
     "ConfigError",
     "ConnectError",
     "ConnectionPolicy",
+    "CustomerService",
+    "CustomerServiceAnswer",
     "DataError",
     "DeadlineExceeded",
     "DecodeError",
@@ -115,9 +131,12 @@ __all__ = [
     "ModelStatistics",
     "ModelStatus",
     "MooringError",
+    "Opinion",
+    "OpinionClassifier",
     "Outcome",
     "Overloaded",
     "PublishError",
+    "RankedAnswer",
     "RankedItem",
     "RecipeError",
     "Recommender",
@@ -127,8 +146,10 @@ __all__ = [
     "ServerMetadata",
     "SharedMemory",
     "StartError",
+    "TabularClassifier",
     "TensorSpec",
     "TextClassifier",
+    "TextMultiClassifier",
     "TextRanker",
     "TlsConfig",
     "TokenClassifier",

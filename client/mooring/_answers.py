@@ -12,12 +12,16 @@ import numpy as np
 
 from mooring._commands import printable
 from mooring._errors import InvalidInput
-from mooring._task_kinds import Entity, Label, RankedItem
+from mooring._service_kinds import CustomerServiceAnswer
+from mooring._task_kind import Label, RankedItem
+from mooring._task_kinds import Entity, Opinion
 
 #: Values of an embedding that are shown to people.
 _SHOWN_VALUES = 6
 _ANSWER_KEYS = {
+    "customer-service": "service",
     "feature-extraction": "embedding",
+    "opinion-monitoring": "opinion",
     "recommendation": "items",
     "text-ranking": "items",
     "token-classification": "entities",
@@ -30,13 +34,16 @@ def parse_item(task: str, word: str) -> Any:
     Args:
         task: name of the task.
         word: a text; for ``recommendation`` a history, as a JSON array of texts or separated by commas; for
-            ``image-classification`` the path of an image.
+            ``image-classification`` the path of an image; for ``tabular-classification`` a row of numbers,
+            as a JSON array or separated by commas.
 
     Raises:
         InvalidInput: it is no such thing.
     """
     if task == "recommendation":
         return _parse_history(word)
+    if task == "tabular-classification":
+        return _parse_row(word)
     if task == "image-classification" and word:
         try:
             return Path(word).read_bytes()
@@ -58,6 +65,14 @@ def _parse_history(word: str) -> list[str]:
     return list(history)
 
 
+def _parse_row(word: str) -> list[float]:
+    numbers = word.strip().removeprefix("[").removesuffix("]").split(",")
+    try:
+        return [float(number) for number in numbers]
+    except ValueError as exc:
+        raise InvalidInput(f"the row is not of numbers: {exc}") from exc
+
+
 def format_json(task: str, word: str, item: Any, answer: Any) -> str:
     """One item and its answer as one line of JSON."""
     said: dict[str, Any] = {"text": word}
@@ -65,9 +80,15 @@ def format_json(task: str, word: str, item: Any, answer: Any) -> str:
         said = {"history": item}
     elif task == "image-classification":
         said = {"image": word}
+    elif task == "tabular-classification":
+        said = {"features": item}
     if isinstance(answer, np.ndarray):
         # str() of a float32 is the shortest that reads back as the same.
         found: Any = [float(str(value)) for value in answer]
+    elif isinstance(answer, Opinion | CustomerServiceAnswer):
+        found = asdict(answer)
+    elif isinstance(answer, dict):
+        found = {head: [asdict(part) for part in parts] for head, parts in answer.items()}
     else:
         found = [asdict(part) for part in answer]
     return json.dumps({**said, _ANSWER_KEYS.get(task, "labels"): found}, ensure_ascii=False)
@@ -75,8 +96,25 @@ def format_json(task: str, word: str, item: Any, answer: Any) -> str:
 
 def format_readable(word: str, answer: Any) -> str:
     """One item as the word it was, and its answer in aligned lines."""
-    lines = _embedding(answer) if isinstance(answer, np.ndarray) else _parts(answer)
+    if isinstance(answer, Opinion):
+        answer = [answer.topic, answer.sentiment]
+    if isinstance(answer, dict):
+        lines = [line for head, parts in answer.items() for line in (f"  {head}", *_indented(_parts(parts)))]
+    elif isinstance(answer, CustomerServiceAnswer):
+        lines = _service(answer)
+    else:
+        lines = _embedding(answer) if isinstance(answer, np.ndarray) else _parts(answer)
     return "\n".join([printable(word), *lines])
+
+
+def _service(answer: CustomerServiceAnswer) -> list[str]:
+    reply = [f"  > {printable(line)}" for line in answer.reply.split("\n")]
+    end = ["  a person takes over"] if answer.handover else []
+    return [*_parts([answer.intent, *answer.answers]), *reply, *end]
+
+
+def _indented(lines: Sequence[str]) -> list[str]:
+    return [f"  {line}" for line in lines]
 
 
 def _embedding(values: np.ndarray) -> list[str]:

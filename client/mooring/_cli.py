@@ -12,7 +12,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from mooring import _inspect, _predict, _wait
+from mooring import _inspect, _monitor_command, _predict, _redact, _wait
 from mooring._errors import ConfigError, InvalidInput, MooringError
 
 _Subparsers = argparse._SubParsersAction  # the only name that argparse has for it
@@ -59,6 +59,8 @@ def _build_parser(words: Sequence[str]) -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"mooring {version}")
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command", required=True)
     _predict.add_command(subparsers)
+    _monitor_command.add_command(subparsers)
+    _redact.add_command(subparsers)
     _inspect.add_commands(subparsers)
     _wait.add_command(subparsers)
     wanted = next((word for word in words if not word.startswith("-")), None)

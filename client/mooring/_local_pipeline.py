@@ -22,7 +22,7 @@ from mooring._models import EnsembleStep
 from mooring._served.classification import rank_labels
 from mooring._served.entities import BioLabels, tabulate
 from mooring._served.texts import TextError, check_text
-from mooring._task_kinds import invalid
+from mooring._task_kind import invalid
 from mooring._tensors import Signature
 
 if TYPE_CHECKING:

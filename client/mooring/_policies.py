@@ -31,11 +31,11 @@ class RetryPolicy:
     budget_reserve: int = 10
 
     def __post_init__(self) -> None:
-        _check(self, "max_retries", whole=True, at_least=0)
-        _check(self, "initial_delay_s", at_least=0)
-        _check(self, "max_delay_s", at_least=self.initial_delay_s)
-        _check(self, "budget_ratio", at_least=0)
-        _check(self, "budget_reserve", whole=True, at_least=0)
+        check_field(self, "max_retries", whole=True, at_least=0)
+        check_field(self, "initial_delay_s", at_least=0)
+        check_field(self, "max_delay_s", at_least=self.initial_delay_s)
+        check_field(self, "budget_ratio", at_least=0)
+        check_field(self, "budget_reserve", whole=True, at_least=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,9 +54,9 @@ class HedgePolicy:
     min_samples: int = 20
 
     def __post_init__(self) -> None:
-        _check(self, "percentile", at_least=1, at_most=99.9)
-        _check(self, "min_delay_s", at_least=0)
-        _check(self, "min_samples", whole=True, at_least=1)
+        check_field(self, "percentile", at_least=1, at_most=99.9)
+        check_field(self, "min_delay_s", at_least=0)
+        check_field(self, "min_samples", whole=True, at_least=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,10 +78,10 @@ class CircuitPolicy:
     probe_timeout_s: float = 1.0
 
     def __post_init__(self) -> None:
-        _check(self, "failures", whole=True, at_least=1)
-        _check(self, "pause_s", at_least=0.01)
-        _check(self, "max_pause_s", at_least=self.pause_s)
-        _check(self, "probe_timeout_s", at_least=0.01)
+        check_field(self, "failures", whole=True, at_least=1)
+        check_field(self, "pause_s", at_least=0.01)
+        check_field(self, "max_pause_s", at_least=self.pause_s)
+        check_field(self, "probe_timeout_s", at_least=0.01)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,8 +95,8 @@ class ConnectionPolicy:
     max_age_s: float = 300.0
 
     def __post_init__(self) -> None:
-        _check(self, "resolve_interval_s", at_least=0.1)
-        _check(self, "max_age_s", at_least=0.1)
+        check_field(self, "resolve_interval_s", at_least=0.1)
+        check_field(self, "max_age_s", at_least=0.1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,9 +120,14 @@ class TlsConfig:
                 raise ConfigError(f"TlsConfig.{name}: there is no file {str(path)!r}")
 
 
-def _check(
+def check_field(
     policy: object, name: str, *, at_least: float, at_most: float = float("inf"), whole: bool = False
 ) -> None:
+    """Check one number of a policy.
+
+    Raises:
+        ConfigError: it is no number, or out of bounds.
+    """
     value = getattr(policy, name)
     where = f"{type(policy).__name__}.{name}"
     if isinstance(value, bool) or not isinstance(value, int | float):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import sys
 from collections import deque
 from collections.abc import AsyncGenerator, Sequence
@@ -16,6 +17,7 @@ from mooring._async._client import AsyncClient
 from mooring._commands import add_server_options, client_options, report, server_urls
 from mooring._errors import CircuitOpen, ConfigError, InvalidInput
 from mooring._lines import read_lines
+from mooring.redaction import Redactor
 
 _DESCRIPTION = """\
 Send texts to a served model and print what it answers: entities, labels, embeddings, rankings or
@@ -25,6 +27,7 @@ _EPILOG = """\
 What a TEXT or a line is:
   for a recommender     a history, oldest first: a JSON array of texts, or texts separated by commas
   for an image model    the path of an image
+  for a tabular model   a row of numbers: a JSON array, or separated by commas
   for all other models  a text
 
 Exit status: 0 all were answered, 1 the server said no or no answer came, 2 the input was wrong."""
@@ -45,6 +48,11 @@ def add_command(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
     )
     parser.add_argument("--file", metavar="FILE", help="read a text a line from this file")
     parser.add_argument("--json", action="store_true", help="print one JSON object a line")
+    parser.add_argument(
+        "--redact",
+        action="store_true",
+        help="replace e-mail addresses, IBANs, card and phone numbers before a text is sent or printed",
+    )
     add_server_options(parser)
     parser.set_defaults(run=run)
 
@@ -73,7 +81,7 @@ def _open_lines(args: argparse.Namespace) -> AbstractContextManager[Any]:
 async def _predict(args: argparse.Namespace, stream: Any) -> int:
     async with AsyncClient(server_urls(args), **client_options(args)) as client:
         task = await client.task(args.model)
-        source = _Source(args.texts, stream, task)
+        source = _Source(args.texts, stream, task, redactor=Redactor() if args.redact else None)
         code = 0
         # A person at a terminal waits for the answer before the next line.
         size = 1 if source.is_terminal else None
@@ -103,6 +111,7 @@ class _Source:
         texts: arguments.
         stream: has the lines, unbuffered; ``None`` takes the arguments.
         task: what they are for.
+        redactor: takes personal data out of each item; ``None`` leaves them as they are.
 
     Attributes:
         is_terminal: whether a person types the lines.
@@ -111,7 +120,8 @@ class _Source:
         refused: how many of them were no items.
     """
 
-    def __init__(self, texts: Sequence[str], stream: Any, task: Any) -> None:
+    def __init__(self, texts: Sequence[str], stream: Any, task: Any, *, redactor: Redactor | None) -> None:
+        self._redactor = redactor
         self._texts = texts
         self._stream = stream
         self._task = task
@@ -146,7 +156,7 @@ class _Source:
         except InvalidInput as exc:
             raise InvalidInput(f"{where}: {exc}") from exc
         self._task._kind.check_item(item, where=where, model=self._task.model)
-        return word, item
+        return (word, item) if self._redactor is None else _redacted(self._redactor, item)
 
     async def _words(self) -> AsyncGenerator[tuple[str, str | bytes], None]:
         if self._stream is None:
@@ -163,3 +173,14 @@ class _Source:
                     yield f"line {number}", line
         except OSError as exc:
             raise ConfigError(f"can't read on after line {number}: {exc}") from exc
+
+
+def _redacted(redactor: Redactor, item: Any) -> tuple[str, Any]:
+    """Word and item without personal data: a text, or a history as JSON."""
+    if isinstance(item, str):
+        text = redactor(item).text
+        return text, text
+    if isinstance(item, list) and all(isinstance(entry, str) for entry in item):
+        history = [redactor(entry).text for entry in item]
+        return json.dumps(history, ensure_ascii=False), history
+    raise ConfigError("--redact is for texts and histories of texts, which this model does not take")

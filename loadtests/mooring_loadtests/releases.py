@@ -13,7 +13,7 @@ _METRICS = {
     "entity_f1": "entity F1",
     "accuracy": "accuracy",
     "macro_f1": "macro F1",
-    "tag_accuracy": "tag accuracy",
+    "token_micro_f1": "token micro F1",
 }
 
 

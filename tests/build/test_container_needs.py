@@ -1,4 +1,5 @@
-"""What a release needs is in the container: the standard library, numpy, tokenizers, Triton's module."""
+"""What a release needs is in the container: the standard library, numpy, pillow, tokenizers, Triton's
+module."""
 
 from __future__ import annotations
 
@@ -11,15 +12,20 @@ from mooring_build.recipe import load_recipe
 from mooring_build.release import SHARED_SOURCES, version_files
 from tiny_release import make_release
 
-ALLOWED = {"numpy", "tokenizers", "triton_python_backend_utils"}
+ALLOWED = {"PIL", "numpy", "tokenizers", "triton_python_backend_utils"}
 ENTRY_POINTS = Path(mooring_build.served.__file__).parent
 SERVED = sorted([*ENTRY_POINTS.glob("*.py"), *SHARED_SOURCES.glob("*.py")])
 
 
 def test_served_sources_are_found() -> None:
     names = {path.name for path in SERVED}
-    assert {"tokenizer_model.py", "entities_model.py", "classifier_model.py"} <= names
-    assert {"encoding.py", "entities.py", "classification.py", "softmax.py", "texts.py"} <= names
+    assert {
+        "tokenizer_model.py",
+        "entities_model.py",
+        "classifier_model.py",
+        "image_decoder_model.py",
+    } <= names
+    assert {"encoding.py", "entities.py", "classification.py", "images.py", "softmax.py", "texts.py"} <= names
 
 
 def test_served_models_import_nothing_else() -> None:
@@ -40,10 +46,16 @@ def test_served_modules_run_on_the_oldest_python_of_a_container() -> None:
 
 
 def test_each_version_folder_has_what_its_modules_import(tmp_path: Path) -> None:
-    for shipped in ("ner", "intent"):
+    parts = {
+        "ner": ("tokenizer", "postprocessor"),
+        "intent": ("tokenizer", "postprocessor"),
+        "image": ("decoder", "postprocessor"),
+        "tabular": ("postprocessor",),
+    }
+    for shipped, suffixes in parts.items():
         recipe = load_recipe(shipped)
         files = version_files(recipe, make_release(tmp_path / shipped, recipe))
-        for part in ("tokenizer", "postprocessor"):
+        for part in suffixes:
             folder = files[f"{shipped}_{part}"]
             sources = {name: path for name, path in folder.items() if isinstance(path, Path)}
             imported = {

@@ -24,7 +24,7 @@ from mooring_build.publish import (
     write_configs,
 )
 from mooring_build.recipe import Recipe, load_recipe
-from mooring_build.repository import damaged_files, locked, versions_of
+from mooring_build.repository import damaged_files, locked, read_config, versions_of
 from mooring_build.triton_config import dumps_config, loads_config, model_configs, model_names
 from tiny_release import LABELS, make_release, snapshot
 
@@ -261,6 +261,22 @@ def _logits(repository: Path, model: str) -> tuple[list[list[int]], list[int]]:
     """Declared dims of an engine's outputs, and the versions it serves."""
     config = loads_config((repository / model / "config.pbtxt").read_text())
     return [list(output.dims) for output in config.output], list(config.version_policy.specific.versions)
+
+
+def test_an_output_that_goes_away_is_there_until_the_switch_is_done(tmp_path: Path, repository: Path) -> None:
+    both = load_recipe("opinion_heads")
+    one = load_recipe("opinion_heads", ['heads={topic={labels=["a", "b"], train="a", evaluation="a"}}'])
+    publish_release(repository, both, make_release(tmp_path / "a", both, labels=["a"]))
+    steps = publish_steps(repository, one, make_release(tmp_path / "b", one, labels=["a"], inputs_digest="b"))
+    outputs = {}
+    for step in steps:
+        config = read_config(repository, "opinion_heads_postprocessor")
+        assert config is not None
+        outputs[step] = [output.name for output in config.output]
+    head = ["topic", "topic_score"]
+    assert outputs["opened opinion_heads_postprocessor"] == [*head, "sentiment", "sentiment_score"]
+    assert outputs["committed"] == [*head, "sentiment", "sentiment_score"]
+    assert outputs["closed"] == head
 
 
 def test_an_engine_that_is_no_longer_exported_is_left_alone(

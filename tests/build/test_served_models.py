@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import io
+import json
 import sys
 import types
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import numpy as np
 import pytest
 
 from mooring_build.recipe import Recipe, load_recipe
-from mooring_build.release import version_files
+from mooring_build.release import Release, version_files
 from tiny_release import LABELS, make_release
 
 
@@ -63,7 +65,7 @@ def _texts(*texts: bytes) -> np.ndarray:
     return np.array([[text] for text in texts], dtype=object)
 
 
-Load = Callable[[Recipe, str], Any]
+Load = Callable[..., Any]
 
 
 @pytest.fixture
@@ -78,13 +80,14 @@ def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Load]:
     )
     monkeypatch.setitem(sys.modules, "triton_python_backend_utils", triton)
 
-    def load_model(recipe: Recipe, part: str) -> Any:
-        files = version_files(recipe, make_release(tmp_path / "files", recipe))[f"{recipe.name}_{part}"]
+    def load_model(recipe: Recipe, part: str, release: Release | None = None) -> Any:
+        release = release or make_release(tmp_path / "files", recipe)
+        files = version_files(recipe, release)[f"{recipe.name}_{part}"]
         folder = tmp_path / "model"
         (folder / "1").mkdir(parents=True)
         for name, source in files.items():
-            content = source.read_text() if isinstance(source, Path) else source
-            (folder / "1" / name).write_text(content)
+            content = source.read_bytes() if isinstance(source, Path) else source.encode()
+            (folder / "1" / name).write_bytes(content)
         monkeypatch.syspath_prepend(str(folder))
         model = importlib.import_module("1.model").TritonPythonModel()
         model.initialize({"model_repository": str(folder), "model_version": "1"})
@@ -180,4 +183,103 @@ def test_the_classifier_postprocessor_answers_each_request(load: Load, intent: R
     arrays = good.arrays()
     assert arrays["label"].tolist() == [[b"balance", b"card"]]
     assert arrays["score"] == pytest.approx(np.array([[0.7, 0.2]]))
+    # Its largest logit is below those of the texts in scope.
+    assert arrays["acceptance"].tolist() == [[0.0]]
     assert bad.error == _TritonError("logits [1, 2] do not fit 3 labels", _TritonError.INVALID_ARG)
+
+
+def test_a_classifier_that_knows_nothing_out_of_scope_says_nothing_of_it(
+    load: Load, intent: Recipe, tmp_path: Path
+) -> None:
+    plain = load_recipe("intent", fine_tuned=tmp_path)
+    (response,) = load(plain, "postprocessor").execute([_request(logits=np.eye(1, 3, dtype=np.float32))])
+    assert sorted(response.arrays()) == ["label", "score"]
+
+
+def test_the_catalogue_answers_each_request(load: Load, tmp_path: Path) -> None:
+    recipe = load_recipe("faq", ["catalogue.top_k=2", "catalogue.dimension=2"])
+    np.savez(
+        tmp_path / "catalogue.npz",
+        vectors=np.array([[1, 0], [0, 1], [0.6, 0.8]], np.float32),
+        owners=np.array([0, 1, 2]),
+    )
+    release = make_release(tmp_path / "files", recipe, labels=["-"])
+    names = {"items": ["a", "b", "c"], "answers": ["Ä", "B", "C"]}
+    files = {"catalogue.npz": tmp_path / "catalogue.npz", "catalogue.json": json.dumps(names)}
+    model = load(recipe, "catalogue", replace(release, step_files={"catalogue": files}))
+    good, bad = model.execute(
+        [
+            _request(embedding=np.array([[1, 0], [0, 1]], np.float32)),
+            _request(embedding=np.ones((1, 3), np.float32)),
+        ]
+    )
+    arrays = good.arrays()
+    assert arrays["item"].tolist() == [[b"a", b"c"], [b"b", b"c"]]
+    assert arrays["answer"].tolist() == [["Ä".encode(), b"C"], [b"B", b"C"]]
+    assert arrays["score"] == pytest.approx(np.array([[1, 0.6], [1, 0.8]]))
+    assert bad.error.code == _TritonError.INVALID_ARG
+    assert "embedding [1, 3] does not fit a catalogue of 2 values each" in bad.error.message
+
+
+def test_the_reply_step_answers_each_request(load: Load) -> None:
+    recipe = load_recipe("customer_service")
+    replies = {
+        "templates": {"cancel": {"text": "You cancel.\n{answer}", "needs_answer": True, "handover": False}},
+        "answer": "Perhaps: {answer}",
+        "handover": "Ein Mensch schaut nach ö.",
+        "intent_threshold": 0.2,
+        "answer_threshold": 0.5,
+    }
+    files = {"reply": {"replies.json": json.dumps(replies)}}
+    release = Release(labels=[], engines={}, step_files=files, inputs_digest="a", facts={})
+    two, one = load(recipe, "reply", release).execute(
+        [
+            _request(
+                intent_labels=np.array([[b"cancel", b"x"], [b"cancel", b"x"]], object),
+                intent_scores=np.array([[0.75, 0.25], [0.5, 0.5]], np.float32),
+                acceptance=np.array([[0.5], [0.1]], np.float32),
+                answer=np.array([[b"Press it.", b"Wait."]] * 2, object),
+                item_score=np.array([[0.75, 0.5]] * 2, np.float32),
+            ),
+            _request(
+                intent_labels=np.array([[b"cancel"]], object),
+                intent_scores=np.array([[1]], np.float32),
+                acceptance=np.array([[0.1]], np.float32),
+                answer=np.array([[b"Press it."]], object),
+                item_score=np.array([[0.25]], np.float32),
+            ),
+        ]
+    )
+    assert {name: array.tolist() for name, array in two.arrays().items()} == {
+        "intent": [[b"cancel"], [b"cancel"]],
+        "intent_score": [[0.75], [0.5]],
+        "reply": [[b"You cancel.\nPress it."], [b"Perhaps: Press it."]],
+        "handover": [[False], [False]],
+    }
+    assert one.arrays()["reply"].tolist() == [["Ein Mensch schaut nach ö.".encode()]]
+    assert one.arrays()["handover"].tolist() == [[True]]
+    assert one.arrays()["handover"].dtype == np.bool_
+
+
+def test_the_decoder_answers_each_request(load: Load) -> None:
+    model = load(load_recipe("image", ["image.size=8"]), "decoder")
+    file = io.BytesIO()
+    np.save(file, np.full((4, 4), 255, np.uint8))
+    image = file.getvalue()
+    good, bad = model.execute([_request(image=_texts(image, image)), _request(image=_texts(image, b"no"))])
+    (pixels,) = good.arrays().values()
+    assert (pixels.shape, pixels.dtype) == ((2, 1, 8, 8), np.float32)
+    assert pixels == pytest.approx((1 - 0.29) / 0.35)
+    assert bad.error.code == _TritonError.INVALID_ARG
+    assert bad.error.message == "image 1 is none of JPEG, PNG and .npy: it starts with b'no'"
+
+
+def test_the_classifier_postprocessor_refuses_what_is_not_finite(load: Load) -> None:
+    model = load(load_recipe("tabular"), "postprocessor")
+    good, bad = model.execute(
+        [_request(logits=np.zeros((2, 2), np.float32)), _request(logits=np.float32([[0, 1], [np.nan, 0]]))]
+    )
+    assert good.arrays()["label"].tolist() == [[b"little", b"much"]] * 2
+    assert bad.error == _TritonError(
+        "the logits of row 1 are not finite: its input isn't, or is too large", _TritonError.INVALID_ARG
+    )

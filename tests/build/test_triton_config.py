@@ -87,11 +87,17 @@ def test_signatures_of_text_classification() -> None:
     assert _tensors(configs["intent_tokenizer"].output).keys() == tokenizer_outputs
     assert _tensors(configs["intent_onnx"].output) == {"logits": ("TYPE_FP32", [3])}
     assert _tensors(configs["intent_postprocessor"].input) == {"logits": logits}
+    acceptance = {"acceptance": ("TYPE_FP32", [1])}
     assert _tensors(configs["intent_postprocessor"].output) == {
         "label": ("TYPE_STRING", [-1]),
         "score": ("TYPE_FP32", [-1]),
+        **acceptance,
     }
-    assert _tensors(configs["intent"].output) == {"label": ("TYPE_STRING", [2]), "score": ("TYPE_FP32", [2])}
+    assert _tensors(configs["intent"].output) == {
+        "label": ("TYPE_STRING", [2]),
+        "score": ("TYPE_FP32", [2]),
+        **acceptance,
+    }
 
 
 def test_a_classifier_returns_no_more_labels_than_it_has() -> None:

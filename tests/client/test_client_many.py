@@ -219,6 +219,7 @@ def test_a_map_gives_what_single_calls_give(wired: Any) -> None:
 
 def test_every_task_maps(wired: Any) -> None:
     items = {"ner": "A", "intent": "a", "embed": "a", "rank": "a", "recommend": ["a", "b"], "images": b"a"}
+    items |= {"rows": [0.25, 0.125, 0.0]}
     for model, item in items.items():
         task = wired.client.task(model)
         one = task(item)

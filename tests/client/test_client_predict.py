@@ -129,6 +129,14 @@ def test_answers_are_printed_for_people(
                 "items": [{"item": "lamp", "score": 12.5}, {"item": "tent", "score": -3.25}],
             },
         ),
+        (
+            "rows",
+            "[0.5, 0, 0.25]",
+            {
+                "features": [0.5, 0.0, 0.25],
+                "labels": [{"label": "much", "score": 0.75}, {"label": "little", "score": 0.25}],
+            },
+        ),
     ],
 )
 def test_json_is_an_object_a_line(
@@ -138,7 +146,7 @@ def test_json_is_an_object_a_line(
     assert (code, err) == (0, "")
     first, second = out.splitlines()
     assert json.loads(first) == json.loads(second) == said
-    assert word in first or model == "recommend"
+    assert word in first or model in ("recommend", "rows")
 
 
 def test_images_are_read_from_their_paths(
@@ -158,6 +166,17 @@ def test_images_are_read_from_their_paths(
     )
     assert code == 2
     assert served.requests[0].inputs[0].array[0, 0] == image.read_bytes()
+
+
+@pytest.mark.usefixtures("served")
+def test_rows_are_numbers(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = run(capsys, "rows", "0.5,0,0.25", "0.5,zero,0", "1,2", "nan,0,0", "0.5,0,0.25", "--json")
+    assert code == 2
+    first, second = out.splitlines()
+    assert json.loads(first) == json.loads(second)
+    assert "text 2: the row is not of numbers: could not convert string to float: 'zero'\n" in err
+    assert "text 4, number 0 is nan, expected one that is finite as float32\n" in err
+    assert "text 3: model 'rows': input 'features' has shape [1, 2]; expected [-1, 3]" in err
 
 
 @pytest.mark.usefixtures("served")

@@ -173,6 +173,9 @@ SIGNATURES: list[tuple[str, dict[str, Any]]] = [
     ("rank", {"outputs": {"label": ("BYTES", [-1, -1]), "score": ("FP32", [-1, -1])}}),
     ("recommend", {"inputs": {"history": ("BYTES", [-1, 1])}}),
     ("images", {"inputs": {"text": ("BYTES", [-1, 1])}}),
+    ("rows", {"inputs": {"features": ("FP64", [-1, 3])}}),
+    ("rows", {"inputs": {"features": ("FP32", [-1])}}),
+    ("rows", {"inputs": {"features": ("FP32", [-1, 3, 3])}}),
 ]
 
 

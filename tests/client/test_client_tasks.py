@@ -1,7 +1,8 @@
-"""Typed calls of all six tasks: items in, results out, and what no model takes."""
+"""Typed calls of the tasks: items in, results out, and what no model takes."""
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from mooring import ConfigError, Entity, InvalidInput, Label, RankedItem
+from mooring._task_kinds import KINDS
 from mooring.testing import FakeModel
 
 
@@ -21,6 +23,7 @@ from mooring.testing import FakeModel
         ("rank", "text-ranking", "TextRanker"),
         ("recommend", "recommendation", "Recommender"),
         ("images", "image-classification", "ImageClassifier"),
+        ("rows", "tabular-classification", "TabularClassifier"),
     ],
 )
 def test_each_task_has_its_class(wired: Any, model: str, task: str, kind: str) -> None:
@@ -118,13 +121,86 @@ def test_images_that_are_not_there_are_not_sent(wired: Any, tmp_path: Path) -> N
         (tmp_path / "nope.png", r"image 0: there is no file '.*nope\.png' that can be read"),
         ([b"x", tmp_path], "image 1: there is no file"),
         (b"", "image 0 is empty"),
-        ([b"x", 7], "image 1 is int, expected bytes or a path"),
-        (7, r"expected an image \(bytes or a path\) or a sequence of images, got int"),
+        ([b"x", 7], "image 1 is int, expected bytes, a path or an array"),
+        (7, r"expected an image \(bytes, a path or an array\) or a sequence of images, got int"),
+        (np.zeros((2, 2)), r"image 0 is float64\[2, 2\], expected uint8 \[height, width\] or"),
+        ([b"x", np.zeros(4, np.uint8)], r"image 1 is uint8\[4\], expected uint8"),
+        (np.zeros((2, 2, 4), np.uint8), r"image 0 is uint8\[2, 2, 4\], expected uint8"),
+        (np.zeros((2, 2, 2, 3), np.uint8), r"image 0 is uint8\[2, 2, 2, 3\], expected uint8"),
+        (np.zeros((0, 2), np.uint8), r"image 0 is uint8\[0, 2\], expected uint8"),
         ([], "the list of images is empty"),
     ):
         with pytest.raises(InvalidInput, match=f"^model 'images': {said}"):
             images(items)
     assert wired.fake.requests == []
+
+
+def test_arrays_travel_as_npy_files(wired: Any) -> None:
+    images = wired.client.task("images")
+    grey = np.arange(12, dtype=np.uint8).reshape(3, 4)
+    color = np.stack([grey, grey + 100, grey + 200], axis=-1)
+    one, many = images(grey), images([grey, color, grey.T, b"x"])
+    assert [label.label for label in one] == ["long", "short"]
+    assert len(many) == 4
+    first, rest = wired.fake.requests
+    sent = [np.load(io.BytesIO(row[0])) for row in [*first.inputs[0].array, *rest.inputs[0].array[:3]]]
+    for array, expected in zip(sent, [grey, grey, color, grey.T], strict=True):
+        np.testing.assert_array_equal(array, expected)
+        assert array.dtype == np.uint8
+    assert rest.inputs[0].array[3, 0] == b"x"
+
+
+def test_tabular_classifier_takes_rows_in_any_form(wired: Any) -> None:
+    rows = wired.client.task("rows")
+    row = [0.5, 0, 0.25]
+    labels = [Label(label="much", score=0.75), Label(label="little", score=0.25)]
+    assert rows(row) == rows(tuple(row)) == rows(np.array(row)) == rows(np.array(row, np.float16)) == labels
+    assert rows([np.float32(0.5), False, 0.25]) == labels
+    assert rows([row]) == rows(np.array([row])) == [labels]
+    table = np.array([[0, 0, 0], [1, 0, 0], [0, 0, 0.25], [0, 1, 0], [0.75, 0, 0]], np.float32)
+    wired.fake.requests.clear()
+    assert [found[0].label for found in rows(table)] == ["little", "much", "little", "much", "much"]
+    assert [request.inputs[0].array.tolist() for request in wired.fake.requests] == [
+        table[:4].tolist(),
+        table[4:].tolist(),
+    ]
+    assert {request.inputs[0].array.dtype for request in wired.fake.requests} == {np.dtype(np.float32)}
+
+
+BAD_ROWS = [
+    ([], "the list of rows is empty$"),
+    ([[]], "row 0 is empty$"),
+    (np.zeros((0, 3)), "the list of rows is empty$"),
+    ("abc", r"expected a row \(a sequence of numbers or an array \[F\]\) or .*, got str$"),
+    (7, r"expected a row .*, got int$"),
+    (np.zeros((2, 3, 1)), r"expected a row .*, got ndarray$"),
+    (["a", "b"], "row 0 is str, expected a sequence of numbers$"),
+    ([0.5, "b", 1], "row 0, number 1 is str, expected a number$"),
+    ([[0.5, None, 1]], "row 0, number 1 is NoneType, expected a number$"),
+    (np.array(["a", "b", "c"]), r"row 0 is <U1\[3\], expected numbers \[F\]$"),
+    ([[1, 2, 3], [1, float("nan"), 3]], "row 1, number 1 is nan, expected one that is finite as float32$"),
+    (np.array([1, 2, np.inf]), "row 0, number 2 is inf, expected one that is finite as float32$"),
+    ([1e39, 0, 0], r"row 0, number 0 is 1e\+39, expected one that is finite as float32$"),
+    ([10**400, 0, 0], "row 0 has a number that is too large for float32$"),
+    ([[1, 2, 3], [1, 2]], "row 1 has 2 numbers, row 0 has 3$"),
+    ([1, 2], r"input 'features' has shape \[1, 2\]; expected \[-1, 3\]"),
+]
+
+
+@pytest.mark.parametrize(("items", "said"), BAD_ROWS, ids=range(len(BAD_ROWS)))
+def test_rows_that_no_model_takes_are_not_sent(wired: Any, items: Any, said: str) -> None:
+    rows = wired.client.task("rows")
+    with pytest.raises(InvalidInput, match=f"^model 'rows': {said}"):
+        rows(items)
+    assert wired.fake.requests == []
+
+
+def test_a_row_of_another_width_fails_alone_in_a_map(wired: Any) -> None:
+    rows = wired.client.task("rows")
+    outcomes = list(rows.map([[1, 0, 0], [1, 0], [0, 0, 0], [float("nan"), 0, 0]], batch_size=4))
+    assert [outcome.error is None for outcome in outcomes] == [True, False, True, False]
+    assert "expected [-1, 3]" in str(outcomes[1].error)
+    assert "row 3, number 0 is nan" in str(outcomes[3].error)
 
 
 def test_tokenize_is_one_of_two(wired: Any) -> None:
@@ -187,9 +263,9 @@ def test_a_text_that_the_server_refuses_is_found_in_the_call(wired: Any) -> None
 
 
 def test_a_model_without_a_known_task_is_refused_with_the_known_ones(wired: Any) -> None:
-    known = (
-        "feature-extraction, image-classification, recommendation, text-classification, text-ranking, "
-        "token-classification"
+    known = ", ".join(sorted(KINDS))
+    assert known.startswith(
+        "customer-service, feature-extraction, image-classification, opinion-monitoring, "
     )
     with pytest.raises(ConfigError, match=rf"model 'double' does not say its task .*known tasks: {known}\."):
         wired.client.task("double")

@@ -12,11 +12,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 import mooring
+from brightness_model import publish_brightness_model
 from mooring_build.publish import publish_release
 from mooring_build.recipe import load_recipe
 from mooring_serve import TritonServer
+from opinion_models import write_opinion_model
+from service_model import write_service_model
+from shelf_model import publish_shelf_model
 from tiny_release import make_release
 
 pytestmark = pytest.mark.integration
@@ -36,6 +41,10 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
         recipe = load_recipe(name, ["serving.instance_count=1", 'export.formats=["onnx"]'])
         release = make_release(folder / name, recipe, answers, runnable=True)
         publish_release(folder / "repository", recipe, release)
+    write_opinion_model(folder / "repository")
+    write_service_model(folder / "repository")
+    publish_brightness_model(folder / "repository", folder / "image")
+    publish_shelf_model(folder / "repository", folder / "shelf")
     with TritonServer(folder / "repository", log_file=folder / "log") as running:
         yield running
 
@@ -61,8 +70,24 @@ def test_the_guide_to_the_client_runs(server: TritonServer) -> None:
     assert "text 1: model 'ner': text 1 is empty" in printed
     assert "['New York']" in printed
     assert "card refund" in printed
+    assert "card\nout of scope\n" in printed
     assert "Client('https://triton.example:8443')" in printed
     assert "from-a-vault" not in printed
+
+
+def test_the_guide_to_the_monitor_runs(
+    server: TritonServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    printed = _run_blocks("monitor.md", server)
+    guide = (ROOT / "docs" / "monitor.md").read_text(encoding="utf-8")
+    said = re.search(r"(?ms)^```\n(\{.*?)^```", guide)
+    assert said is not None
+    assert printed.startswith(said[1])
+    assert (tmp_path / "timeline.png").is_file()
+    assert "2160 texts, 0 failed" in printed
+    assert "[NAME] wrote from [EMAIL]" in printed
+    assert "the alert_ended on banks was not sent: no answer: [Errno 111] Connection refused" in printed
 
 
 def test_the_guide_to_errors_runs_and_lists_every_error(server: TritonServer) -> None:
@@ -92,6 +117,13 @@ def _run_example(path: Path, *arguments: str) -> str:
     return done.stdout
 
 
+def _headline(time_s: int) -> str:
+    """One in ten is bad; from hour 50 to 55 eight in ten are."""
+    number = time_s // 120
+    is_bad = number % 10 < 8 if 50 <= time_s // 3600 < 55 else number % 10 == 0
+    return f"oil {'bad' if is_bad else 'good'} news"
+
+
 @pytest.mark.parametrize("protocol", ["grpc", "http"])
 def test_the_examples_run(server: TritonServer, tmp_path: Path, protocol: str) -> None:
     url = server.grpc_url if protocol == "grpc" else server.http_url
@@ -105,6 +137,55 @@ def test_the_examples_run(server: TritonServer, tmp_path: Path, protocol: str) -
     printed = _run_example(ROOT / "examples" / "async_service.py", url)
     assert "my card: card\n" in printed
     assert "where is my refund: refund\n" in printed
+    news = tmp_path / "news.csv"
+    rows = [f"{time_s},{_headline(time_s)}\n" for time_s in range(0, 60 * 3600, 120)]
+    news.write_text("time,text\n" + "".join(rows), encoding="utf-8")
+    picture = tmp_path / "timeline.png"
+    printed = _run_example(ROOT / "examples" / "monitor_opinions.py", str(news), url, str(picture))
+    assert printed.startswith("oil: negative share from 10% to ")
+    assert "such as 'oil bad news'\noil: subsided, at most 80%\n" in printed
+    assert "counted=1800" in printed
+    assert picture.is_file()
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    Image.new("RGB", (60, 40), "white").save(pictures / "a.jpg")
+    Image.new("L", (28, 28), 0).save(pictures / "b.png")
+    (pictures / "c.png").write_bytes((pictures / "b.png").read_bytes()[:45])
+    printed = _run_example(ROOT / "examples" / "classify_images.py", str(pictures), url)
+    bright, dark, refused, array = printed.splitlines()
+    assert bright.startswith("a.jpg\tbright\t0.9")
+    assert dark.startswith("b.png\tdark\t0.")
+    assert refused.startswith("c.png\t(refused)\t")
+    assert "image 0 is damaged or cut off" in refused
+    assert array == "(array)\tbright"
+    events, items = tmp_path / "events.csv", tmp_path / "items.csv"
+    events.write_text("user,item,time\nann,bread,2\nann,tea,1\nbob,milk,1\n", encoding="utf-8")
+    items.write_text("item,text\ncoffee,Coffee with milk\n", encoding="utf-8")
+    printed = _run_example(ROOT / "examples" / "recommend_items.py", str(events), str(items), url)
+    *ranked, refused = printed.splitlines()
+    assert ranked == [
+        "(new)\tcoffee\t0.40\tCoffee with milk",
+        "(new)\tcheese\t0.30\t",
+        "(new)\tbread\t0.20\t",
+        "ann\tcoffee\t1.40\tCoffee with milk",
+        "ann\tcheese\t1.30\t",
+    ]
+    assert refused.startswith("bob\t(refused)\t")
+    assert "history 0 names item 'milk', which is not among the 4 items of this model" in refused
+    letters = tmp_path / "letters.txt"
+    letters.write_text("Where is my parcel?\n\nIt rains.\n", encoding="utf-8")
+    assert _run_example(ROOT / "examples" / "answer_customers.py", str(letters), url).splitlines() == [
+        "",
+        "< Where is my parcel?",
+        "> We look for it.",
+        "See the link.",
+        "  track 0.75, parcel 0.75",
+        "",
+        "< It rains.",
+        "> A colleague takes over.",
+        "  track 0.25, parcel 0.25",
+        "  a person takes over",
+    ]
     printed = _run_example(ROOT / "examples" / "tensors.py", url)
     assert "logits (1, 4, 5)" in printed
     assert "refused: model 'ner_onnx': input 'input_ids' is float32; expected INT64" in printed
@@ -123,7 +204,7 @@ def test_the_example_of_a_fake_server_passes() -> None:
 
 
 def test_the_examples_stay_few_and_short() -> None:
-    assert 0 < len(EXAMPLES) <= 5
+    assert 0 < len(EXAMPLES) <= 8
     assert all(len(path.read_text(encoding="utf-8").splitlines()) <= 40 for path in EXAMPLES)
     run_here = Path(__file__).read_text(encoding="utf-8")
     assert all(f'"{path.name}"' in run_here for path in EXAMPLES)

@@ -15,7 +15,8 @@ from mooring_build.export import MAX_IR_VERSION, export_engine
 from mooring_build.learners import Exportable
 from mooring_build.learners.text import LogitsOnly, text_cases, text_exportable
 from mooring_build.models import load_base_model, load_fine_tuned_model, load_tokenizer
-from mooring_build.recipe import ExportFormat, Recipe, load_recipe
+from mooring_build.recipe import Recipe, load_recipe
+from mooring_build.recipe_tables import ExportFormat
 from mooring_build.verification import Parity, verify_engine
 from tiny_checkpoint import make_tiny_checkpoint
 

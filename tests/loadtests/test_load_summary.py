@@ -17,7 +17,7 @@ MANIFEST = {
     "version": 3,
     "base_checkpoint": {"name": "some/encoder", "source": "hub", "digest": "00"},
     "data": {"digest": "11", "train_examples": 426, "evaluation_examples": 60},
-    "metrics": {"tag_accuracy": 0.98, "entity_f1": 0.91, "entity_recall": 0.9},
+    "metrics": {"token_micro_f1": 0.98, "entity_f1": 0.91, "entity_recall": 0.9},
     "parity": {
         "onnx": {"passed": True, "max_abs_difference": 4e-06, "tolerance": 1e-4, "cases": 74},
         "torchscript": {"passed": True, "max_abs_difference": 0.0, "tolerance": 1e-4, "cases": 74},
@@ -29,7 +29,7 @@ RELEASE = ReleaseFacts(
     base_checkpoint="some/encoder",
     train_examples=426,
     evaluation_examples=60,
-    metrics=(("entity F1", 0.91), ("tag accuracy", 0.98)),
+    metrics=(("entity F1", 0.91), ("token micro F1", 0.98)),
     engines=(
         EngineParity(model="ner_onnx", max_abs_difference=4e-06, tolerance=1e-4, cases=74),
         EngineParity(model="ner_torchscript", max_abs_difference=0.0, tolerance=1e-4, cases=74),
@@ -105,7 +105,7 @@ def test_the_whole_summary() -> None:
     ]
     assert _summary(pairs) == [
         "Trained",
-        "  ner  version 3  entity F1 0.910, tag accuracy 0.980  426 examples, from some/encoder",
+        "  ner  version 3  entity F1 0.910, token micro F1 0.980  426 examples, from some/encoder",
         "",
         "Exported: largest difference from the PyTorch model's logits",
         "  ner_onnx         4.0e-06  over 74 batches, 1e-04 allowed",

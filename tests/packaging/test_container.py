@@ -45,14 +45,14 @@ def test_the_base_image_is_the_official_one_and_pinned() -> None:
 
 
 def test_it_adds_what_the_python_models_import_as_pinned_for_this_project() -> None:
-    (run,) = _arguments("RUN")
+    run = _arguments("RUN")[0]
     constraints = _pins((ROOT / "constraints.txt").read_text(encoding="utf-8"))
-    assert _pins(run) == {name: constraints[name] for name in ("numpy", "tokenizers")}
+    assert _pins(run) == {name: constraints[name] for name in ("numpy", "pillow", "tokenizers")}
     assert "--no-deps" in run
 
 
 def test_what_it_adds_is_where_python_looks() -> None:
-    (run,) = _arguments("RUN")
+    run = _arguments("RUN")[0]
     target = re.search(r"--target=(\S+)", run)[1]
     # Before, not instead of what the image sets.
     assert f"PYTHONPATH={target}${{PYTHONPATH:+:$PYTHONPATH}}" in _arguments("ENV")

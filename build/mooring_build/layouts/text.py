@@ -48,13 +48,23 @@ def token_classification(recipe: Recipe, labels: Sequence[str]) -> Layout:
 
 
 def text_classification(recipe: Recipe, labels: Sequence[str]) -> Layout:
-    """Text to ranked labels."""
+    """Text to ranked labels and, where the recipe knows texts out of scope, how surely it is in scope."""
+    parameters = text_parameters(recipe)
+    extra: Tensors = {}
+    if recipe.data is not None and recipe.data.out_of_scope is not None:
+        extra = {"acceptance": (pb.TYPE_FP32, (1,))}
+        parameters["acceptance_threshold"] = f"{acceptance_threshold(recipe):g}"
     return Layout(
         inputs=TEXT,
-        steps=(tokenizer(TOKENS), text_engine(recipe, "logits", (len(labels),)), classifier()),
-        answers=ranked_labels(min(recipe.text.top_k, len(labels))),
-        parameters=text_parameters(recipe),
+        steps=(tokenizer(TOKENS), text_engine(recipe, "logits", (len(labels),)), classifier(extra)),
+        answers=ranked_labels(min(recipe.text.top_k, len(labels))) | extra,
+        parameters=parameters,
     )
+
+
+def acceptance_threshold(recipe: Recipe) -> float:
+    """Least acceptance of a text in scope: the same for every release, as acceptance is calibrated."""
+    return round(1 - recipe.data.accepted, 6)
 
 
 def tokenizer(outputs: Tensors) -> PythonStep:
@@ -83,14 +93,14 @@ def text_engine(recipe: Recipe, output: str, dims: tuple[int, ...]) -> EngineSte
     )
 
 
-def classifier() -> PythonStep:
-    """Logits to ranked labels, whatever the logits came from."""
+def classifier(extra: Tensors | None = None) -> PythonStep:
+    """Logits to ranked labels, whatever the logits came from, and what else the release's files allow."""
     return PythonStep(
         suffix="postprocessor",
         entry_point="classifier_model.py",
         shared=("classification.py", "softmax.py"),
         inputs={"logits": (pb.TYPE_FP32, (-1,))},
-        outputs=ranked_labels(-1),
+        outputs=ranked_labels(-1) | (extra or {}),
     )
 
 

@@ -9,11 +9,52 @@ from mooring_build.recipe import Task
 
 __all__ = ["Case", "Exportable", "Learner", "Lesson", "learner_of", "learner_sources"]
 
+_CLASSIFIERS = ("learners/text.py", "learners/adapters.py", "models.py")
 # By task: module and class of its learner, and the source files and folders that a trained model depends on
 # beyond the trainer's. A module is imported only when something of its task is made.
 _LEARNERS: dict[Task, tuple[str, str, tuple[str, ...]]] = {
-    "text-classification": ("text", "TextClassificationLearner", ("learners/text.py", "models.py")),
-    "token-classification": ("text", "TokenClassificationLearner", ("learners/text.py", "models.py")),
+    "feature-extraction": ("embedding", "FeatureExtractionLearner", ("learners/embedding.py", "models.py")),
+    "image-classification": (
+        "image",
+        "ImageClassificationLearner",
+        ("learners/image.py", "learners/_one_label.py", "models.py"),
+    ),
+    "recommendation": (
+        "recommender",
+        "RecommendationLearner",
+        (
+            "learners/recommender.py",
+            "learners/recommender_model.py",
+            "learners/embedding.py",
+            "models.py",
+            "behaviour.py",
+        ),
+    ),
+    "tabular-classification": (
+        "tabular",
+        "TabularClassificationLearner",
+        ("learners/tabular.py", "learners/_one_label.py"),
+    ),
+    "text-classification": (
+        "text",
+        "TextClassificationLearner",
+        ("learners/text.py", "learners/adapters.py", "models.py"),
+    ),
+    "text-multi-classification": (
+        "heads",
+        "HeadsLearner",
+        ("learners/heads.py", "learners/text.py", "models.py"),
+    ),
+    "text-ranking": (
+        "embedding",
+        "TextRankingLearner",
+        ("learners/embedding.py", "learners/text.py", "models.py", "knowledge_base.py"),
+    ),
+    "token-classification": (
+        "text",
+        "TokenClassificationLearner",
+        ("learners/text.py", "learners/adapters.py", "models.py"),
+    ),
 }
 
 

@@ -27,6 +27,12 @@ class Lesson:
     evaluation: Any
     collator: Callable[[list[Any]], Mapping[str, Any]]
     metrics: Callable[[EvalPrediction], dict[str, float]]
+    #: Precision, recall, F1 and support by label, for the manifest.
+    report: Callable[[EvalPrediction], dict[str, dict[str, float]]] | None = None
+    #: Outputs and labels to a loss, where the model's own is not the one; takes the number of items too.
+    loss: Callable[[Any, Any, Any], Any] | None = None
+    #: Makes the model that is saved of the one that was trained.
+    finish: Callable[[Any], PreTrainedModel] | None = None
     #: Saved beside the model: a tokenizer, or ``None``.
     processor: Any = None
     #: More arguments of ``TrainingArguments``.

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from abc import abstractmethod
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import accumulate, chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from tokenizers import Encoding
 from transformers import (
     DataCollatorForTokenClassification,
     DataCollatorWithPadding,
@@ -19,7 +24,8 @@ from transformers import (
 from mooring import CheckpointError
 from mooring_build.datasets import Dataset, Example, LabelledText, TaggedSentence
 from mooring_build.learners._learner import Case, Exportable, Learner, Lesson
-from mooring_build.metrics import text_metrics, token_metrics
+from mooring_build.learners.adapters import add_adapter, merge_adapter
+from mooring_build.metrics import label_metrics, label_report, token_metrics
 from mooring_build.models import load_base_model, load_fine_tuned_model, load_tokenizer
 from mooring_build.recipe import Recipe
 
@@ -48,7 +54,7 @@ class TextLearner(Learner):
         return text_cases(recipe, exportable, [example.text for example in dataset.evaluation])
 
     def count_cut(self, recipe: Recipe, folder: Path | None, dataset: Dataset) -> int:
-        tokenizer = load_tokenizer(_required(recipe, folder))
+        tokenizer = load_tokenizer(required(recipe, folder))
         texts = [example.text for example in [*dataset.train, *dataset.evaluation]]
         lengths = tokenizer(texts, return_length=True)["length"] if texts else []
         return sum(length > recipe.text.max_length for length in lengths)
@@ -58,20 +64,23 @@ class _ClassificationLearner(TextLearner):
     def lesson(
         self, recipe: Recipe, folder: Path | None, dataset: Dataset, *, fine_tuned: bool = False
     ) -> Lesson:
-        folder = _required(recipe, folder)
+        folder = required(recipe, folder)
         tokenizer = load_tokenizer(folder)
         if fine_tuned:
             model = load_fine_tuned_model(folder, recipe.task)
         else:
             model = load_base_model(folder, recipe.task, dataset.labels)
+        adapted = recipe.adapter is not None and not fine_tuned
         return Lesson(
-            model=model,
+            model=add_adapter(model, recipe) if adapted else model,
+            finish=merge_adapter if adapted else None,
             train=encode_examples(dataset.train, tokenizer, recipe, dataset.labels),
             evaluation=encode_examples(
                 dataset.evaluation, tokenizer, recipe, dataset.labels, first_pieces_only=True
             ),
             collator=self._collator(tokenizer),
-            metrics=self._metrics(dataset.labels),
+            metrics=lambda prediction: self._metrics(*self._read(prediction, dataset.labels)),
+            report=lambda prediction: self._report(prediction, dataset.labels),
             processor=tokenizer,
             arguments={"train_sampling_strategy": "group_by_length"},
         )
@@ -79,11 +88,21 @@ class _ClassificationLearner(TextLearner):
     def exportable(self, recipe: Recipe, folder: Path) -> Exportable:
         return text_exportable(load_fine_tuned_model(folder, recipe.task), load_tokenizer(folder), recipe)
 
-    def _collator(self, tokenizer: PreTrainedTokenizerFast) -> Any:
-        raise NotImplementedError
+    def _report(self, prediction: EvalPrediction, labels: list[str]) -> dict[str, dict[str, float]]:
+        truth, chosen = self._read(prediction, labels)
+        if self.headline == "entity_f1":
+            truth, chosen = list(chain(*truth)), list(chain(*chosen))
+        return label_report(truth, chosen, labels)
 
-    def _metrics(self, labels: list[str]) -> Callable[[EvalPrediction], dict[str, float]]:
-        raise NotImplementedError
+    @abstractmethod
+    def _collator(self, tokenizer: PreTrainedTokenizerFast) -> Any: ...
+
+    @abstractmethod
+    def _read(self, prediction: EvalPrediction, labels: list[str]) -> tuple[list[Any], list[Any]]:
+        """Right and chosen labels, one an example; or one list of tags an example."""
+
+    @abstractmethod
+    def _metrics(self, truth: list[Any], chosen: list[Any]) -> dict[str, float]: ...
 
 
 class TextClassificationLearner(_ClassificationLearner):
@@ -91,15 +110,28 @@ class TextClassificationLearner(_ClassificationLearner):
 
     headline = "accuracy"
 
+    def lesson(
+        self, recipe: Recipe, folder: Path | None, dataset: Dataset, *, fine_tuned: bool = False
+    ) -> Lesson:
+        lesson = super().lesson(recipe, folder, dataset, fine_tuned=fine_tuned)
+        if fine_tuned or not dataset.out_of_scope:
+            return lesson
+        outside = lesson.processor(
+            list(dataset.out_of_scope), truncation=True, max_length=recipe.text.max_length
+        )
+        rows = zip(outside["input_ids"], outside["attention_mask"], strict=True)
+        items = [{"input_ids": ids, "attention_mask": mask, "labels": IGNORED} for ids, mask in rows]
+        return replace(lesson, train=[*lesson.train, *items], loss=exposure_loss)
+
     def _collator(self, tokenizer: PreTrainedTokenizerFast) -> Any:
         return DataCollatorWithPadding(tokenizer)
 
-    def _metrics(self, labels: list[str]) -> Callable[[EvalPrediction], dict[str, float]]:
-        def compute(prediction: EvalPrediction) -> dict[str, float]:
-            chosen = np.asarray(prediction.predictions).argmax(-1)
-            return text_metrics(np.asarray(prediction.label_ids), chosen)
+    def _read(self, prediction: EvalPrediction, labels: list[str]) -> tuple[list[Any], list[Any]]:
+        chosen = np.asarray(prediction.predictions).argmax(-1)
+        return [labels[i] for i in np.asarray(prediction.label_ids)], [labels[i] for i in chosen]
 
-        return compute
+    def _metrics(self, truth: list[Any], chosen: list[Any]) -> dict[str, float]:
+        return label_metrics(truth, chosen)
 
 
 class TokenClassificationLearner(_ClassificationLearner):
@@ -110,17 +142,31 @@ class TokenClassificationLearner(_ClassificationLearner):
     def _collator(self, tokenizer: PreTrainedTokenizerFast) -> Any:
         return DataCollatorForTokenClassification(tokenizer, label_pad_token_id=IGNORED)
 
-    def _metrics(self, labels: list[str]) -> Callable[[EvalPrediction], dict[str, float]]:
-        def compute(prediction: EvalPrediction) -> dict[str, float]:
-            chosen = np.asarray(prediction.predictions).argmax(-1)
-            truth = np.asarray(prediction.label_ids)
-            rows = [row != IGNORED for row in truth]
-            return token_metrics(
-                [[labels[i] for i in row[keep]] for row, keep in zip(truth, rows, strict=True)],
-                [[labels[i] for i in row[keep]] for row, keep in zip(chosen, rows, strict=True)],
-            )
+    def _read(self, prediction: EvalPrediction, labels: list[str]) -> tuple[list[Any], list[Any]]:
+        chosen = np.asarray(prediction.predictions).argmax(-1)
+        truth = np.asarray(prediction.label_ids)
+        rows = [row != IGNORED for row in truth]
+        return (
+            [[labels[i] for i in row[keep]] for row, keep in zip(truth, rows, strict=True)],
+            [[labels[i] for i in row[keep]] for row, keep in zip(chosen, rows, strict=True)],
+        )
 
-        return compute
+    def _metrics(self, truth: list[Any], chosen: list[Any]) -> dict[str, float]:
+        return token_metrics(truth, chosen)
+
+
+def exposure_loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
+    """Cross entropy with the label, or with all labels alike where a text has none (``IGNORED``): outlier
+    exposure, Hendrycks et al., 2019, arXiv:1812.04606.
+
+    Args:
+        outputs: ``logits`` ``[B, labels]``.
+        labels: ``[B]``.
+        num_items_in_batch: given by the Trainer; the mean of a batch needs no count.
+    """
+    away = -torch.log_softmax(outputs["logits"], dim=-1)  # [B, labels]
+    own = away.gather(1, labels.clamp(min=0)[:, None])[:, 0]
+    return torch.where(labels == IGNORED, away.mean(dim=-1), own).mean()
 
 
 def text_exportable(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, recipe: Recipe) -> Exportable:
@@ -208,10 +254,11 @@ def encode_examples(
     ids = {label: index for index, label in enumerate(labels)}
     encoded = []
     for example in examples:
-        words = list(example.tokens) if isinstance(example, TaggedSentence) else example.text
+        # Characters are not tokenized one by one: the server sees "1987" as a whole.
+        split = isinstance(example, TaggedSentence) and example.separator != ""
         item = tokenizer(
-            words,
-            is_split_into_words=isinstance(example, TaggedSentence),
+            list(example.tokens) if split else example.text,
+            is_split_into_words=split,
             truncation=True,
             max_length=recipe.text.max_length,
         )
@@ -219,11 +266,21 @@ def encode_examples(
         if isinstance(example, LabelledText):
             features["labels"] = ids[example.label]
         else:
+            word_ids = item.word_ids() if split else _tokens_of_pieces(item.encodings[0], example)
             features["labels"] = _piece_labels(
-                item.word_ids(), example.tags, ids, first_pieces_only=first_pieces_only
+                word_ids, example.tags, ids, first_pieces_only=first_pieces_only
             )
         encoded.append(features)
     return encoded
+
+
+def _tokens_of_pieces(encoding: Encoding, sentence: TaggedSentence) -> list[int | None]:
+    """Of each piece of the text, the token in which it begins; ``None`` for special tokens."""
+    starts = [0, *accumulate(len(token) + len(sentence.separator) for token in sentence.tokens)]
+    return [
+        None if word is None else bisect_right(starts, begin) - 1
+        for word, (begin, _) in zip(encoding.word_ids, encoding.offsets, strict=True)
+    ]
 
 
 def _piece_labels(
@@ -243,7 +300,7 @@ def _piece_labels(
     return labels
 
 
-def _required(recipe: Recipe, folder: Path | None) -> Path:
+def required(recipe: Recipe, folder: Path | None) -> Path:
     if folder is None:
         raise CheckpointError(
             f"base: task {recipe.task!r} needs a checkpoint with a tokenizer; base.config has none"

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 import numpy as np
 
+from mooring._array_kinds import ImageItem, RowItem
 from mooring._async_work import AsyncWork
 from mooring._batching import BatchSize
 from mooring._errors import ConfigError, InvalidInput, MooringError
+from mooring._head_kinds import TextMultiClassification
 from mooring._outcomes import Outcome
 from mooring._progress import progress_bar
-from mooring._task_kinds import Entity, Label, RankedItem, TaskKind
+from mooring._service_kinds import CustomerServiceAnswer
+from mooring._task_kind import Label, RankedItem, TaskKind
+from mooring._task_kinds import Entity, Opinion
 
 if TYPE_CHECKING:
     from mooring._async._client import AsyncClient
@@ -204,6 +207,28 @@ class AsyncTextClassifier(AsyncTask[str, list[Label], list[list[Label]]]):
     """Labels texts: a list of :class:`Label` per text, best first, as many as the model gives."""
 
 
+class AsyncTextMultiClassifier(AsyncTask[str, dict[str, list[Label]], list[dict[str, list[Label]]]]):
+    """Labels texts by several heads at once: for each text a list of :class:`Label` by head, best first."""
+
+    _kind: TextMultiClassification
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        """Those that are asked for: all of the model's, unless ``only`` made the task."""
+        return self._kind.heads
+
+    def only(self, *heads: str) -> AsyncTextMultiClassifier:
+        """The same task for some of its heads: nothing is sent or received for the others.
+
+        Raises:
+            ConfigError: no head is named, or one that this task does not ask for.
+        """
+        kind = self._kind.only(heads, model=self.model)
+        return AsyncTextMultiClassifier(
+            self._client, kind, model=self.model, version=self.version, local=self._local
+        )
+
+
 class AsyncEmbedder(AsyncTask[str, np.ndarray, np.ndarray]):
     """Embeds texts: one as ``[D]``, ``B`` of them as ``[B, D]``, float32."""
 
@@ -216,25 +241,52 @@ class AsyncRecommender(AsyncTask[Sequence[str], list[RankedItem], list[list[Rank
     """Ranks items for a history of items, oldest first: a list of :class:`RankedItem`, best first."""
 
 
-class AsyncImageClassifier(AsyncTask[bytes | str | os.PathLike[str], list[Label], list[list[Label]]]):
-    """Labels images, each the bytes of an encoded file or a path: a list of :class:`Label`, best first."""
+class AsyncImageClassifier(AsyncTask[ImageItem, list[Label], list[list[Label]]]):
+    """Labels images: a list of :class:`Label` an image, best first.
+
+    An image is the bytes of a JPEG or PNG file, the path of one, or an array: uint8 ``[H, W]``, or
+    ``[H, W, 3]`` for red, green and blue.
+    """
+
+
+class AsyncTabularClassifier(AsyncTask[RowItem, list[Label], list[list[Label]]]):
+    """Labels rows of numbers: a list of :class:`Label` a row, best first.
+
+    A row is a sequence of numbers or an array ``[F]``; an array ``[B, F]`` is a sequence of rows.
+    """
+
+
+class AsyncOpinionClassifier(AsyncTask[str, Opinion, list[Opinion]]):
+    """Says what texts are about and how they speak of it: an :class:`Opinion` per text."""
+
+
+class AsyncCustomerService(AsyncTask[str, CustomerServiceAnswer, list[CustomerServiceAnswer]]):
+    """Answers customers' messages: a :class:`CustomerServiceAnswer` per text."""
 
 
 AsyncAnyTask = (
-    AsyncEmbedder
+    AsyncCustomerService
+    | AsyncEmbedder
     | AsyncImageClassifier
+    | AsyncOpinionClassifier
     | AsyncRecommender
+    | AsyncTabularClassifier
     | AsyncTextClassifier
+    | AsyncTextMultiClassifier
     | AsyncTextRanker
     | AsyncTokenClassifier
 )
 
 #: The class of each task.
 TASKS: dict[str, type[Any]] = {
+    "customer-service": AsyncCustomerService,
     "feature-extraction": AsyncEmbedder,
     "image-classification": AsyncImageClassifier,
+    "opinion-monitoring": AsyncOpinionClassifier,
     "recommendation": AsyncRecommender,
+    "tabular-classification": AsyncTabularClassifier,
     "text-classification": AsyncTextClassifier,
+    "text-multi-classification": AsyncTextMultiClassifier,
     "text-ranking": AsyncTextRanker,
     "token-classification": AsyncTokenClassifier,
 }

@@ -3,18 +3,21 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Generator, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 import numpy as np
 
+from mooring._array_kinds import ImageItem, RowItem
 from mooring._batching import BatchSize
 from mooring._errors import ConfigError, InvalidInput, MooringError
+from mooring._head_kinds import TextMultiClassification
 from mooring._outcomes import Outcome
 from mooring._progress import progress_bar
+from mooring._service_kinds import CustomerServiceAnswer
 from mooring._sync_work import SyncWork
-from mooring._task_kinds import Entity, Label, RankedItem, TaskKind
+from mooring._task_kind import Label, RankedItem, TaskKind
+from mooring._task_kinds import Entity, Opinion
 
 if TYPE_CHECKING:
     from mooring._sync._client import Client
@@ -202,6 +205,28 @@ class TextClassifier(Task[str, list[Label], list[list[Label]]]):
     """Labels texts: a list of :class:`Label` per text, best first, as many as the model gives."""
 
 
+class TextMultiClassifier(Task[str, dict[str, list[Label]], list[dict[str, list[Label]]]]):
+    """Labels texts by several heads at once: for each text a list of :class:`Label` by head, best first."""
+
+    _kind: TextMultiClassification
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        """Those that are asked for: all of the model's, unless ``only`` made the task."""
+        return self._kind.heads
+
+    def only(self, *heads: str) -> TextMultiClassifier:
+        """The same task for some of its heads: nothing is sent or received for the others.
+
+        Raises:
+            ConfigError: no head is named, or one that this task does not ask for.
+        """
+        kind = self._kind.only(heads, model=self.model)
+        return TextMultiClassifier(
+            self._client, kind, model=self.model, version=self.version, local=self._local
+        )
+
+
 class Embedder(Task[str, np.ndarray, np.ndarray]):
     """Embeds texts: one as ``[D]``, ``B`` of them as ``[B, D]``, float32."""
 
@@ -214,18 +239,52 @@ class Recommender(Task[Sequence[str], list[RankedItem], list[list[RankedItem]]])
     """Ranks items for a history of items, oldest first: a list of :class:`RankedItem`, best first."""
 
 
-class ImageClassifier(Task[bytes | str | os.PathLike[str], list[Label], list[list[Label]]]):
-    """Labels images, each the bytes of an encoded file or a path: a list of :class:`Label`, best first."""
+class ImageClassifier(Task[ImageItem, list[Label], list[list[Label]]]):
+    """Labels images: a list of :class:`Label` an image, best first.
+
+    An image is the bytes of a JPEG or PNG file, the path of one, or an array: uint8 ``[H, W]``, or
+    ``[H, W, 3]`` for red, green and blue.
+    """
 
 
-AnyTask = Embedder | ImageClassifier | Recommender | TextClassifier | TextRanker | TokenClassifier
+class TabularClassifier(Task[RowItem, list[Label], list[list[Label]]]):
+    """Labels rows of numbers: a list of :class:`Label` a row, best first.
+
+    A row is a sequence of numbers or an array ``[F]``; an array ``[B, F]`` is a sequence of rows.
+    """
+
+
+class OpinionClassifier(Task[str, Opinion, list[Opinion]]):
+    """Says what texts are about and how they speak of it: an :class:`Opinion` per text."""
+
+
+class CustomerService(Task[str, CustomerServiceAnswer, list[CustomerServiceAnswer]]):
+    """Answers customers' messages: a :class:`CustomerServiceAnswer` per text."""
+
+
+AnyTask = (
+    CustomerService
+    | Embedder
+    | ImageClassifier
+    | OpinionClassifier
+    | Recommender
+    | TabularClassifier
+    | TextClassifier
+    | TextMultiClassifier
+    | TextRanker
+    | TokenClassifier
+)
 
 #: The class of each task.
 TASKS: dict[str, type[Any]] = {
+    "customer-service": CustomerService,
     "feature-extraction": Embedder,
     "image-classification": ImageClassifier,
+    "opinion-monitoring": OpinionClassifier,
     "recommendation": Recommender,
+    "tabular-classification": TabularClassifier,
     "text-classification": TextClassifier,
+    "text-multi-classification": TextMultiClassifier,
     "text-ranking": TextRanker,
     "token-classification": TokenClassifier,
 }

@@ -1,0 +1,157 @@
+"""The items that a text-ranking recipe chooses from: read from CSV, turned into the vectors of a release.
+
+An item is known by several phrasings, each with a vector of its own: its question, its answer and both in
+one and, where the recipe says so, the training texts that belong to it. So a new answer needs no training,
+only its vectors.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import astuple, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mooring import DataError
+from mooring._served.ranking import Catalogue
+from mooring_build.datasets import LabelledText, load_dataset, read_csv, read_rows
+from mooring_build.digests import digest_of
+from mooring_build.metrics import ranking_metrics
+from mooring_build.recipe import Recipe
+from mooring_build.stages import Stage, StepFiles, library_versions, source_digest
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One item."""
+
+    item: str
+    question: str
+    answer: str
+
+    @property
+    def positives(self) -> tuple[str, ...]:
+        """What a text that belongs to the item is drawn to in training."""
+        return (f"{self.question} {self.answer}",)
+
+    @property
+    def phrasings(self) -> tuple[str, ...]:
+        """What the item is known by."""
+        return self.question, self.answer, f"{self.question} {self.answer}"
+
+
+def read_entries(recipe: Recipe) -> list[Entry]:
+    """Read the recipe's catalogue: CSV with the columns ``item``, ``question`` and ``answer``.
+
+    Raises:
+        DataError: with path and line number.
+    """
+    path = recipe.path(recipe.catalogue.file)
+    if not path.is_file():
+        raise DataError(f"catalogue.file {recipe.catalogue.file!r}: no file {path}")
+    entries = [Entry(**row) for row in read_rows(path, ("item", "question", "answer"))]
+    twice = [item for item, count in Counter(entry.item for entry in entries).items() if count > 1]
+    if twice:
+        raise DataError(f"{path}: item {twice[0]!r} is there twice")
+    return entries
+
+
+def item_index(entries: Sequence[Entry], examples: Sequence[LabelledText], source: str) -> list[int]:
+    """Place in the catalogue of each example's item.
+
+    Raises:
+        DataError: an item is not in the catalogue.
+    """
+    places = {entry.item: place for place, entry in enumerate(entries)}
+    unknown = sorted({example.label for example in examples} - places.keys())
+    if unknown:
+        raise DataError(f"{source} has items {unknown} that are not in the catalogue")
+    return [places[example.label] for example in examples]
+
+
+def step_files(
+    recipe: Recipe, folder: Path, key: str, artifacts: Path, say: Callable[[str], None]
+) -> StepFiles:
+    """The catalogue's vectors, made by a checkpoint, and how well they are found.
+
+    Args:
+        recipe: names the catalogue.
+        folder: the checkpoint.
+        key: its digest.
+        artifacts: working folder; vectors that are up to date there are used again.
+        say: receives a line.
+    """
+    entries = read_entries(recipe)
+    phrasings = [(place, text) for place, entry in enumerate(entries) for text in entry.phrasings]
+    if recipe.catalogue.use_training_texts:
+        phrasings = sorted([*phrasings, *_training_texts(recipe, entries)], key=lambda pair: pair[0])
+    known = {entry.item for entry in entries}
+    everything = load_dataset(recipe, evaluation_only=True).evaluation
+    queries = [query for query in everything if query.label in known]
+    if len(queries) < len(everything):
+        say(f"            {len(everything) - len(queries)} questions are for items that are no longer there")
+    stage = Stage(
+        artifacts,
+        recipe.name,
+        "catalogue",
+        {
+            "checkpoint": key,
+            "entries": digest_of([astuple(entry) for entry in entries]),
+            "phrasings": digest_of(phrasings),
+            "evaluation": digest_of([astuple(query) for query in queries]),
+            "max_length": recipe.text.max_length,
+            "libraries": library_versions("numpy", "torch", "transformers"),
+            "sources": source_digest("knowledge_base.py", "learners/embedding.py", "models.py"),
+        },
+    )
+    metrics = stage.result()
+    state = " (up to date)"
+    if metrics is None:
+        metrics, state = _make(recipe, folder, entries, phrasings, queries, stage.folder), ""
+        stage.finish(metrics)
+    figures = "".join(f", {name} {metrics[name]:.3f}" for name in ("hit_at_1", "mrr") if name in metrics)
+    say(f"catalogue   {metrics['items']} items, {metrics['vectors']} vectors{figures}{state}")
+    files = {name: stage.folder / name for name in ("catalogue.npz", "catalogue.json")}
+    return StepFiles(key=stage.key, files={"catalogue": files}, metrics=metrics)
+
+
+def _training_texts(recipe: Recipe, entries: Sequence[Entry]) -> list[tuple[int, str]]:
+    if recipe.data is None or recipe.data.train is None:
+        raise DataError("catalogue.use_training_texts needs data.train")
+    path = recipe.path(recipe.data.train)
+    examples = read_csv(path, text_column=recipe.data.text_column, label_column=recipe.data.label_column)
+    # Texts of an item that has since been taken out of the catalogue are no fault.
+    known = {entry.item for entry in entries}
+    kept = [example for example in examples if example.label in known]
+    return list(zip(item_index(entries, kept, str(path)), [example.text for example in kept], strict=True))
+
+
+def _make(
+    recipe: Recipe,
+    folder: Path,
+    entries: Sequence[Entry],
+    phrasings: Sequence[tuple[int, str]],
+    queries: Sequence[Any],
+    target: Path,
+) -> Mapping[str, Any]:
+    from mooring_build.learners.embedding import Embedder
+
+    embed = Embedder(folder, recipe)
+    vectors = embed([text for _, text in phrasings])  # [V, D]
+    owners = np.array([place for place, _ in phrasings], np.int32)
+    names = {"items": [entry.item for entry in entries], "answers": [entry.answer for entry in entries]}
+    target.mkdir(parents=True, exist_ok=True)
+    np.savez(target / "catalogue.npz", vectors=vectors, owners=owners)
+    (target / "catalogue.json").write_text(json.dumps(names, ensure_ascii=False, indent=1), encoding="utf-8")
+    metrics: dict[str, Any] = {"items": len(entries), "vectors": len(vectors)}
+    if queries:
+        catalogue = Catalogue(vectors, owners, names["items"], names["answers"])
+        order, _ = catalogue.rank(embed([query.text for query in queries]), len(entries))
+        found = np.array(names["items"], dtype=object)[order]
+        places = [row.tolist().index(query.label) for row, query in zip(found, queries, strict=True)]
+        metrics |= ranking_metrics(places)
+    return metrics

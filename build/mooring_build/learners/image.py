@@ -1,0 +1,163 @@
+"""Image classification with transformers' own vision models."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoConfig, AutoModelForImageClassification, PreTrainedModel, default_data_collator
+
+from mooring import CheckpointError, DataError
+from mooring._served.images import ImageDecoder, ImageError
+from mooring_build.datasets import Dataset, Example
+from mooring_build.learners._learner import Case, Exportable, Learner, Lesson
+from mooring_build.learners._one_label import label_scores
+from mooring_build.models import load_base_model, load_fine_tuned_model
+from mooring_build.preparation import image_settings
+from mooring_build.recipe import Recipe
+from mooring_build.recipe_tables import Image
+
+_BATCH_SIZES = (1, 2, 3, 5, 8)
+_REAL_IMAGES = 64
+
+
+class LogitsOnly(torch.nn.Module):
+    """A classifier whose ``forward`` takes one tensor by position and returns the logits alone."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        return self.model(pixel_values=pixel_values).logits
+
+
+class PreparedImages(torch.utils.data.Dataset):
+    """Images as the engine takes them, each prepared when it is asked for.
+
+    Args:
+        examples: encoded files or arrays, each with its label.
+        image: how images are prepared.
+        labels: in the order of the logits.
+        varied: whether images are moved and mirrored as ``image`` says, by PyTorch's random numbers.
+    """
+
+    def __init__(
+        self, examples: Sequence[Example], image: Image, labels: Sequence[str], *, varied: bool = False
+    ) -> None:
+        self._examples = examples
+        self._decoder = ImageDecoder(image_settings(image))
+        self._ids = {label: index for index, label in enumerate(labels)}
+        self._shift = image.shift if varied else 0
+        self._flip = image.flip and varied
+
+    def __len__(self) -> int:
+        return len(self._examples)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        example = self._examples[index]
+        content = example.image
+        try:
+            if isinstance(content, bytes):
+                pixels = self._decoder.decode_one(content, f"image {index}")
+            else:
+                pixels = self._decoder.prepare(content)
+        except ImageError as exc:
+            raise DataError(f"{exc} (its label is {example.label!r})") from exc
+        return {"pixel_values": self._varied(pixels), "labels": self._ids[example.label]}
+
+    def _varied(self, pixels: np.ndarray) -> np.ndarray:
+        """``[C, H, W]``, moved and mirrored; what comes in at an edge repeats the edge."""
+        if self._flip and torch.rand(()) < 0.5:
+            pixels = pixels[:, :, ::-1]
+        if self._shift:
+            width = self._shift
+            down, right = torch.randint(0, 2 * width + 1, (2,)).tolist()
+            _, height, breadth = pixels.shape
+            padded = np.pad(pixels, ((0, 0), (width, width), (width, width)), mode="edge")
+            pixels = padded[:, down : down + height, right : right + breadth]
+        return np.ascontiguousarray(pixels)
+
+
+class ImageClassificationLearner(Learner):
+    """One label an image."""
+
+    headline = "accuracy"
+
+    def lesson(
+        self, recipe: Recipe, folder: Path | None, dataset: Dataset, *, fine_tuned: bool = False
+    ) -> Lesson:
+        labels = dataset.labels
+        if folder is None:
+            model = _new(recipe, labels)
+        elif fine_tuned:
+            model = load_fine_tuned_model(folder, recipe.task)
+        else:
+            model = load_base_model(folder, recipe.task, labels)
+        _check_fit(recipe, model)
+        return Lesson(
+            model=model,
+            train=PreparedImages(dataset.train, recipe.image, labels, varied=True),
+            evaluation=PreparedImages(dataset.evaluation, recipe.image, labels),
+            collator=default_data_collator,
+            **label_scores(labels),
+        )
+
+    def exportable(self, recipe: Recipe, folder: Path) -> Exportable:
+        model = load_fine_tuned_model(folder, recipe.task)
+        _check_fit(recipe, model)
+        image = recipe.image
+        return Exportable(
+            module=LogitsOnly(model).eval(),
+            inputs=("pixel_values",),
+            output="logits",
+            sample=(torch.randn(2, image.channels, image.size, image.size),),
+            axes=({0: torch.export.Dim("batch", min=1, max=1024)},),
+            hub_model=model,
+        )
+
+    def cases(self, recipe: Recipe, exportable: Exportable, dataset: Dataset) -> Iterator[Case]:
+        """Noise in batches of sizes that were not traced, and real images."""
+        image = recipe.image
+        random = np.random.default_rng(20)
+        for batch in dict.fromkeys((*_BATCH_SIZES, recipe.serving.max_batch_size)):
+            pixels = random.standard_normal((batch, image.channels, image.size, image.size), np.float32)
+            yield Case(name=f"[{batch}] noise", inputs=(pixels,))
+        images = PreparedImages(dataset.evaluation[:_REAL_IMAGES], image, dataset.labels)
+        for start in range(0, len(images), 7):
+            chosen = range(start, min(start + 7, len(images)))
+            pixels = np.stack([images[index]["pixel_values"] for index in chosen])
+            yield Case(name=f"[{len(pixels)}] real images", inputs=(pixels,))
+
+
+def _new(recipe: Recipe, labels: Sequence[str]) -> PreTrainedModel:
+    """A model of random weights as ``base.config`` describes it."""
+    values = {"num_channels": recipe.image.channels, **recipe.base.config}
+    try:
+        config = AutoConfig.for_model(
+            values.pop("model_type"),
+            id2label=dict(enumerate(labels)),
+            label2id={label: index for index, label in enumerate(labels)},
+            **values,
+        )
+        return AutoModelForImageClassification.from_config(config)
+    except Exception as exc:
+        # transformers checks the values, each model in its own way.
+        raise CheckpointError(f"base.config {recipe.base.config}: {exc}") from exc
+
+
+def _check_fit(recipe: Recipe, model: PreTrainedModel) -> None:
+    """Run the model once on an image of the recipe's shape: some take any size, some only their own."""
+    image = recipe.image
+    try:
+        with torch.inference_mode():
+            model.eval()(pixel_values=torch.zeros(1, image.channels, image.size, image.size))
+    except Exception as exc:
+        # Each model complains in its own way.
+        raise CheckpointError(
+            f"the {model.config.model_type} model does not take images of image.size {image.size} and "
+            f"image.channels {image.channels}: {exc}"
+        ) from exc

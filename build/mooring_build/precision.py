@@ -1,0 +1,171 @@
+"""Lower precision: made of a verified fp32 export, and refused where it costs more than the recipe allows.
+
+======  ==================  =============================================================================
+value   formats             what it is
+======  ==================  =============================================================================
+fp32    ONNX, TorchScript   as trained
+fp16    ONNX, TorchScript   weights and arithmetic in half precision, inputs and output as before; for GPUs
+int8    ONNX                weights in 8 bits, activations quantised as they come; for CPUs with VNNI or the
+                            like. PyTorch has no format of its own for it that Triton's backend loads, so a
+                            TorchScript engine beside it stays in fp32
+======  ==================  =============================================================================
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir
+import torch
+from torch.utils.data import DataLoader
+from transformers import EvalPrediction
+from transformers.exporters import OnnxRuntimeDynamicConfig, OnnxRuntimeQuantizer
+from transformers.exporters.configs import ExportFormat as HubExportFormat
+from transformers.trainer_pt_utils import nested_concat
+
+from mooring import VerificationError
+from mooring_build.engines import Engine
+from mooring_build.export import export_engine
+from mooring_build.learners import Exportable, Lesson
+from mooring_build.recipe import Recipe
+from mooring_build.recipe_tables import ExportFormat, Precision
+
+#: Label id that counts for nothing.
+_IGNORED = -100
+_BATCH_SIZE = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What a lower precision costs on the evaluation set; goes into the manifest."""
+
+    precision: Precision
+    #: The task's headline metric, of the PyTorch model in fp32 and of the engine.
+    metric: str
+    fp32: float
+    lowered: float
+    #: Share of answers whose best label is another one.
+    label_flips: float
+    examples: int
+
+    @property
+    def drop(self) -> float:
+        return self.fp32 - self.lowered
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def lower_engine(path: Path, exportable: Exportable, recipe: Recipe, export_format: ExportFormat) -> None:
+    """Replace a verified fp32 engine by the one in the recipe's precision."""
+    if recipe.export.precision == "int8":
+        quantize_onnx(path)
+    elif export_format == "onnx":
+        halve_onnx(path)
+    else:
+        halved = replace(exportable, module=Halved(exportable.module), hub_model=None)
+        export_engine(halved, recipe, export_format, path.parent)
+
+
+def quantize_onnx(path: Path) -> None:
+    """Replace an ONNX file by its int8 version, with one scale a channel."""
+    model = onnx_ir.load(path)
+    onnx_ir.external_data.load_to_model(model)
+    quantizer = OnnxRuntimeQuantizer(OnnxRuntimeDynamicConfig(per_channel=True))
+    quantized = quantizer.quantize(model, {}, HubExportFormat.ONNX)
+    quantized.ir_version = min(quantized.ir_version, model.ir_version)
+    onnx_ir.save(quantized, str(path))
+
+
+def halve_onnx(path: Path) -> None:
+    """Replace an ONNX file by its fp16 version; inputs and output keep their types."""
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+
+    half = convert_float_to_float16(onnx.load(path), keep_io_types=True)
+    onnx.save(half, path)
+
+
+class Halved(torch.nn.Module):
+    """A module in half precision with FP32 at both ends."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        super().__init__()
+        self.module = copy.deepcopy(module).half()
+
+    def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
+        halves = [value.half() if value.is_floating_point() else value for value in inputs]
+        return self.module(*halves).float()
+
+
+def measure_cost(
+    engine: Engine, exportable: Exportable, lesson: Lesson, *, precision: Precision, metric: str
+) -> Cost:
+    """Score an engine and the PyTorch model on the evaluation set.
+
+    Args:
+        engine: the export in lower precision.
+        exportable: the model in fp32.
+        lesson: gives the evaluation set, its collator and metrics.
+        precision: of the engine.
+        metric: the headline.
+    """
+    expected, actual, truth = None, None, None
+    for inputs, labels in _batches(lesson, exportable.inputs):
+        with torch.inference_mode():
+            reference = exportable.module(*map(torch.from_numpy, inputs)).numpy()
+        # Token classification pads each batch to its own length.
+        expected = _joined(expected, reference)
+        actual = _joined(actual, engine(*inputs))
+        truth = _joined(truth, labels)
+    if expected is None or actual is None or truth is None:
+        raise VerificationError(f"precision {precision} needs evaluation data to measure what it costs")
+    counted = truth != _IGNORED
+    flips = (expected.argmax(-1) != actual.argmax(-1))[counted]
+    scores = [
+        lesson.metrics(EvalPrediction(predictions=predictions, label_ids=truth))[metric]
+        for predictions in (expected, actual)
+    ]
+    return Cost(
+        precision=precision,
+        metric=metric,
+        fp32=scores[0],
+        lowered=scores[1],
+        label_flips=float(flips.mean()),
+        examples=len(truth),
+    )
+
+
+def check_cost(cost: Cost, recipe: Recipe) -> None:
+    """Refuse a precision that costs more than the recipe's ``[quality]`` allows.
+
+    Raises:
+        VerificationError: with both figures and the bound.
+    """
+    if cost.drop > recipe.quality.max_drop:
+        raise VerificationError(
+            f"precision {cost.precision} lowers {cost.metric} from {cost.fp32:.4f} to {cost.lowered:.4f}, "
+            f"the recipe allows {recipe.quality.max_drop:g} (quality.max_drop)"
+        )
+    if cost.label_flips > recipe.quality.max_label_flips:
+        raise VerificationError(
+            f"precision {cost.precision} changes {cost.label_flips:.2%} of the best labels on "
+            f"{cost.examples} examples, the recipe allows {recipe.quality.max_label_flips:.2%} "
+            "(quality.max_label_flips)"
+        )
+
+
+def _batches(lesson: Lesson, names: tuple[str, ...]) -> Iterator[tuple[list[np.ndarray], np.ndarray]]:
+    loader = DataLoader(lesson.evaluation, batch_size=_BATCH_SIZE, collate_fn=lesson.collator)
+    for batch in loader:
+        yield [batch[name].numpy() for name in names], batch["labels"].numpy()
+
+
+def _joined(first: np.ndarray | None, second: np.ndarray) -> np.ndarray:
+    joined: np.ndarray = second if first is None else nested_concat(first, second, padding_index=_IGNORED)
+    return joined

@@ -1,0 +1,101 @@
+"""The audit that a build makes of the engine it is about to publish; its summary goes into the model card."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from mooring import VerificationError
+from mooring_build.digests import digest_of
+from mooring_build.publish import EngineFiles
+from mooring_build.recipe import Recipe
+from mooring_build.release import encoding_settings
+from mooring_build.stages import Stage, source_digest
+
+_SOURCES = ("audit.py", "audit_engine.py", "audit_statistics.py", "audit_texts.py", "release_audit.py")
+
+
+def audit_release(
+    recipe: Recipe,
+    engine: EngineFiles,
+    labels: Sequence[str],
+    checkpoint: Path,
+    artifacts: Path,
+    say: Callable[[str], None],
+) -> dict[str, Any] | None:
+    """Audit the engine that the pipeline will call, as the recipe's ``[audit]`` says.
+
+    Args:
+        recipe: without an ``[audit]`` table nothing is asked.
+        engine: of ``export.engine``.
+        labels: in the order of the logits.
+        checkpoint: has ``tokenizer.json`` and its configuration.
+        artifacts: working folder; an audit that is up to date is not made again.
+        say: receives one line.
+
+    Returns:
+        The summary for the model card, or ``None``.
+
+    Raises:
+        VerificationError: ``audit.required``, and an interval shows that a limit is broken.
+    """
+    if recipe.audit is None:
+        return None
+    if recipe.task == "token-classification" and not any(label.endswith("-PER") for label in labels):
+        say("audited     not: the names of people are compared, and no label is PER")
+        return None
+    stage = Stage(
+        artifacts,
+        recipe.name,
+        "audited",
+        {
+            "engine": engine.key,
+            "labels": list(labels),
+            "text": recipe.text.model_dump(),
+            "audit": recipe.audit.model_dump(exclude={"required"}),
+            "templates": digest_of([_read(path) for path in sorted(_templates().glob("*.toml"))]),
+            "sources": source_digest(*_SOURCES),
+        },
+    )
+    summary = stage.result()
+    if summary is None:
+        summary = _audit(recipe, engine, labels, checkpoint)
+        stage.finish(summary)
+    broken = [name for name, axis in summary["axes"].items() if axis["verdict"] == "broken"]
+    say(f"audited     {summary['texts']} texts, limits broken for: {', '.join(broken) or 'none'}")
+    if broken and recipe.audit.required:
+        raise VerificationError(
+            f"{recipe.name} is not published: its answers differ between groups by more than the recipe's "
+            f"[audit] allows, for {', '.join(broken)}; 'mooring audit' shows the figures of a served model"
+        )
+    return summary
+
+
+def _audit(recipe: Recipe, engine: EngineFiles, labels: Sequence[str], checkpoint: Path) -> dict[str, Any]:
+    from tokenizers import Tokenizer
+
+    from mooring._served.encoding import TextEncoder
+    from mooring_build.audit import AuditLimits, audit
+    from mooring_build.audit_engine import ask_engine
+    from mooring_build.audit_texts import template_axes
+    from mooring_build.engines import open_engine
+
+    files = checkpoint / "tokenizer.json", checkpoint / "tokenizer_config.json"
+    # Only the start of a text that is too long for the model is compared, instead of no text at all.
+    settings = replace(encoding_settings(recipe, *files), truncation=True)
+    encoder = TextEncoder(Tokenizer.from_file(str(files[0])), settings)
+    ask = ask_engine(open_engine(engine.path, recipe.export.engine), encoder, labels, recipe.task)
+    limits = AuditLimits(max_gap=recipe.audit.max_gap, max_flips=recipe.audit.max_flips)
+    return audit(
+        ask, recipe.task, template_axes(recipe.task, recipe.audit.templates), limits=limits
+    ).summary()
+
+
+def _templates() -> Path:
+    return Path(__file__).resolve().parent / "audit_templates"
+
+
+def _read(path: Path) -> str:
+    return path.read_text(encoding="utf-8")

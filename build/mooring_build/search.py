@@ -1,0 +1,237 @@
+"""Hyper-parameter search: Optuna draws values, transformers' Trainer tries them, the best are built.
+
+A search is kept in ``<artifacts>/<recipe>/search-<key>/`` as Optuna's journal, so that one that was
+interrupted goes on, and more trials can be added later. The key covers what the trials have in common: data,
+checkpoint, the recipe and its ranges.
+"""
+
+from __future__ import annotations
+
+import copy
+import csv
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import optuna
+from matplotlib.figure import Figure
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from transformers import (
+    ProgressCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+    set_seed,
+)
+
+from mooring import RecipeError
+from mooring_build.datasets import Dataset
+from mooring_build.learners import learner_of
+from mooring_build.models import quiet_transformers
+from mooring_build.recipe import Recipe
+from mooring_build.recipe_tables import Training
+
+# Names of the recipe's training values in TrainingArguments.
+_ARGUMENTS = {
+    "learning_rate": "learning_rate",
+    "epochs": "num_train_epochs",
+    "batch_size": "per_device_train_batch_size",
+    "weight_decay": "weight_decay",
+    "warmup_ratio": "warmup_steps",
+}
+
+
+def search(
+    recipe: Recipe,
+    base: Path | None,
+    dataset: Dataset,
+    folder: Path,
+    *,
+    trials: int,
+    say: Callable[[str], None] = lambda line: None,
+) -> tuple[Recipe, dict[str, Any]]:
+    """Try hyper-parameters and take the best.
+
+    Args:
+        recipe: its ``[search]`` table says what is tried.
+        base: folder of the base checkpoint, or ``None``.
+        dataset: both splits; a trial is worth its best epoch's headline metric on the evaluation split.
+        folder: keeps the study, ``trials.csv`` and ``trials.png``.
+        trials: finished trials that there shall be, earlier ones counted.
+        say: receives one line a trial.
+
+    Returns:
+        The recipe with the best trial's values, and what the manifest says of the search.
+
+    Raises:
+        RecipeError: the recipe does not train.
+    """
+    if recipe.training is None:
+        raise RecipeError("training: is missing, there is nothing to search for")
+    folder.mkdir(parents=True, exist_ok=True)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    storage = JournalStorage(JournalFileBackend(str(folder / "study.journal")))
+    done = len(_finished(_open(storage, recipe.training.seed)))
+    if done < trials:
+        _run(recipe, base, dataset, folder, storage, done=done, trials=trials, say=say)
+    study = _open(storage, recipe.training.seed)
+    _write_table(study, folder / "trials.csv")
+    _draw(study, learner_of(recipe.task).headline, folder / "trials.png")
+    best = study.best_trial
+    training = Training.model_validate(recipe.training.model_dump() | best.params)
+    found = recipe.model_copy(update={"training": training})
+    return found, {
+        "trials": len(_finished(study)),
+        "best_trial": best.number,
+        "best_value": best.value,
+        "metric": learner_of(recipe.task).headline,
+        "values": best.params,
+    }
+
+
+def _open(storage: JournalStorage, seed: int) -> optuna.Study:
+    return optuna.create_study(
+        storage=storage,
+        study_name="search",
+        direction="maximize",
+        load_if_exists=True,
+        sampler=optuna.samplers.TPESampler(seed=seed),
+    )
+
+
+def _finished(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
+    return study.get_trials(states=[optuna.trial.TrialState.COMPLETE])
+
+
+def _run(
+    recipe: Recipe,
+    base: Path | None,
+    dataset: Dataset,
+    folder: Path,
+    storage: JournalStorage,
+    *,
+    done: int,
+    trials: int,
+    say: Callable[[str], None],
+) -> None:
+    training = recipe.training
+    assert training is not None
+    learner = learner_of(recipe.task)
+    set_seed(training.seed)
+    lesson = learner.lesson(recipe, base, dataset)
+    current = _Trial(learner.headline, say)
+
+    def space(trial: optuna.Trial) -> dict[str, Any]:
+        current.begin(trial)
+        return {_ARGUMENTS[name]: value for name, value in suggest(recipe, trial).items()}
+
+    def objective(metrics: dict[str, float]) -> float:
+        # The Trainer asks after every epoch, and the last answer is the trial's.
+        current.best = max(current.best, metrics[f"eval_{learner.headline}"])
+        return current.best
+
+    trainer = Trainer(
+        # Every trial starts from the same weights, the new head's among them.
+        model_init=lambda: copy.deepcopy(lesson.model),
+        args=TrainingArguments(
+            output_dir=str(folder),
+            per_device_eval_batch_size=32,
+            eval_strategy="epoch",
+            save_strategy="no",
+            logging_strategy="no",
+            seed=training.seed,
+            report_to="none",
+            dataloader_pin_memory=False,
+            **lesson.arguments,
+        ),
+        train_dataset=lesson.train,
+        eval_dataset=lesson.evaluation,
+        data_collator=lesson.collator,
+        processing_class=lesson.processor,
+        compute_metrics=lesson.metrics,
+        compute_loss_func=lesson.loss,
+    )
+    trainer.remove_callback(ProgressCallback)
+    trainer.add_callback(current)
+    with quiet_transformers():
+        trainer.hyperparameter_search(
+            hp_space=space,
+            compute_objective=objective,
+            n_trials=trials - done,
+            direction="maximize",
+            backend="optuna",
+            storage=storage,
+            study_name="search",
+            load_if_exists=True,
+            # A sampler that begins with the same seed again would draw the same values again.
+            sampler=optuna.samplers.TPESampler(seed=training.seed + done),
+            pruner=optuna.pruners.NopPruner(),
+        )
+
+
+class _Trial(TrainerCallback):
+    """The trial under way: keeps its best epoch and tells of it at its end."""
+
+    def __init__(self, headline: str, say: Callable[[str], None]) -> None:
+        self._headline = headline
+        self._say = say
+        self._trial: optuna.Trial | None = None
+        self.best = float("-inf")
+
+    def begin(self, trial: optuna.Trial) -> None:
+        self._trial = trial
+        self.best = float("-inf")
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self._trial is not None:
+            values = ", ".join(f"{name} {value:.3g}" for name, value in self._trial.params.items())
+            self._say(f"trial {self._trial.number:>3}   {self._headline} {self.best:.3f}  {values}")
+
+
+def suggest(recipe: Recipe, trial: optuna.Trial) -> dict[str, Any]:
+    """Draw one value of each hyper-parameter that the recipe's ``[search]`` names."""
+    ranges = recipe.search
+    return {
+        "learning_rate": trial.suggest_float("learning_rate", *ranges.learning_rate, log=True),
+        "epochs": trial.suggest_int("epochs", *ranges.epochs),
+        "batch_size": trial.suggest_categorical("batch_size", ranges.batch_size),
+        "weight_decay": trial.suggest_float("weight_decay", *ranges.weight_decay),
+        "warmup_ratio": trial.suggest_float("warmup_ratio", *ranges.warmup_ratio),
+    }
+
+
+def _write_table(study: optuna.Study, path: Path) -> None:
+    """One row a trial, best first."""
+    ranked = sorted(_finished(study), key=lambda trial: -(trial.value or 0.0))
+    names = list(ranked[0].params)
+    with path.open("w", encoding="utf-8", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["trial", "value", *names, "seconds"])
+        for trial in ranked:
+            seconds = trial.duration.total_seconds() if trial.duration else 0.0
+            values = [trial.params[name] for name in names]
+            rows.writerow([trial.number, f"{trial.value:.6f}", *values, f"{seconds:.1f}"])
+
+
+def _draw(study: optuna.Study, headline: str, path: Path) -> None:
+    """Every trial's value in order, the best so far, and each hyper-parameter against the value."""
+    trials = _finished(study)
+    values = [trial.value or 0.0 for trial in trials]
+    names = list(trials[0].params)
+    figure = Figure(figsize=(3 * (len(names) + 1), 3), layout="constrained")
+    first, *others = figure.subplots(1, len(names) + 1, sharey=True)
+    first.plot([trial.number for trial in trials], values, "o", markersize=4)
+    best = [max(values[: count + 1]) for count in range(len(values))]
+    first.step([trial.number for trial in trials], best, where="post", linewidth=1)
+    first.set(xlabel="trial", ylabel=headline)
+    for axes, name in zip(others, names, strict=True):
+        axes.plot([trial.params[name] for trial in trials], values, "o", markersize=4)
+        axes.set_xlabel(name)
+        if name == "learning_rate":
+            axes.set_xscale("log")
+    figure.savefig(path, dpi=120)

@@ -1,0 +1,156 @@
+"""``make demo SYSTEM=<name>``: serve one built system, ask it over both protocols, and show its answers.
+
+::
+
+    python -m mooring_loadtests.system_demo sentiment --repository model_repository --reports reports
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mooring import Client, ConfigError, MooringError
+from mooring._answers import format_readable
+
+if TYPE_CHECKING:
+    from mooring_build.recipe import Recipe
+
+#: Scores may differ in the last bits: the server may put the two requests into different batches.
+_TOLERANCE = 1e-4
+_SHOWN = 3
+
+# Items that show what a system is for; the others show examples of their evaluation sets.
+_ITEMS: Mapping[str, Sequence[Any]] = {
+    "ner": (
+        "Maria Santos flew from Lisbon to meet engineers of Nordwind Energy in Hamburg.",
+        "It rained all afternoon.",
+    ),
+    "ner_zh": ("王小明在北京的海风能源公司工作。", "今天下了一整天的雨。"),
+    "intent": ("Where is my parcel? It should have come on Monday.", "The vase arrived in pieces."),
+    "faq": ("how long do i have to send something back", "can I pay by card?"),
+    "customer_service": (
+        "My parcel was due on Monday and still is not here.",
+        "What rhymes with orange?",
+        "I want to talk to a real person, please.",
+    ),
+    "topic": (
+        "Brightwater raises its quarterly dividend to 40 cents.",
+        "Central bank leaves its key rate unchanged.",
+    ),
+    "sentiment": (
+        "Operating profit rose by a fifth to EUR 12.4 million.",
+        "The company will publish its report on Thursday.",
+        "Nordwind cuts its outlook after a weak quarter.",
+    ),
+}
+_ITEMS = {
+    **_ITEMS,
+    "opinion_monitor": (*_ITEMS["topic"], *_ITEMS["sentiment"]),
+    "opinion_heads": (*_ITEMS["topic"], *_ITEMS["sentiment"]),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Show one system.
+
+    Returns:
+        0 if every item was answered and the protocols agreed, 1 if not, 2 if something needed is missing.
+    """
+    args = _parser().parse_args(argv)
+    try:
+        return _run(args.system, args.repository, args.reports)
+    except (MooringError, ImportError) as exc:
+        print(f"mooring: error: {exc}", file=sys.stderr)
+        return 2 if isinstance(exc, ConfigError | ImportError) else 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m mooring_loadtests.system_demo",
+        description="Serve one built system, ask it over gRPC and HTTP, and show its answers.",
+    )
+    parser.add_argument("system", metavar="NAME", help="name of a shipped recipe that is built")
+    parser.add_argument("--repository", type=Path, default=Path("model_repository"), metavar="FOLDER")
+    parser.add_argument("--reports", type=Path, default=Path("reports"), metavar="FOLDER")
+    return parser
+
+
+def _run(name: str, repository: Path, reports: Path) -> int:
+    from mooring_build.recipe import load_recipe
+    from mooring_serve import TritonServer
+
+    asked = _items(load_recipe(name))
+    if not any((repository / name).glob("[0-9]*/manifest.json")):
+        raise ConfigError(f"{repository} has no built model {name!r}: run 'mooring build {name}' first")
+    reports.mkdir(parents=True, exist_ok=True)
+    server = TritonServer(
+        repository,
+        log_file=reports / "tritonserver.log",
+        model_control_mode="explicit",
+        extra_args=[f"--load-model={name}"],
+    )
+    with (
+        server,
+        Client(server.grpc_url, timeout_s=30.0) as grpc,
+        Client(server.http_url, timeout_s=30.0) as http,
+    ):
+        tasks = grpc.task(name), http.task(name)
+        answers = [(word, *(task(item) for task in tasks)) for word, item in asked]
+    agree = all(same(one, other) for _, one, other in answers)
+    print(f"\n{name}: {tasks[0].name}; gRPC and HTTP {'agree' if agree else 'DISAGREE'}\n")
+    for word, answer, _ in answers:
+        print(format_readable(word, answer), end="\n\n")
+    return 0 if agree else 1
+
+
+def _items(recipe: Recipe) -> list[tuple[str, Any]]:
+    """What is asked: words for it, and the item."""
+    if recipe.name in _ITEMS:
+        return [(text, text) for text in _ITEMS[recipe.name]]
+    from mooring_build.datasets import load_dataset, read_labels
+    from mooring_build.scoring import item_of
+
+    dataset = load_dataset(recipe, labels=read_labels(recipe) or None, evaluation_only=True)
+    step = max(1, len(dataset.evaluation) // _SHOWN)
+    examples = [dataset.evaluation[place] for place in range(0, step * _SHOWN, step)]
+    return [(_describe(example), item_of(recipe.task, example)) for example in examples]
+
+
+def _describe(example: Any) -> str:
+    if hasattr(example, "history"):
+        return ", ".join(example.history)
+    return f"{_kind(example)} labelled {example.label}"
+
+
+def _kind(example: Any) -> str:
+    """What kind of thing an evaluation example is."""
+    return "an image" if hasattr(example, "image") else "a row"
+
+
+def same(one: Any, other: Any) -> bool:
+    """Whether two answers say the same, numbers within 1e-4."""
+    if isinstance(one, np.ndarray):
+        return bool(np.allclose(one, other, atol=_TOLERANCE))
+    if isinstance(one, float):
+        return math.isclose(one, other, abs_tol=_TOLERANCE)
+    if dataclasses.is_dataclass(one):
+        return type(one) is type(other) and same(vars(one), vars(other))
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(same, one, other))
+    return bool(one == other)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

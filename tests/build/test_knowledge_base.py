@@ -1,0 +1,68 @@
+"""The catalogue of a text-ranking recipe, as it is read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mooring import DataError, RecipeError
+from mooring_build.datasets import LabelledText
+from mooring_build.knowledge_base import Entry, item_index, read_entries
+from mooring_build.recipe import load_recipe
+
+
+def read(path: Path, text: str) -> list[Entry]:
+    path.write_text(text, encoding="utf-8")
+    return read_entries(load_recipe("faq", [f"catalogue.file={path}"]))
+
+
+def test_entries_keep_the_order_of_the_file(tmp_path: Path) -> None:
+    text = 'answer,item,note,question\n"Press it, twice.",how,x,How?\nWait. ,when,,"When ""now""?"\n'
+    entries = read(tmp_path / "a.csv", text)
+    assert entries == [Entry("how", "How?", "Press it, twice."), Entry("when", 'When "now"?', "Wait.")]
+    assert entries[0].phrasings == ("How?", "Press it, twice.", "How? Press it, twice.")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("item,question\na,b\n", r"column 'answer' is not among its columns \['item', 'question'\]"),
+        ("item,question,answer\na,,c\n", r":2: empty question"),
+        ("item,question,answer\na,b,c\na,d,e\n", r"item 'a' is there twice"),
+        ("item,question,answer\n", "holds no row"),
+        ('item,question,answer\na,b,"c\n', r":1: unexpected end of data"),
+    ],
+)
+def test_malformed_catalogues(text: str, said: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=f"{tmp_path / 'a.csv'}.*{said}"):
+        read(tmp_path / "a.csv", text)
+
+
+def test_a_catalogue_that_is_not_there() -> None:
+    with pytest.raises(DataError, match=r"catalogue.file '/nowhere.csv': no file /nowhere.csv"):
+        read_entries(load_recipe("faq", ["catalogue.file=/nowhere.csv"]))
+
+
+def test_texts_of_unknown_items_are_refused() -> None:
+    entries = [Entry("a", "?", "!"), Entry("b", "?", "!")]
+    assert item_index(entries, [LabelledText("x", "b"), LabelledText("y", "a")], "data.train") == [1, 0]
+    with pytest.raises(DataError, match=r"data.train has items \['c'\] that are not in the catalogue"):
+        item_index(entries, [LabelledText("x", "c")], "data.train")
+
+
+def test_a_recipe_without_a_catalogue_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "bare.toml"
+    path.write_text('name = "bare"\ntask = "text-ranking"\n[base]\ncheckpoint = "a/b"\n')
+    with pytest.raises(RecipeError, match=r"task 'text-ranking' needs the table \[catalogue\]"):
+        load_recipe(path)
+
+
+def test_an_embedding_says_its_length(tmp_path: Path) -> None:
+    path = tmp_path / "embed.toml"
+    path.write_text('name = "embed"\ntask = "feature-extraction"\n[base]\ncheckpoint = "a/b"\n')
+    with pytest.raises(RecipeError, match=r"task 'feature-extraction' needs text.dimension"):
+        load_recipe(path)
+    assert load_recipe(path, ["text.dimension=8"]).text.dimension == 8
+    with pytest.raises(RecipeError, match=r"data.format 'csv' does not fit task 'feature-extraction': none"):
+        load_recipe(path, ["text.dimension=8", "data.format=csv"])

@@ -1,0 +1,108 @@
+"""Engines in a lower precision: what they cost is measured, recorded and bounded."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from mooring import RecipeError, VerificationError
+from mooring_build.building import build
+from mooring_build.engines import open_engine
+from mooring_build.export import export_engine
+from mooring_build.learners import learner_of
+from mooring_build.precision import Cost, check_cost, lower_engine
+from mooring_build.recipe import Recipe, load_recipe
+from mooring_build.repository import read_manifest
+from tiny_checkpoint import make_tiny_checkpoint
+
+pytestmark = pytest.mark.integration
+
+TEXTS = ["anna works for brightwater", "who pays my refund now ?", "the river is wide", "lisbon and porto"]
+
+
+@pytest.fixture
+def overrides(tmp_path: Path) -> list[str]:
+    data = tmp_path / "data.csv"
+    with data.open("w", newline="") as file:
+        csv.writer(file).writerows([("text", "label"), *((text, "pay") for text in TEXTS * 6)])
+    return ["text.max_length=48", "data.format=csv", f"data.evaluation={data}", "export.precision=int8"]
+
+
+def recipe_with(tmp_path: Path, overrides: list[str]) -> Recipe:
+    folder = make_tiny_checkpoint(tmp_path / "tiny", "text-classification", ["ask", "complain", "pay"])
+    return load_recipe("intent", overrides, fine_tuned=folder)
+
+
+def test_int8_is_published_with_what_it_costs(tmp_path: Path, overrides: list[str]) -> None:
+    recipe = recipe_with(tmp_path, [*overrides, "quality.max_drop=1.0", "quality.max_label_flips=1.0"])
+    said: list[str] = []
+    version = build(recipe, repository=tmp_path / "models", artifacts=tmp_path / "artifacts", say=said.append)
+    parity = read_manifest(tmp_path / "models", "intent", version)["parity"]
+    cost = parity["onnx"]["precision"]
+    assert (cost["precision"], cost["metric"], cost["examples"]) == ("int8", "accuracy", 24)
+    assert 0 <= cost["label_flips"] <= 1
+    # TorchScript has no int8 that Triton loads: it stays as it was.
+    assert "precision" not in parity["torchscript"]
+    assert parity["torchscript"]["max_abs_difference"] <= 1e-4
+    graph = onnx.load(tmp_path / "models" / "intent_onnx" / str(version) / "model.onnx").graph
+    assert {"MatMulInteger", "DynamicQuantizeLinear"} <= {node.op_type for node in graph.node}
+    assert any(line.startswith("int8 ") for line in said)
+
+
+def test_a_precision_that_costs_too_much_is_refused(tmp_path: Path, overrides: list[str]) -> None:
+    # Random weights: the smallest logits decide, so that some label flips.
+    recipe = recipe_with(tmp_path, [*overrides, "verify.lowered_tolerance=1e-6"])
+    with pytest.raises(VerificationError, match=r"intent_onnx is not published: output 'logits' differs"):
+        build(recipe, repository=tmp_path / "models", artifacts=tmp_path / "artifacts")
+    assert not (tmp_path / "models").exists()
+
+
+@pytest.mark.parametrize(
+    ("lowered", "flips", "complaint"),
+    [
+        (0.894, 0.0, r"lowers accuracy from 0\.9000 to 0\.8940, the recipe allows 0\.005"),
+        (0.9, 0.02, r"changes 2\.00% of the best labels on 50 examples, the recipe allows 1\.00%"),
+        (0.896, 0.01, None),
+    ],
+)
+def test_bounds(lowered: float, flips: float, complaint: str | None) -> None:
+    cost = Cost(
+        precision="int8", metric="accuracy", fp32=0.9, lowered=lowered, label_flips=flips, examples=50
+    )
+    if complaint is None:
+        check_cost(cost, load_recipe("intent"))
+        return
+    with pytest.raises(VerificationError, match=complaint):
+        check_cost(cost, load_recipe("intent"))
+
+
+@pytest.mark.parametrize("export_format", ["onnx", "torchscript"])
+def test_fp16_answers_close_to_fp32(export_format: str, tmp_path: Path, overrides: list[str]) -> None:
+    recipe = recipe_with(tmp_path, [*overrides, "export.precision=fp16", "serving.kind=gpu"])
+    exportable = learner_of(recipe.task).exportable(recipe, Path(recipe.base.checkpoint))
+    path = export_engine(exportable, recipe, export_format, tmp_path / "engine")
+    exact, size = open_engine(path, export_format), path.stat().st_size
+    ids = np.arange(10, 22).reshape(2, 6)
+    expected = exact(ids, np.ones_like(ids))
+    lower_engine(path, exportable, recipe, export_format)
+    assert path.stat().st_size < size
+    actual = open_engine(path, export_format)(ids, np.ones_like(ids))
+    assert actual.dtype == np.float32
+    assert 0 < np.abs(actual - expected).max() < 0.1
+
+
+@pytest.mark.parametrize(
+    ("overrides", "complaint"),
+    [
+        (["export.precision=fp16"], "'fp16' needs serving.kind 'gpu'"),
+        (["export.precision=int8", "export.engine=torchscript"], "'int8' needs engine 'onnx'"),
+        (["export.precision=int4"], "export.precision: Input should be 'fp32', 'fp16' or 'int8'"),
+    ],
+)
+def test_a_precision_that_cannot_be(overrides: list[str], complaint: str) -> None:
+    with pytest.raises(RecipeError, match=complaint):
+        load_recipe("intent", overrides)

@@ -1,0 +1,86 @@
+"""Hyper-parameter search over a tiny model, and what it leaves."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from mooring import RecipeError
+from mooring_build.building import build
+from mooring_build.recipe import Recipe, load_recipe
+from mooring_build.repository import read_manifest
+from mooring_build.training import trackers
+from tiny_checkpoint import make_tiny_checkpoint
+
+pytestmark = pytest.mark.integration
+
+ROWS = [
+    ("who pays my refund", "pay"),
+    ("my refund now", "pay"),
+    ("pays now", "pay"),
+    ("the river is wide", "ask"),
+    ("anna works in porto", "ask"),
+    ("lisbon is in porto", "ask"),
+]
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Recipe:
+    checkpoint = make_tiny_checkpoint(tmp_path / "tiny", "text-classification", ["ask", "pay"])
+    data = tmp_path / "data.csv"
+    with data.open("w", newline="") as file:
+        csv.writer(file).writerows([("text", "label"), *ROWS * 4])
+    return load_recipe(
+        "intent",
+        [
+            f"base.checkpoint={checkpoint}",
+            f"data.train={data}",
+            f"data.evaluation={data}",
+            "data.format=csv",
+            "text.max_length=48",
+            'export.formats=["onnx"]',
+            "search.epochs=[1, 2]",
+            "search.batch_size=[4, 8]",
+        ],
+    )
+
+
+def test_a_search_goes_on_and_its_best_trial_is_published(recipe: Recipe, tmp_path: Path) -> None:
+    places = {"repository": tmp_path / "models", "artifacts": tmp_path / "artifacts"}
+    said: list[str] = []
+    assert build(recipe, **places, search_trials=2, say=said.append) == 1
+    assert [line.split()[1] for line in said if line.startswith("trial ")] == ["0", "1"]
+    said.clear()
+    build(recipe, **places, search_trials=3, say=said.append)
+    assert [line.split()[1] for line in said if line.startswith("trial ")] == ["2"]
+
+    (folder,) = (tmp_path / "artifacts" / "intent").glob("search-*")
+    rows = list(csv.DictReader((folder / "trials.csv").read_text(encoding="utf-8").splitlines()))
+    assert len(rows) == 3
+    assert [float(row["value"]) for row in rows] == sorted(
+        (float(row["value"]) for row in rows), reverse=True
+    )
+    assert len({row["learning_rate"] for row in rows}) == 3
+    assert (folder / "trials.png").read_bytes().startswith(b"\x89PNG")
+
+    version = max(int(path.name) for path in (tmp_path / "models" / "intent").glob("[0-9]*"))
+    manifest = read_manifest(tmp_path / "models", "intent", version)
+    record = manifest["search"]
+    assert (record["trials"], str(record["best_trial"])) == (3, rows[0]["trial"])
+    assert record["best_value"] == pytest.approx(float(rows[0]["value"]), abs=1e-6)
+    training = manifest["recipe"]["training"]
+    assert {name: training[name] for name in record["values"]} == record["values"]
+
+
+def test_a_search_needs_training(recipe: Recipe, tmp_path: Path) -> None:
+    fine_tuned = recipe.model_copy(update={"training": None, "labels": ["ask", "pay"]})
+    with pytest.raises(RecipeError, match="there is nothing to search for"):
+        build(fine_tuned, repository=tmp_path / "m", artifacts=tmp_path / "a", search_trials=1)
+
+
+def test_a_tracker_that_is_not_installed(recipe: Recipe, tmp_path: Path) -> None:
+    tracking = recipe.tracking.model_copy(update={"report_to": ["tensorboard", "wandb"]})
+    with pytest.raises(RecipeError, match=r"'wandb': its package is missing; pip install wandb"):
+        trackers(recipe.model_copy(update={"tracking": tracking}), tmp_path)
