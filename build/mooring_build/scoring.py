@@ -8,7 +8,7 @@ from itertools import chain
 from typing import Any
 
 from mooring import ConfigError, Entity, Label, Outcome, RankedItem
-from mooring_build.datasets import Dataset, HeadText, TaggedSentence
+from mooring_build.datasets import Dataset, HeadText, LabelledText, TaggedSentence
 from mooring_build.metrics import heads_metrics, label_metrics, label_report, ranking_metrics, token_metrics
 from mooring_build.recipe import Recipe, Task
 
@@ -145,12 +145,11 @@ def _score_heads(
 def _score_ranking(
     examples: Sequence[Any], answers: Sequence[list[RankedItem] | None], labels: Sequence[str]
 ) -> _Scored:
-    ranks = [
-        next(
-            (place for place, ranked in enumerate(answer or []) if ranked.item == _right_item(example)), None
-        )
-        for example, answer in zip(examples, answers, strict=True)
-    ]
+    ranks = []
+    for example, answer in zip(examples, answers, strict=True):
+        right = _right_item(example)
+        places = (place for place, ranked in enumerate(answer or []) if ranked.item == right)
+        ranks.append(next(places, None))
     return ranking_metrics(ranks), {}
 
 

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from mooring import ConfigError, Entity, InvalidInput, Label, Outcome
-from mooring_build.datasets import Dataset, LabelledText, TaggedSentence
+from mooring import ConfigError, Entity, InvalidInput, Label, Outcome, RankedItem
+from mooring_build.datasets import Dataset, LabelledText, NextItem, TaggedSentence
 from mooring_build.evaluate_command import describe, judge
 from mooring_build.recipe import load_recipe
 from mooring_build.scoring import score_served, word_tags
@@ -93,3 +93,20 @@ def test_a_drop_beyond_the_bound_fails(served: float, recorded: float | None, fa
             "(quality.max_drop)"
         )
     assert judge(recipe, {"accuracy": served}, None) is None
+
+
+def test_a_query_is_scored_by_the_place_of_its_item() -> None:
+    examples = [LabelledText("how", "returns"), LabelledText("when", "delivery")]
+    ranked = [RankedItem(item=item, score=0.5) for item in ("delivery", "returns")]
+    score = score_served(load_recipe("faq"), dataset(*examples, labels=[]), answering([ranked, ranked]))
+    assert score.metrics["hit_at_1"] == 0.5
+    assert score.metrics["mrr"] == 0.75
+
+
+def test_a_history_is_scored_by_the_place_of_what_came_next() -> None:
+    ranked = [RankedItem(item=item, score=0.5) for item in ("a", "b")]
+    examples = [NextItem(("x", "y"), "b"), NextItem(("x",), "z")]
+    score = score_served(
+        load_recipe("recommender"), dataset(*examples, labels=[]), answering([ranked, ranked])
+    )
+    assert score.metrics["recall_at_50"] == 0.5
