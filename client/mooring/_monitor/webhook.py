@@ -122,6 +122,8 @@ class Webhook:
             try:
                 event = self._events.get_nowait()
             except queue.Empty:
+                # For the thread that is still waiting for an answer: it ends when it is through with that.
+                self._events.put(None)
                 return
             if event is not None:
                 self._fail(event, f"not sent within {timeout_s:g} s of closing")
