@@ -234,7 +234,7 @@ def load_recipe(
         overrides: ``key.path=value`` each, the value in TOML (a bare word is taken as a string);
             relative paths given here start from the current folder.
         fine_tuned: folder of a fine-tuned checkpoint that takes the place of the recipe's base, labels,
-            data and training.
+            data, training and audit.
 
     Raises:
         RecipeError: the file is missing or not TOML, or has unknown keys or wrong values; the message
@@ -246,8 +246,8 @@ def load_recipe(
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
         raise RecipeError(f"{path} is not a TOML file: {exc}") from exc
     if fine_tuned is not None:
-        # The recipe's labels and data describe another checkpoint; overrides may name new ones.
-        table = {key: table[key] for key in table.keys() - {"training", "labels", "data"}}
+        # The recipe's labels, data and audit are for another checkpoint; overrides may name new ones.
+        table = {key: table[key] for key in table.keys() - {"training", "labels", "data", "audit"}}
         table["base"] = {"checkpoint": str(Path(fine_tuned).absolute())}
     for override in overrides:
         _apply_override(table, override)

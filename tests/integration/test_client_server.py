@@ -287,7 +287,7 @@ def test_unknown_and_unloaded_models(client: AnyClient) -> None:
 
 
 def test_a_model_without_a_task(client: AnyClient) -> None:
-    with pytest.raises(MooringError, match=r"^model 'slow' does not say its task .*: feature-extraction, "):
+    with pytest.raises(MooringError, match=r"^model 'slow' does not say its task .*: customer-service, "):
         client.task("slow")
 
 
