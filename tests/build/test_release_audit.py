@@ -70,5 +70,6 @@ def test_without_a_table_nothing_is_asked(fair: Audited) -> None:
 
 
 def test_a_token_classifier_without_people(fair: Audited) -> None:
-    assert fair(load_recipe("ner"), ["O", "B-LOC", "I-LOC"]) is None
+    recipe = load_recipe("ner", ['audit.templates=["people"]'])
+    assert fair(recipe, ["O", "B-LOC", "I-LOC"]) is None
     assert fair.said == ["audited     not: the names of people are compared, and no label is PER"]
