@@ -14,8 +14,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from mooring import Client, ConfigError, MooringError
+from mooring import Client, ConfigError
 from mooring_loadtests.answers import AnswerPair, ask_both
+from mooring_loadtests.commands import exit_code
 from mooring_loadtests.load_run import run_load
 from mooring_loadtests.releases import ReleaseFacts, read_release
 from mooring_loadtests.summary import summarise
@@ -43,13 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         0 if every request was answered and the protocols agreed, 1 if not, 2 if something needed is missing.
     """
     args = _parser().parse_args(argv)
-    try:
-        return _run(args.repository, args.reports, args.seconds)
-    except (MooringError, ImportError) as exc:
-        print(f"mooring: error: {exc}", file=sys.stderr)
-        return 2 if isinstance(exc, ConfigError | ImportError) else 1
-    except KeyboardInterrupt:
-        return 130
+    return exit_code(lambda: _run(args.repository, args.reports, args.seconds))
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -23,7 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mooring import Client, ConfigError, MooringError
+from mooring import Client, ConfigError
+from mooring_loadtests.commands import exit_code
 
 if TYPE_CHECKING:
     from mooring_build.recipe import Recipe
@@ -94,13 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     args = _parser([training.system for training in TRAININGS]).parse_args(argv)
     chosen = [training for training in TRAININGS if not args.systems or training.system in args.systems]
-    try:
-        return _run(chosen, args.data, args.work, args.table)
-    except (MooringError, ImportError) as exc:
-        print(f"mooring: error: {exc}", file=sys.stderr)
-        return 2 if isinstance(exc, ConfigError | ImportError) else 1
-    except KeyboardInterrupt:
-        return 130
+    return exit_code(lambda: _run(chosen, args.data, args.work, args.table))
 
 
 def _parser(systems: Sequence[str]) -> argparse.ArgumentParser:

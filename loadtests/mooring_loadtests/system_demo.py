@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mooring import Client, ConfigError, MooringError
+from mooring import Client, ConfigError
 from mooring._answers import format_readable
+from mooring_loadtests.commands import exit_code
 
 if TYPE_CHECKING:
     from mooring_build.recipe import Recipe
@@ -65,13 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         0 if every item was answered and the protocols agreed, 1 if not, 2 if something needed is missing.
     """
     args = _parser().parse_args(argv)
-    try:
-        return _run(args.system, args.repository, args.reports)
-    except (MooringError, ImportError) as exc:
-        print(f"mooring: error: {exc}", file=sys.stderr)
-        return 2 if isinstance(exc, ConfigError | ImportError) else 1
-    except KeyboardInterrupt:
-        return 130
+    return exit_code(lambda: _run(args.system, args.repository, args.reports))
 
 
 def _parser() -> argparse.ArgumentParser:

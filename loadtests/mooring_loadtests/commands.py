@@ -1,0 +1,23 @@
+"""How the commands of this room end."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+from mooring import ConfigError, MooringError
+
+
+def exit_code(run: Callable[[], int]) -> int:
+    """What a command returns to the shell.
+
+    Returns:
+        ``run``'s own answer; 1 if it failed, 2 if something needed is missing, 130 after Ctrl-C.
+    """
+    try:
+        return run()
+    except (MooringError, ImportError) as exc:
+        print(f"mooring: error: {exc}", file=sys.stderr)
+        return 2 if isinstance(exc, ConfigError | ImportError) else 1
+    except KeyboardInterrupt:
+        return 130
