@@ -232,7 +232,7 @@ def load_recipe(
     Args:
         recipe: path of a TOML file, or the name of a shipped recipe.
         overrides: ``key.path=value`` each, the value in TOML (a bare word is taken as a string);
-            relative paths given here start from the current folder.
+            relative paths given here start from the current folder; no value takes the key away.
         fine_tuned: folder of a fine-tuned checkpoint that takes the place of the recipe's base, labels,
             data, training and audit.
 
@@ -285,6 +285,9 @@ def _apply_override(table: dict[str, Any], override: str) -> None:
         table = table.setdefault(name, {})
         if not isinstance(table, dict):
             raise RecipeError(f"override {override!r}: {name!r} is a value, not a table")
+    if text == "":
+        table.pop(last, None)
+        return
     path = Path(str(value))
     is_split = table.get("format") == "hub"
     names_file = (

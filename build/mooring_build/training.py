@@ -168,7 +168,9 @@ def evaluate_checkpoint(recipe: Recipe, checkpoint: Path, dataset: Dataset, fold
     lesson = learner_of(recipe.task).lesson(recipe, checkpoint, dataset, fine_tuned=True)
     trainer = Trainer(
         model=lesson.model,
-        args=TrainingArguments(output_dir=str(folder), report_to="none", dataloader_pin_memory=False),
+        args=TrainingArguments(
+            output_dir=str(folder), report_to="none", dataloader_pin_memory=False, disable_tqdm=True
+        ),
         eval_dataset=lesson.evaluation,
         data_collator=lesson.collator,
         processing_class=lesson.processor,

@@ -27,7 +27,10 @@ def _conll(source: Path, target: Path) -> Files:
 
 
 def _banking(source: Path, target: Path) -> Files:
-    return _held_out(source / "train.csv", source / "test.csv", target)
+    files = _held_out(source / "train.csv", source / "test.csv", target)
+    # The recipe's texts out of scope are a shop's, not a bank's.
+    foreign = ["data.out_of_scope_train=", "data.out_of_scope="]
+    return replace(files, training=[*files.training, *foreign])
 
 
 def _converted(convert: Callable[[Path, Path], Mapping[str, Path]]) -> Callable[[Path, Path], Files]:
@@ -61,6 +64,7 @@ def _clinc(source: Path, target: Path) -> Files:
         training=[
             f"data.train={files['train']}",
             f"data.evaluation={files['evaluation']}",
+            f"data.out_of_scope_train={files['out_of_scope_train']}",
             f"data.out_of_scope={files['out_of_scope_test']}",
         ]
     )

@@ -110,6 +110,15 @@ def test_overrides(recipe_file: Path, tmp_path: Path, monkeypatch: pytest.Monkey
     assert recipe.labels == ["a", "b"]
 
 
+def test_an_override_without_a_value_takes_the_key_away() -> None:
+    recipe = load_recipe("intent", ["data.out_of_scope_train=", "data.out_of_scope="])
+    assert recipe.data is not None
+    assert recipe.data.out_of_scope is None
+    assert recipe.data.out_of_scope_train is None
+    with pytest.raises(RecipeError, match=r"data\.format: is missing"):
+        load_recipe("intent", ["data.format="])
+
+
 @pytest.mark.parametrize("override", ["training", "=3", "Training.epochs=3", "name.deep=3"])
 def test_malformed_override(recipe_file: Path, override: str) -> None:
     with pytest.raises(RecipeError, match="override"):
