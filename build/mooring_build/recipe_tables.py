@@ -138,6 +138,9 @@ class Training(Table):
     weight_decay: _UnitInterval = 0.01
     #: Share of all steps over which the learning rate rises from 0.
     warmup_ratio: _UnitInterval = 0.1
+    #: Share of the truth that is spread over all labels: helps where some labels are wrong. For tasks whose
+    #: loss is the Trainer's own cross entropy.
+    label_smoothing: _UnitInterval = 0.0
     #: Evaluations without improvement after which training stops; 0 turns this off.
     early_stopping_patience: Annotated[int, Field(ge=0)] = 2
     seed: Annotated[int, Field(ge=0)] = 0

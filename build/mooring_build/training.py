@@ -54,6 +54,8 @@ def fine_tune(recipe: Recipe, base: Path | None, dataset: Dataset, folder: Path)
     set_seed(training.seed)
     learner = learner_of(recipe.task)
     lesson = learner.lesson(recipe, base, dataset)
+    if training.label_smoothing and lesson.loss is not None:
+        raise RecipeError("training.label_smoothing: this task, or out_of_scope_train, has a loss of its own")
     states = folder / "epochs"
     callbacks: list[TrainerCallback] = trackers(recipe, folder)
     if training.early_stopping_patience:
@@ -108,6 +110,7 @@ def _arguments(training: Training, headline: str, states: Path, more: Mapping[st
         per_device_eval_batch_size=32,
         weight_decay=training.weight_decay,
         warmup_steps=training.warmup_ratio,
+        label_smoothing_factor=training.label_smoothing,
         eval_strategy="epoch",
         save_strategy="epoch",
         logging_strategy="epoch",

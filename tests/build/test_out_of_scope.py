@@ -130,3 +130,25 @@ def test_texts_to_train_with_come_with_texts_to_measure_on(tmp_path: Path) -> No
     path.write_text(path.read_text().replace("out_of_scope_train", "out_of_scope").replace("evaluation", "#"))
     with pytest.raises(RecipeError, match=r"data.out_of_scope needs data.evaluation"):
         load_recipe(path)
+
+
+def test_smoothed_labels_leave_the_model_less_sure(files: Path) -> None:
+    header, *rows = (files / "train.csv").read_text().splitlines(keepends=True)
+    (files / "train.csv").write_text("".join([header, *rows * 300]))
+    keys = ["data.out_of_scope_train=", "data.out_of_scope="]
+    keys += ["training.epochs=1", "training.learning_rate=1e-3"]
+    checkpoint = make_tiny_checkpoint(files / "tiny", "text-classification", ["ask", "pay"])
+    sure = {}
+    for smoothing in (0.0, 0.5):
+        recipe = load_recipe("intent", [*overrides(files), *keys, f"training.label_smoothing={smoothing}"])
+        folder = files / f"trained-{smoothing}"
+        fine_tune(recipe, checkpoint, load_dataset(recipe), folder)
+        model, tokenizer = load_fine_tuned_model(folder, recipe.task), load_tokenizer(folder)
+        with torch.inference_mode():
+            logits = model(**tokenizer(["who pays"], return_tensors="pt")).logits
+        sure[smoothing] = float(logits.softmax(-1)[0, 1])
+    # Half of the truth is spread over two labels: 3 / 4 is the most that the loss asks for.
+    assert 0.5 < sure[0.5] < 0.95 < sure[0.0], sure
+    recipe = load_recipe("intent", [*overrides(files), "training.label_smoothing=0.1"])
+    with pytest.raises(RecipeError, match="has a loss of its own"):
+        fine_tune(recipe, checkpoint, load_dataset(recipe), files / "never")
