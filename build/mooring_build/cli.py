@@ -22,8 +22,8 @@ def add_command(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="change one key of the recipe, e.g. data.train=my.csv or training.epochs=3, or take it away with "
-        "no VALUE; may be repeated",
+        help="change one key of the recipe, e.g. data.train=my.csv or training.epochs=3; no VALUE takes it "
+        "away; may be repeated",
     )
     parser.add_argument(
         "--checkpoint",

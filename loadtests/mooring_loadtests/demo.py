@@ -17,7 +17,10 @@ from pathlib import Path
 from mooring import Client, ConfigError
 from mooring_loadtests.answers import AnswerPair, ask_both
 from mooring_loadtests.commands import exit_code
+from mooring_loadtests.load_command import figure_lines
+from mooring_loadtests.load_profile import Profile, Stage
 from mooring_loadtests.load_run import run_load
+from mooring_loadtests.progress import Progress
 from mooring_loadtests.releases import ReleaseFacts, read_release
 from mooring_loadtests.summary import summarise
 
@@ -65,6 +68,7 @@ def _seconds(text: str) -> int:
 
 
 def _run(repository: Path, reports: Path, seconds: int) -> int:
+    from mooring_loadtests.load_report import write_report
     from mooring_serve import TritonServer
 
     for model in TEXTS:
@@ -80,32 +84,36 @@ def _run(repository: Path, reports: Path, seconds: int) -> int:
             print("Asking over gRPC and HTTP", flush=True)
             answers = {model: ask_both(grpc, http, model, texts) for model, texts in TEXTS.items()}
         print(f"Loading {_LOADED} for {seconds} s", flush=True)
-        progress = _Progress(seconds)
+        progress = Progress(seconds)
         try:
             load = run_load(
                 model=_LOADED,
+                name="demo",
+                profile=Profile(loop="closed", users=_USERS, stages=(Stage(seconds=seconds),)),
                 grpc_url=server.grpc_url,
                 http_url=server.http_url,
-                seconds=seconds,
-                reports=reports,
-                users=_USERS,
+                log=reports / f"{_LOADED}-demo.log",
                 progress=progress.show,
             )
         finally:
             progress.clear()
+    report = reports / f"{_LOADED}-demo.html"
+    report.with_suffix(".json").write_text(load.to_json(), encoding="utf-8")
+    write_report(load, report)
     title = f"Load: {_USERS} users for {seconds} s, server and users on the same {os.cpu_count()} cores"
     print()
     print(
         summarise(
             releases=releases,
             answers=answers,
-            load=load,
+            load=figure_lines(load),
             load_title=title,
-            report=reports / f"{_LOADED}.html",
+            report=report,
             command=_mooring_command(),
         )
     )
-    return 0 if load.passed and _all_agree(answers) else 1
+    _, failures = load.count()
+    return 0 if not failures and _all_agree(answers) else 1
 
 
 def _served_release(client: Client, repository: Path, model: str) -> ReleaseFacts:
@@ -123,26 +131,6 @@ def _mooring_command() -> str:
 
 def _all_agree(answers: dict[str, list[AnswerPair]]) -> bool:
     return all(pair.agree for pairs in answers.values() for pair in pairs)
-
-
-class _Progress:
-    """One line that fills up; nothing where there is no terminal."""
-
-    _WIDTH = 40
-
-    def __init__(self, seconds: int) -> None:
-        self._seconds = seconds
-        self._shown = sys.stderr.isatty()
-
-    def show(self, elapsed_s: float) -> None:
-        if self._shown:
-            seconds = min(elapsed_s, self._seconds)
-            bar = ("#" * int(seconds / self._seconds * self._WIDTH)).ljust(self._WIDTH, ".")
-            print(f"\r{bar} {seconds:3.0f}/{self._seconds} s", end="", file=sys.stderr, flush=True)
-
-    def clear(self) -> None:
-        if self._shown:
-            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -1,73 +1,155 @@
-"""Run the users headless in a process of their own: Locust patches the one it runs in."""
+"""Run a load test: the users headless in processes of their own, as Locust patches the one it runs in."""
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
+import json
 import os
+import platform
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
-from mooring import ConfigError, MooringError
-from mooring_loadtests.results import LoadResult, read_results
+from mooring import Client, ConfigError, MooringError
+from mooring_loadtests.load_profile import Profile
+from mooring_loadtests.load_result import LoadResult
+from mooring_loadtests.payloads import endless_items
+from mooring_loadtests.recorder import Recorder
+from mooring_loadtests.server_times import between, snapshot
+from mooring_loadtests.traces import slowest
 
 _LOCUSTFILE = Path(__file__).resolve().parent.parent / "locustfile.py"
 _POLL_S = 0.2
 #: Time for Locust to start, stop and write its report, on top of the run itself.
 _OVERHEAD_S = 60.0
+_PROTOCOLS = {"grpc": "GrpcUser", "http": "HttpUser"}
 
 
 def run_load(
     *,
     model: str,
-    grpc_url: str,
-    http_url: str,
-    seconds: int,
-    reports: Path,
-    users: int = 8,
+    name: str,
+    profile: Profile,
+    grpc_url: str | None = None,
+    http_url: str | None = None,
+    processes: int = 1,
+    trace: Path | None = None,
+    log: Path,
     progress: Callable[[float], None] = lambda elapsed_s: None,
 ) -> LoadResult:
-    """Load a model over both protocols and leave ``<model>.html``, ``.json`` and ``.log`` in ``reports``.
+    """Load a model as a profile says, over each protocol that has a URL; they share the load.
+
+    The model is asked one item first, so that a mistake shows before anything is measured.
 
     Args:
-        model: model that takes texts; the users are shared out evenly between the protocols.
-        grpc_url: as in ``mooring.Client``.
+        model: name of the model.
+        name: of the profile.
+        profile: the load.
+        grpc_url: as in ``mooring.Client``; ``None`` leaves the protocol out.
         http_url: likewise.
-        seconds: length of the run.
-        reports: folder; created where it is missing.
-        users: callers that each wait for an answer before they send the next text.
+        processes: processes that generate the load.
+        trace: where the server writes traces, on this machine.
+        log: receives what Locust says.
         progress: receives the seconds since the start, several times a second.
 
     Raises:
         ImportError: Locust is not installed.
-        ConfigError: the Locust file is not there, as in an installation from a wheel.
-        MooringError: Locust stopped early; the message has the end of its log.
+        ConfigError: neither URL is given, nothing can be asked of the model, or the Locust file is not there,
+            as in an installation from a wheel.
+        MooringError: the model does not answer, Locust stopped early, or its users crashed.
     """
     if importlib.util.find_spec("locust") is None:
         raise ImportError("load tests need Locust: pip install 'mooring[loadtests]'")
     if not _LOCUSTFILE.is_file():
         raise ConfigError(f"{_LOCUSTFILE} is missing: run load tests from a checkout of the project")
-    reports.mkdir(parents=True, exist_ok=True)
-    results, log = reports / f"{model}.json", reports / f"{model}.log"
-    # Else those of an earlier run could pass for this one's.
-    results.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "locust", "--locustfile", str(_LOCUSTFILE)]
-    command += ["--headless", "--only-summary"]
-    command += ["--users", str(users), "--spawn-rate", str(users), "--run-time", f"{seconds}s"]
-    command += ["--html", str(reports / f"{model}.html")]
-    command += ["--results", str(results)]
-    command += ["--model", model, "--grpc-url", grpc_url, "--http-url", http_url]
-    with log.open("wb") as output:
-        status = _run(command, output.fileno(), seconds + _OVERHEAD_S, progress)
-    if not results.is_file():
-        end = log.read_text(encoding="utf-8", errors="replace").strip()[-1000:]
-        raise MooringError(f"Locust stopped with exit status {status} and no results (log: {log}):\n{end}")
-    return read_results(results)
+    urls = {"grpc": grpc_url, "http": http_url}
+    protocols = [protocol for protocol, url in urls.items() if url is not None]
+    if not protocols:
+        raise ConfigError("a load test needs the URL of a server")
+    log.parent.mkdir(parents=True, exist_ok=True)
+    started = datetime.now(UTC).isoformat(timespec="seconds")
+    with Client(urls[protocols[0]] or "", timeout_s=30.0) as client:
+        version = _try(client, model, profile)
+        server = client.server_metadata()
+        began_ns, before = time.monotonic_ns(), snapshot(client, model)
+        recorder = _generate(model, profile, urls, processes, log, progress)
+        after = snapshot(client, model)
+    return LoadResult(
+        name=name,
+        model=model,
+        version=version,
+        started=started,
+        profile=profile,
+        processes=processes,
+        machine=_machine(),
+        versions=_versions() | {server.name: server.version},
+        recorder=recorder,
+        server=between(model, before, after),
+        slowest=None if trace is None else slowest(trace, model, from_ns=began_ns),
+    )
 
 
-def _run(command: list[str], output: int, limit_s: float, progress: Callable[[float], None]) -> int:
+def _try(client: Client, model: str, profile: Profile) -> str:
+    """Ask the model one item; returns its version."""
+    config, metadata = client.config(model), client.metadata(model)
+    client.task(model)(next(endless_items(profile.payload, config, metadata, source=0)))
+    return max(metadata.versions, key=int, default="")
+
+
+def _generate(
+    model: str,
+    profile: Profile,
+    urls: dict[str, str | None],
+    processes: int,
+    log: Path,
+    progress: Callable[[float], None],
+) -> Recorder:
+    with tempfile.TemporaryDirectory() as folder:
+        exact, results = Path(folder) / "profile.json", Path(folder) / "results.json"
+        exact.write_text(profile.model_dump_json(exclude_none=True), encoding="utf-8")
+        command = [sys.executable, "-m", "locust", "--locustfile", str(_LOCUSTFILE), "--headless"]
+        command += [
+            "--only-summary",
+            "--load-profile",
+            str(exact),
+            "--results",
+            str(results),
+            "--model",
+            model,
+        ]
+        command += ["--generators", str(processes)]
+        if processes > 1:
+            command += ["--processes", str(processes)]
+        users = []
+        for protocol, url in urls.items():
+            if url is not None:
+                command += [f"--{protocol}-url", url]
+                users.append(_PROTOCOLS[protocol])
+        with log.open("wb") as output:
+            limit_s = profile.seconds + profile.timeout_s + _OVERHEAD_S
+            status = _run([*command, *users], output.fileno(), limit_s, progress)
+        if not results.is_file():
+            end = log.read_text(encoding="utf-8", errors="replace").strip()[-1000:]
+            raise MooringError(
+                f"Locust stopped with exit status {status} and no results (log: {log}):\n{end}"
+            )
+        written = json.loads(results.read_text(encoding="utf-8"))
+    if written["crashes"]:
+        raise MooringError(
+            f"{len(written['crashes'])} kinds of crashes among the users:\n{written['crashes'][0]}"
+        )
+    recorder = Recorder()
+    recorder.add(written["measured"])
+    return recorder
+
+
+def _run(command: Sequence[str], output: int, limit_s: float, progress: Callable[[float], None]) -> int:
     began_s = time.monotonic()
     process = subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=_environment(os.environ)
@@ -88,3 +170,26 @@ def _run(command: list[str], output: int, limit_s: float, progress: Callable[[fl
 def _environment(current: os._Environ[str]) -> dict[str, str]:
     """Without ``LOCUST_*``, which would change the run behind the options' back."""
     return {name: value for name, value in current.items() if not name.startswith("LOCUST_")}
+
+
+def _machine() -> dict[str, str]:
+    words: dict[str, Any] = {
+        "system": platform.platform(),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "load average": " ".join(f"{load:.2f}" for load in os.getloadavg()),
+    }
+    return {key: str(value) for key, value in words.items()}
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.machine()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+
+
+def _versions() -> dict[str, str]:
+    names = ("mooring", "locust", "gevent", "grpcio", "tritonclient")
+    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in names}

@@ -17,38 +17,36 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--http-url", type=_url_of("http"), default="http://127.0.0.1:8000", help="Server that HttpUser calls"
     )
-    group.add_argument("--model", default="ner", help="Model to ask: takes texts, such as ner or intent")
-    group.add_argument("--payload-seed", type=int, default=0, help="Seed of each user's choice of texts")
+    group.add_argument("--model", default="ner", help="Model to ask; it says itself what for")
     group.add_argument(
-        "--request-timeout-s", type=_seconds, default=10.0, help="Time budget of a request, in seconds"
+        "--load-profile", default="smoke", help="Load: path of a TOML file, or the name of a shipped profile"
     )
     group.add_argument(
-        "--results", metavar="FILE", help="Write the final statistics and errors to this file, as JSON"
+        "--set",
+        dest="overrides",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="Change one key of the profile, such as rate=40 or payload.seed=1",
     )
+    group.add_argument(
+        "--generators",
+        type=int,
+        default=1,
+        help="Processes that share an open loop's rate: as many as --processes or --expect-workers",
+    )
+    group.add_argument("--results", metavar="FILE", help="Write what was measured to this file, as JSON")
 
 
 def _url_of(protocol: str) -> Callable[[str], str]:
     def url(text: str) -> str:
-        if not text.startswith(f"{protocol}://"):
+        if not text.startswith((f"{protocol}://", f"{protocol}s://")):
             raise argparse.ArgumentTypeError(f"{text!r} does not begin with {protocol}://")
-        _check(url=text)
+        try:
+            # Let the client judge; making one connects nothing.
+            Client(text, timeout_s=1.0).close()
+        except ConfigError as exc:
+            raise argparse.ArgumentTypeError(str(exc)) from exc
         return text
 
     return url
-
-
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError as exc:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds") from exc
-    _check(timeout_s=seconds)
-    return seconds
-
-
-def _check(*, url: str = "grpc://localhost:1", timeout_s: float = 1.0) -> None:
-    """Let the client judge; making one connects nothing."""
-    try:
-        Client(url, timeout_s=timeout_s).close()
-    except ConfigError as exc:
-        raise argparse.ArgumentTypeError(str(exc)) from exc

@@ -9,6 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from mooring import Client
 from mooring_build import real_data
 from mooring_build.datasets import read_rows
@@ -66,19 +68,27 @@ def _clinc(source: Path, target: Path) -> Files:
             f"data.evaluation={files['evaluation']}",
             f"data.out_of_scope_train={files['out_of_scope_train']}",
             f"data.out_of_scope={files['out_of_scope_test']}",
-        ]
+        ],
+        test=[f"data.evaluation={files['test']}"],
     )
 
 
 def _recognise(client: Client, recipe: Recipe, recorded: Mapping[str, Any]) -> Measured:
     """Share of the texts out of scope that the served model does not accept."""
-    texts = [row["text"] for row in read_rows(recipe.path(recipe.data.out_of_scope), ["text"])]
     threshold = float(client.config(recipe.name).parameters["acceptance_threshold"])
-    refused = 0
-    for text in texts:
-        answer = client.infer(recipe.name, {"text": [[text]]}, outputs=["acceptance"])
-        refused += bool(answer["acceptance"][0, 0] < threshold)
-    return Measured(served={"oos_recall": refused / len(texts)}, pytorch=recorded, examples=len(texts))
+
+    def accepted(file: str | None) -> list[bool]:
+        texts = [row["text"] for row in read_rows(recipe.path(file), ["text"])]
+        answers = (
+            client.infer(recipe.name, {"text": np.array([[text]], np.object_)}, outputs=["acceptance"])
+            for text in texts
+        )
+        return [bool(answer["acceptance"][0, 0] >= threshold) for answer in answers]
+
+    inside, outside = accepted(recipe.data.evaluation), accepted(recipe.data.out_of_scope)
+    print(f"  accepts {sum(inside) / len(inside):.1%} of {len(inside)} test texts in scope", flush=True)
+    recall = 1 - sum(outside) / len(outside)
+    return Measured(served={"oos_recall": recall}, pytorch=recorded, examples=len(outside))
 
 
 def _stackfaq(source: Path, target: Path) -> Files:

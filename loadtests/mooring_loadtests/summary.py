@@ -9,17 +9,15 @@ from pathlib import Path
 from mooring import Entity, Label
 from mooring_loadtests.answers import AnswerPair
 from mooring_loadtests.releases import ReleaseFacts
-from mooring_loadtests.results import LoadResult
 
 _TEXT_WIDTH = 60
-_SHOWN_ERRORS = 3
 
 
 def summarise(
     *,
     releases: Sequence[ReleaseFacts],
     answers: Mapping[str, Sequence[AnswerPair]],
-    load: LoadResult,
+    load: Sequence[str],
     load_title: str,
     report: Path,
     command: str = "mooring",
@@ -29,16 +27,16 @@ def summarise(
     Args:
         releases: what was published.
         answers: pairs of answers by model.
-        load: the load test.
+        load: lines of the load test's figures.
         load_title: what was loaded, and how.
-        report: Locust's report.
+        report: the load test's report.
         command: how to call ``mooring`` from here.
     """
     sections = [
         ("Trained", _trained(releases)),
         ("Exported: largest difference from the PyTorch model's logits", _exported(releases)),
         (f"Answers: {_verdict(answers)}", _answers(answers)),
-        (load_title, _load(load)),
+        (load_title, load),
         ("Report", [str(report)]),
         ("Next", _next_steps(command)),
     ]
@@ -121,23 +119,6 @@ def _describe(item: Entity | Label) -> str:
 
 def _score(score: float | None) -> str:
     return "-" if score is None else f"{score:.3f}"
-
-
-def _load(load: LoadResult) -> list[str]:
-    rows = [["", "requests", "requests/s", "p50 ms", "p99 ms", "failures"]]
-    for result in load.protocols:
-        rows.append(
-            [
-                result.name,
-                f"{result.requests:,}",
-                f"{result.requests_per_s:.1f}",
-                f"{result.p50_ms:g}",
-                f"{result.p99_ms:g}",
-                f"{result.failures:,}",
-            ]
-        )
-    lines = table(rows, right=(1, 2, 3, 4, 5))
-    return lines + [f"{count} x {error}" for error, count in load.errors[:_SHOWN_ERRORS]]
 
 
 def _next_steps(command: str) -> list[str]:

@@ -1,7 +1,4 @@
-"""Locust users: callers of a text model, one class per protocol, in a closed loop.
-
-A closed loop sends a user's next text when the answer to the last one is in, so the load follows the
-server: it shows what a fixed number of callers get, not what happens at a set arrival rate.
+"""Locust users: callers of a model, one class a protocol, in a closed or an open loop as the profile says.
 
 Importing this module patches the standard library for gevent, as Locust needs it; the client prepares gRPC
 for it by itself.
@@ -11,36 +8,77 @@ from __future__ import annotations
 
 try:
     # First, as it patches the sockets that the modules below hold on to.
-    from locust import User, events, stats, task
+    from locust import LoadTestShape, User, events, stats, task
 except ModuleNotFoundError as exc:
     raise ImportError("load tests need Locust: pip install 'mooring[loadtests]'") from exc
 
 import itertools
 import json
 import logging
+import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import astuple
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
+import gevent
+import psutil
+from gevent.pool import Pool
 from locust.env import Environment
+from locust.exception import StopUser
+from locust.runners import MasterRunner
 
-from mooring import Client, Entity, Label, MooringError
+from mooring import Client, MooringError
+from mooring_loadtests.arrivals import arrival_times
+from mooring_loadtests.load_profile import Profile, load_profile
 from mooring_loadtests.options import add_options
-from mooring_loadtests.results import round_response_time
-from mooring_loadtests.texts import endless_sentences
+from mooring_loadtests.payloads import endless_items
+from mooring_loadtests.recorder import Recorder, round_ms
 
 # Locust keeps whole milliseconds below 100 and two digits above: too coarse for a model that answers in five.
 # https://docs.locust.io/en/stable/customizing-response-time-bucketing.html
-stats.bucket_response_time = round_response_time
+stats.bucket_response_time = round_ms
 
 #: Pause after a failure, so that a server that is down does not cost the generator its CPU.
 _PAUSE_AFTER_FAILURE_S = 0.2
+#: How often a process looks whether it keeps up, in a closed loop.
+_HEARTBEAT_S = 0.05
+#: Requests of one user that may be under way; with more, requests leave late, and the run counts as invalid.
+_MOST_UNDER_WAY = 5000
+#: What the last requests may take beyond their own budget until their users end.
+_SLACK_S = 3.0
 
-_numbers = itertools.count()
+
+class _Process:
+    """What the users of one process share."""
+
+    def __init__(self) -> None:
+        self.recorder = Recorder()
+        self.profile: Profile | None = None
+        self.numbers = itertools.count()
+        self._began_s: float | None = None
+
+    def begin(self) -> None:
+        """Start the clock; the first user that is ready does."""
+        if self._began_s is None:
+            self._began_s = time.perf_counter()
+
+    def now_s(self) -> float:
+        """Time since the first user of the process was ready; 0 before."""
+        return 0.0 if self._began_s is None else time.perf_counter() - self._began_s
+
+
+_process = _Process()
+
+
+def profile_of(environment: Environment) -> Profile:
+    """The run's profile."""
+    if _process.profile is None:
+        options = environment.parsed_options
+        _process.profile = load_profile(options.load_profile, options.overrides)
+    return _process.profile
 
 
 @events.init_command_line_parser.add_listener
@@ -48,20 +86,57 @@ def _add_options(parser: Any, **_: Any) -> None:
     add_options(parser)
 
 
+@events.init.add_listener
+def _prepare(environment: Environment, **_: Any) -> None:
+    profile = profile_of(environment)
+    # Requests that are under way at the end are waited for: a server that stalls must not hide them.
+    environment.stop_timeout = profile.timeout_s + _SLACK_S
+
+
+@events.test_start.add_listener
+def _watch(environment: Environment, **_: Any) -> None:
+    if not isinstance(environment.runner, MasterRunner):
+        gevent.spawn(_note_cpu)
+        if profile_of(environment).loop == "closed":
+            gevent.spawn(_note_lag)
+
+
+def _note_cpu() -> None:
+    process = psutil.Process()
+    process.cpu_percent()
+    while True:
+        gevent.sleep(1.0)
+        cpu = round(process.cpu_percent() / 100, 2)
+        _process.recorder.health[int(_process.now_s())].cpu[cpu] += 1
+
+
+def _note_lag() -> None:
+    """In a closed loop nothing leaves late; what a user would wait for its turn is measured instead."""
+    while True:
+        began_s = time.perf_counter()
+        gevent.sleep(_HEARTBEAT_S)
+        _process.recorder.late(_process.now_s(), time.perf_counter() - began_s - _HEARTBEAT_S)
+
+
+@events.report_to_master.add_listener
+def _hand_over(data: dict[str, Any], **_: Any) -> None:
+    data["mooring"] = _process.recorder.take()
+
+
+@events.worker_report.add_listener
+def _take_over(data: dict[str, Any], **_: Any) -> None:
+    _process.recorder.add(data["mooring"])
+
+
 @events.quitting.add_listener
 def _write_results(environment: Environment, **_: Any) -> None:
-    # Locust's own files won't do: its CSV misses what came after the last whole second, its JSON the errors.
     path = environment.parsed_options.results
     runner = environment.runner
     if path is None or runner is None:
         return
-    crashes = [{"error": crash["msg"], "occurrences": crash["count"]} for crash in runner.exceptions.values()]
-    results = {
-        "stats": environment.stats.serialize_stats(),
-        "errors": list(environment.stats.serialize_errors().values()),
-        "crashes": crashes,
-    }
-    Path(path).write_text(json.dumps(results, indent=2), encoding="utf-8")
+    crashes = [crash["traceback"] for crash in runner.exceptions.values()]
+    written = {"measured": _process.recorder.to_dict(), "crashes": crashes}
+    Path(path).write_text(json.dumps(written), encoding="utf-8")
 
 
 @events.quit.add_listener
@@ -74,8 +149,29 @@ def _leave(exit_code: int, **_: Any) -> None:
     os._exit(exit_code)
 
 
-class TextUser(User):
-    """Asks one model one text at a time; every request and every failure goes into Locust's statistics."""
+class ProfileShape(LoadTestShape):
+    """As many users as the profile's stages say: callers of a closed loop, sources of an open one."""
+
+    # Locust takes the first class that it finds otherwise, and would refuse -u and -t as well.
+    abstract = False
+
+    def tick(self) -> tuple[int, float] | None:
+        """Users and users started a second, as Locust asks for it every second; ``None`` at the end."""
+        environment = self.runner.environment
+        profile = profile_of(environment)
+        now_s = self.get_run_time()
+        if now_s >= profile.seconds + 1:
+            return None
+        if profile.loop == "open":
+            count = environment.parsed_options.generators * len(environment.user_classes)
+            return count, count
+        span = next((span for span in profile.spans() if now_s < span.end_s), profile.spans()[-1])
+        count = max(1, math.ceil(span.amount))
+        return count, count
+
+
+class ModelUser(User):
+    """Asks one model one item at a time; every request goes into the result and into Locust's statistics."""
 
     abstract = True
     #: ``grpc`` or ``http``.
@@ -84,55 +180,100 @@ class TextUser(User):
     def __init__(self, environment: Environment) -> None:
         super().__init__(environment)
         options = environment.parsed_options
+        self._profile = profile_of(environment)
         self._model: str = options.model
+        self._name = f"{self._model} {self.protocol}"
         url = {"grpc": options.grpc_url, "http": options.http_url}[self.protocol]
-        self._client = Client(url, timeout_s=options.request_timeout_s)
-        self._texts: Iterator[str] = endless_sentences(options.payload_seed, next(_numbers))
-        self._classify: Callable[[str], list[Entity] | list[Label]] | None = None
+        self._client = Client(url, timeout_s=self._profile.timeout_s)
+        generator = max(0, getattr(environment.runner, "worker_index", 0))
+        self._number = generator + options.generators * next(_process.numbers)
+        self._items: Iterator[Any] = iter(())
+        self._ask: Any = None
 
     def on_stop(self) -> None:
         """Let go of the connections."""
         self._client.close()
 
     @task
-    def ask(self) -> None:
-        """Send the next text and report how it went."""
-        failure: MooringError | None = None
-        answer: list[Entity] | list[Label] = []
-        began_s = time.perf_counter()
+    def run_loop(self) -> None:
+        """One turn of a closed loop, or all of an open one."""
+        if self._ask is None and not self._learn():
+            gevent.sleep(_PAUSE_AFTER_FAILURE_S)
+        elif self._profile.loop == "open":
+            self._send_at_set_times()
+        elif not self._send(_process.now_s(), due=False):
+            gevent.sleep(_PAUSE_AFTER_FAILURE_S)
+
+    def _learn(self) -> bool:
+        """Ask the model what it is for, and one item; neither is part of any request's time."""
+        began_s = _process.now_s()
         try:
-            if self._classify is None:
-                # The model describes itself once per user; that is no part of a request's time.
-                self._classify = self._client.task(self._model)
-                began_s = time.perf_counter()
-            answer = self._classify(next(self._texts))
+            config, metadata = self._client.config(self._model), self._client.metadata(self._model)
+            self._items = endless_items(self._profile.payload, config, metadata, source=self._number)
+            ask = self._client.task(self._model)
+            ask(next(self._items))
+        except MooringError as exc:
+            self._note(began_s, None, exc)
+            return False
+        self._ask = ask
+        _process.begin()
+        return True
+
+    def _send_at_set_times(self) -> None:
+        options = self.environment.parsed_options
+        pool = Pool(_MOST_UNDER_WAY)
+        times = arrival_times(
+            self._profile.spans(),
+            arrivals=self._profile.arrivals,
+            seed=f"{self._profile.payload.seed}",
+            source=self._number,
+            sources=options.generators * len(self.environment.user_classes),
+        )
+        for intended_s in times:
+            wait_s = intended_s - _process.now_s()
+            if wait_s > 0:
+                gevent.sleep(wait_s)
+            pool.spawn(self._send, intended_s)
+        pool.join()
+        raise StopUser
+
+    def _send(self, intended_s: float, *, due: bool = True) -> bool:
+        """Send the next item and note how it went, counted from ``intended_s``; whether it was answered."""
+        sent_s = _process.now_s() if due else None
+        failure: MooringError | None = None
+        try:
+            self._ask(next(self._items))
         except MooringError as exc:
             failure = exc
+        self._note(intended_s, sent_s, failure)
+        return failure is None
+
+    def _note(self, intended_s: float, sent_s: float | None, failure: MooringError | None) -> None:
+        ended_s = _process.now_s()
+        _process.recorder.request(
+            self._name,
+            intended_s=intended_s,
+            sent_s=sent_s,
+            ended_s=ended_s,
+            error=None if failure is None else f"{type(failure).__name__}: {failure}",
+        )
         self.environment.events.request.fire(
             request_type=self.protocol,
-            name=f"{self._model} {self.protocol}",
-            response_time=(time.perf_counter() - began_s) * 1000,
-            response_length=answer_bytes(answer),
+            name=self._name,
+            response_time=(ended_s - intended_s) * 1000,
+            response_length=0,
             exception=failure,
             context=self.context(),
         )
-        if failure is not None:
-            time.sleep(_PAUSE_AFTER_FAILURE_S)
 
 
-class GrpcUser(TextUser):
+class GrpcUser(ModelUser):
     """Calls over gRPC."""
 
     protocol = "grpc"
 
 
-class HttpUser(TextUser):
+class HttpUser(ModelUser):
     """Calls over HTTP."""
 
     protocol = "http"
-
-
-def answer_bytes(answer: list[Entity] | list[Label]) -> int:
-    """Size of an answer's values as Triton encodes them: 4 bytes a number, 4 + length a string."""
-    values = itertools.chain.from_iterable(map(astuple, answer))
-    return sum(4 + len(value.encode()) if isinstance(value, str) else 4 for value in values)

@@ -40,6 +40,13 @@ def add_command(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
         action="store_true",
         help="let clients load and unload models (Triton's explicit model control)",
     )
+    parser.add_argument(
+        "--trace",
+        type=Path,
+        metavar="FILE",
+        help="write what requests spend their time on, as Triton's traces",
+    )
+    parser.add_argument("--trace-rate", type=int, default=10, metavar="N", help="one of N requests is traced")
     parser.set_defaults(run=run)
 
 
@@ -59,6 +66,7 @@ def run(args: argparse.Namespace) -> int:
         host=args.host,
         log_file=args.log_file,
         model_control_mode="explicit" if args.allow_load else "none",
+        extra_args=[] if args.trace is None else trace_arguments(args.trace, rate=args.trace_rate),
     )
     with _sigterm_as_ctrl_c():
         try:
@@ -73,6 +81,22 @@ def run(args: argparse.Namespace) -> int:
         finally:
             server.stop()
     return 0
+
+
+def trace_arguments(file: Path, *, rate: int) -> list[str]:
+    """tritonserver's arguments that trace one of ``rate`` requests.
+
+    Traces go to ``FILE.0``, ``FILE.1`` and so on, each as soon as it has a hundred of them.
+    https://docs.nvidia.com/deeplearning/triton-inference-server/user-guide/docs/user_guide/trace.html
+    """
+    settings = [
+        f"triton,file={file}",
+        "triton,log-frequency=100",
+        f"rate={rate}",
+        "level=TIMESTAMPS",
+        "count=-1",
+    ]
+    return [f"--trace-config={setting}" for setting in settings]
 
 
 @contextmanager

@@ -8,13 +8,19 @@ import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from mooring import _cli as cli
 from mooring_loadtests.demo import main
+from mooring_loadtests.load_profile import load_profile
+from mooring_loadtests.load_result import LoadResult, read_result
 from mooring_loadtests.load_run import run_load
+from mooring_loadtests.slo import bounds
 from mooring_serve import TritonServer
-from text_models import write_text_models
+from python_models import write_python_model
+from text_models import INTENT_CONFIG, write_text_models
 
 pytestmark = pytest.mark.integration
 
@@ -31,30 +37,120 @@ def test_the_demo_serves_asks_loads_and_sums_up(tmp_path: Path, capsys: pytest.C
     assert re.search(r"ner +version 1 +entity F1 0\.910 ", shown.out)
     assert re.search(r"PER +Maria \[0:5\] +0\.750 +0\.750\n", shown.out)
     for protocol in ("grpc", "http"):
-        assert re.search(rf"ner {protocol} +[\d,]+ +[\d.]+ +[\d.]+ +[\d.]+ +0\n", shown.out)
-    report = (reports / "ner.html").read_text(encoding="utf-8")
+        assert re.search(rf"ner {protocol} +[\d,]+( +[\d.e+]+){{4}} +0\n", shown.out)
+    report = (reports / "ner-demo.html").read_text(encoding="utf-8")
     assert "ner grpc" in report
     assert "ner http" in report
+
+
+def _load(server: TritonServer, folder: Path, profile: str, *overrides: str, **options: Any) -> LoadResult:
+    return run_load(
+        name=profile,
+        profile=load_profile(profile, overrides),
+        log=folder / "locust.log",
+        **{"model": "ner", "grpc_url": server.grpc_url, **options},
+    )
 
 
 def test_failures_are_counted_and_the_rest_is_answered(
     tmp_path: Path, make_server: Callable[..., TritonServer]
 ) -> None:
-    server = make_server(write_text_models(tmp_path / "models", refused="?"))
-    load = run_load(
-        model="ner",
-        grpc_url=server.grpc_url,
-        http_url=server.http_url,
-        seconds=4,
-        reports=tmp_path / "reports",
-        users=4,
+    server = make_server(write_text_models(tmp_path / "models", refused="Porto?"))
+    load = _load(server, tmp_path, "smoke", "stages=[{seconds=4}]", http_url=server.http_url)
+    assert load.names == ("ner grpc", "ner http")
+    for name in load.names:
+        requests, failures = load.count(name)
+        assert 0 < failures < requests
+    assert all(
+        error.startswith("InvalidInput: ") and "no text with" in error for error in load.recorder.errors
     )
-    assert [result.name for result in load.protocols] == ["ner grpc", "ner http"]
-    for result in load.protocols:
-        assert 0 < result.failures < result.requests
-    assert not load.passed
-    assert sum(count for _, count in load.errors) == load.failures
-    assert all("InvalidInput" in error and "no text with '?'" in error for error, _ in load.errors)
+    (bound,) = bounds(load)
+    assert (bound.name, bound.kept) == ("error_rate", False)
+    assert load.server is not None
+    assert load.server.requests >= load.count()[0] - load.count()[1]
+
+
+STALLING = """
+    import time
+    import numpy as np
+    import triton_python_backend_utils as pb_utils
+
+
+    class TritonPythonModel:
+        def initialize(self, args):
+            self.asked = 0
+
+        def execute(self, requests):
+            self.asked += len(requests)
+            if 100 <= self.asked < 100 + len(requests):
+                time.sleep(1.5)
+            rows = [pb_utils.get_input_tensor_by_name(request, "text").as_numpy() for request in requests]
+            return [pb_utils.InferenceResponse([
+                pb_utils.Tensor("label", np.array([[b"a"]] * len(row), dtype=np.object_)),
+                pb_utils.Tensor("score", np.ones((len(row), 1), dtype=np.float32)),
+            ]) for row in rows]
+"""
+
+
+def test_an_open_loop_counts_what_a_stall_delayed(
+    tmp_path: Path, make_server: Callable[..., TritonServer]
+) -> None:
+    write_python_model(tmp_path / "models", "intent", source=STALLING, config=INTENT_CONFIG)
+    server = make_server(tmp_path / "models")
+    load = _load(
+        server,
+        tmp_path,
+        "steady",
+        "rate=40",
+        'arrivals="constant"',
+        "stages=[{seconds=5}]",
+        model="intent",
+    )
+    assert load.count() == (200, 0)
+    slow = sum(
+        count for second in load.seconds() for value, count in second.latencies_ms.items() if value > 100
+    )
+    # 60 requests were due while the server slept; all but the last few of them waited longer than that. Users
+    # who wait for their answers would have sent none of these.
+    assert slow > 40
+    assert sum(second.answers for second in load.seconds()) == 200
+
+
+def test_two_processes_make_one_rate(tmp_path: Path, make_server: Callable[..., TritonServer]) -> None:
+    server = make_server(write_text_models(tmp_path / "models"))
+    overrides = ("rate=30", 'arrivals="constant"', "stages=[{seconds=1, measured=false}, {seconds=4}]")
+    load = _load(server, tmp_path, "steady", *overrides, http_url=server.http_url, processes=2)
+    requests, failures = load.count()
+    # Each of the four sources sends a quarter of it; whole seconds cut one off at either end. A process that
+    # the machine starves loses contact with the others, and the result says so.
+    assert 116 <= requests <= 124 or any("missing" in doubt for doubt in load.doubts)
+    assert not failures
+    assert set(load.names) <= {"ner grpc", "ner http"}
+    assert sum(health.cpu.total() for health in load.recorder.health.values()) > 4
+
+
+def test_the_command_writes_a_report_and_says_which_bound_broke(
+    tmp_path: Path, make_server: Callable[..., TritonServer], capsys: pytest.CaptureFixture[str]
+) -> None:
+    server = make_server(write_text_models(tmp_path / "models"))
+    words = [
+        "load",
+        "ner",
+        "--set",
+        "stages=[{seconds=6}]",
+        "--url",
+        server.http_url,
+        "--reports",
+        str(tmp_path),
+    ]
+    words += ["--set", "slo.min_throughput=1e6", "--set", "slo.p50_ms=60000"]
+    # 3 where this machine is too busy to measure anything.
+    assert cli.main(words) in (1, 3)
+    shown = capsys.readouterr().out
+    assert re.search(r"min_throughput [\d.e+]+ \[.*\], bound 1e\+06: BROKEN\n", shown)
+    assert re.search(r"p50_ms [\d.e+]+ \[.*\], bound 60000: kept\n", shown)
+    assert "<svg" in (tmp_path / "ner-smoke.html").read_text(encoding="utf-8")
+    assert read_result(tmp_path / "ner-smoke.json").figures()["error_rate"].value == 0
 
 
 def test_the_containers_health_check_asks_the_model(

@@ -16,17 +16,18 @@ def _parse(*arguments: str) -> argparse.Namespace:
 def test_defaults_are_the_ports_of_a_local_server() -> None:
     options = _parse()
     assert (options.grpc_url, options.http_url) == ("grpc://127.0.0.1:8001", "http://127.0.0.1:8000")
-    assert (options.model, options.payload_seed, options.request_timeout_s) == ("ner", 0, 10.0)
-    assert options.results is None
+    assert (options.model, options.load_profile, options.overrides) == ("ner", "smoke", [])
+    assert (options.generators, options.results) == (1, None)
 
 
 def test_values_are_taken_as_given() -> None:
     options = _parse(
-        "--grpc-url", "grpc://models:9", "--http-url", "http://models:8/triton", "--model", "intent",
-        "--payload-seed", "5", "--request-timeout-s", "0.5", "--results", "r.json",
+        "--grpc-url", "grpcs://models:9", "--http-url", "http://models:8/triton", "--model", "intent",
+        "--load-profile", "steady", "--set", "rate=5", "--set", "timeout_s=0.5", "--results", "r.json",
     )  # fmt: skip
-    assert (options.grpc_url, options.http_url) == ("grpc://models:9", "http://models:8/triton")
-    assert (options.model, options.payload_seed, options.request_timeout_s) == ("intent", 5, 0.5)
+    assert (options.grpc_url, options.http_url) == ("grpcs://models:9", "http://models:8/triton")
+    assert (options.model, options.load_profile) == ("intent", "steady")
+    assert options.overrides == ["rate=5", "timeout_s=0.5"]
     assert options.results == "r.json"
 
 
@@ -36,9 +37,7 @@ def test_values_are_taken_as_given() -> None:
         (("--grpc-url", "http://127.0.0.1:8001"), "does not begin with grpc://"),
         (("--http-url", "127.0.0.1:8000"), "does not begin with http://"),
         (("--grpc-url", "grpc://127.0.0.1"), "has no port"),
-        (("--request-timeout-s", "soon"), "'soon' is no number of seconds"),
-        (("--request-timeout-s", "0"), "timeout_s"),
-        (("--payload-seed", "x"), "invalid int value: 'x'"),
+        (("--generators", "x"), "invalid int value: 'x'"),
     ],
 )
 def test_a_mistake_is_named(

@@ -4,15 +4,17 @@ import importlib.util
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from mooring import MooringError
+from mooring import ConfigError, ConnectError, MooringError
 from mooring_loadtests import demo, load_run
+from mooring_loadtests.load_profile import load_profile
 from mooring_loadtests.load_run import run_load
 
 # Nothing listens on port 1.
-NO_SERVER = {"grpc_url": "grpc://127.0.0.1:1", "http_url": "http://127.0.0.1:1"}
+NO_SERVER = "grpc://127.0.0.1:1"
 
 
 def _run_python(code: str) -> str:
@@ -38,44 +40,29 @@ def test_without_locust_the_users_name_the_extra() -> None:
     assert _run_python(code) == "load tests need Locust: pip install 'mooring[loadtests]'\n"
 
 
+def _load(tmp_path: Path, **options: Any) -> None:
+    profile = load_profile("smoke")
+    options = {"grpc_url": NO_SERVER, "log": tmp_path / "new" / "ner.log", **options}
+    run_load(model="ner", name="smoke", profile=profile, **options)
+
+
 def test_without_locust_a_run_names_the_extra(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r"pip install 'mooring\[loadtests\]'"):
-        run_load(model="ner", seconds=1, reports=tmp_path, **NO_SERVER)
+        _load(tmp_path)
 
 
 def test_a_missing_locust_file_says_where_to_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(load_run, "_LOCUSTFILE", tmp_path / "locustfile.py")
     with pytest.raises(MooringError, match="run load tests from a checkout of the project"):
-        run_load(model="ner", seconds=1, reports=tmp_path, **NO_SERVER)
+        _load(tmp_path)
 
 
-def test_a_server_that_is_down_is_a_failure_not_silence(tmp_path: Path) -> None:
-    progress: list[float] = []
-    load = run_load(
-        model="ner", seconds=2, reports=tmp_path / "new", users=2, progress=progress.append, **NO_SERVER
-    )
-    assert [result.name for result in load.protocols] == ["ner grpc", "ner http"]
-    for result in load.protocols:
-        assert result.requests == result.failures > 0
-    # After some failures the client gives the server a rest and says so.
-    reasons = {error.partition("(")[0] for error, _ in load.errors}
-    assert "ConnectError" in reasons
-    assert reasons <= {"ConnectError", "CircuitOpen"}
-    assert not load.passed
-    assert progress == sorted(progress)
-    assert len(progress) > 1
-    assert (tmp_path / "new" / "ner.html").is_file()
-
-
-def test_a_run_that_does_not_start_shows_the_log_and_no_old_results(tmp_path: Path) -> None:
-    (tmp_path / "ner.json").write_text('{"stats": [], "errors": [], "crashes": []}', encoding="utf-8")
-    with pytest.raises(
-        MooringError, match=r"Locust stopped with exit status 2 and no results(?s:.*)has no port"
-    ):
-        run_load(
-            model="ner", seconds=1, reports=tmp_path, grpc_url="grpc://host", http_url="http://127.0.0.1:1"
-        )
+def test_a_run_needs_a_server_that_answers(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="needs the URL of a server"):
+        _load(tmp_path, grpc_url=None)
+    with pytest.raises(ConnectError):
+        _load(tmp_path)
 
 
 def test_the_demo_says_what_to_build_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

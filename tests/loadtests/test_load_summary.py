@@ -9,7 +9,6 @@ import pytest
 from mooring import DataError, Entity, Label
 from mooring_loadtests.answers import AnswerPair
 from mooring_loadtests.releases import EngineParity, ReleaseFacts, read_release
-from mooring_loadtests.results import LoadResult, ProtocolResult
 from mooring_loadtests.summary import summarise, table
 
 MANIFEST = {
@@ -44,29 +43,11 @@ def _write_manifest(repository: Path, **changes: Any) -> None:
     (folder / "manifest.json").write_text(json.dumps({**MANIFEST, **changes}), encoding="utf-8")
 
 
-def _load(failures: int = 0, errors: tuple[tuple[str, int], ...] = ()) -> LoadResult:
-    return LoadResult(
-        protocols=tuple(
-            ProtocolResult(
-                name=f"ner {protocol}",
-                protocol=protocol,
-                requests=1234,
-                failures=failures,
-                requests_per_s=61.7,
-                p50_ms=24.5,
-                p99_ms=123.0,
-            )
-            for protocol in ("grpc", "http")
-        ),
-        errors=errors,
-    )
-
-
-def _summary(pairs: list[AnswerPair], load: LoadResult | None = None) -> list[str]:
+def _summary(pairs: list[AnswerPair]) -> list[str]:
     text = summarise(
         releases=[RELEASE],
         answers={"ner": pairs},
-        load=load or _load(),
+        load=["ner grpc  1,234", "ner http  1,240"],
         load_title="Load: 8 users",
         report=Path("reports/ner.html"),
         command="bin/mooring",
@@ -117,9 +98,8 @@ def test_the_whole_summary() -> None:
         "       It rained.       (nothing)",
         "",
         "Load: 8 users",
-        "            requests  requests/s  p50 ms  p99 ms  failures",
-        "  ner grpc     1,234        61.7    24.5     123         0",
-        "  ner http     1,234        61.7    24.5     123         0",
+        "  ner grpc  1,234",
+        "  ner http  1,240",
         "",
         "Report",
         "  reports/ner.html",
@@ -152,14 +132,6 @@ def test_a_long_text_is_shortened() -> None:
     (shown,) = (line for line in lines if line.endswith("(nothing)"))
     assert " …" in shown
     assert len(shown) < 90
-
-
-def test_failures_are_counted_with_their_reasons() -> None:
-    errors = (("Overloaded('queue full')", 1000), ("b", 4), ("c", 3), ("d", 2))
-    lines = _summary([], _load(failures=1009, errors=errors))
-    assert "  ner grpc     1,234        61.7    24.5     123     1,009" in lines
-    assert "  1000 x Overloaded('queue full')" in lines
-    assert not any("x d" in line for line in lines)
 
 
 def test_a_table_aligns_its_columns() -> None:

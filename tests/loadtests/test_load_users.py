@@ -25,13 +25,3 @@ def test_grpc_is_prepared_for_gevent_once_and_before_the_first_call() -> None:
                     print(len(calls))
     """
     assert _run_python(code) == "1\n1\n"
-
-
-def test_answers_have_the_size_of_their_values() -> None:
-    code = (
-        "from mooring import Entity, Label; from mooring_loadtests.users import answer_bytes; "
-        "print(answer_bytes([]), answer_bytes([Label(label='abc', score=0.5)]), "
-        "answer_bytes([Entity(label='PER', score=0.5, start=0, end=3, text='Zoé')]))"
-    )
-    # Strings are their bytes and a length of 4, numbers 4: 7 + 4; 7 + 4 + 4 + 4 + 8.
-    assert _run_python(code) == "0 11 27\n"

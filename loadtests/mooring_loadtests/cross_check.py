@@ -1,0 +1,141 @@
+"""Hold the load generator against a C++ one: NVIDIA's perf_analyzer, at half of what the model takes.
+
+::
+
+    python -m mooring_loadtests.cross_check ner --url grpc://127.0.0.1:8001 --perf-analyzer PATH
+
+perf_analyzer is not installed with the project. One ships in the manylinux wheel ``tritonclient==2.50.0``
+(``pip download --no-deps``, then unzip: ``tritonclient-2.50.0.data/data/bin/perf_analyzer``); it needs
+Debian's ``libb64-0d`` and a ``libcudart.so.12`` on ``LD_LIBRARY_PATH``. Both sides send the same texts at the
+same constant rate, in turns. The last line is JSON: ratios of this generator over perf_analyzer, medians over
+the turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from random import Random
+
+import numpy as np
+
+from mooring import ConfigError, MooringError
+from mooring_loadtests.commands import exit_code
+from mooring_loadtests.load_profile import Payload, Profile, Stage
+from mooring_loadtests.load_run import run_load
+from mooring_loadtests.payloads import draw_text
+
+_TEXTS = 200
+_WARM_UP_S = 3
+_ALLOWED = {"throughput": 0.05, "p50_ms": 0.10, "p99_ms": 0.10}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Compare.
+
+    Returns:
+        0 if throughput agrees within 5 % and latency within 10 %, 1 if not, 2 if something needed is missing.
+    """
+    args = _parser().parse_args(argv)
+    return exit_code(lambda: _run(args))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m mooring_loadtests.cross_check",
+        description="Compare the load generator with NVIDIA's perf_analyzer on a model of texts.",
+    )
+    parser.add_argument("model", metavar="MODEL")
+    parser.add_argument("--url", default="grpc://127.0.0.1:8001", metavar="URL", help="a grpc:// URL")
+    parser.add_argument("--perf-analyzer", type=Path, required=True, metavar="PATH")
+    parser.add_argument(
+        "--rate", type=float, metavar="R", help="requests a second (default: half of what it takes)"
+    )
+    parser.add_argument("--seconds", type=int, default=20, metavar="S", help="length of a turn (default: 20)")
+    parser.add_argument("--turns", type=int, default=5, metavar="N", help="of each side (default: 5)")
+    return parser
+
+
+def _run(args: argparse.Namespace) -> int:
+    if not os.access(args.perf_analyzer, os.X_OK):
+        raise ConfigError(f"--perf-analyzer {args.perf_analyzer} is no program")
+    random, payload = Random(0), Payload()
+    texts = [draw_text(random, payload) for _ in range(_TEXTS)]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "texts.jsonl").write_text("\n".join(map(json.dumps, texts)), encoding="utf-8")
+        (folder / "texts.json").write_text(
+            json.dumps({"data": [{"text": [text]} for text in texts]}), encoding="utf-8"
+        )
+        rate = args.rate or _capacity(args, folder) / 2
+        print(f"{rate:.1f} requests/s for {args.seconds} s, {args.turns} turns of each side", flush=True)
+        ratios: dict[str, list[float]] = {figure: [] for figure in _ALLOWED}
+        for turn in range(args.turns):
+            sides = {"mooring": _ours, "perf_analyzer": _theirs}
+            # Each side goes first in every other turn.
+            order = sorted(sides, reverse=bool(turn % 2))
+            figures = {side: sides[side](args, rate, folder) for side in order}
+            for side in sides:
+                shown = ", ".join(f"{figure} {value:.4g}" for figure, value in figures[side].items())
+                print(f"  {side:<14} {shown}", flush=True)
+            for figure, values in ratios.items():
+                values.append(figures["mooring"][figure] / figures["perf_analyzer"][figure])
+    medians = {figure: statistics.median(values) for figure, values in ratios.items()}
+    print(json.dumps({f"{figure}_ratio": round(median, 4) for figure, median in medians.items()}))
+    return int(any(abs(median - 1) > _ALLOWED[figure] for figure, median in medians.items()))
+
+
+def _capacity(args: argparse.Namespace, folder: Path) -> float:
+    stages = (Stage(seconds=2, measured=False), Stage(seconds=8))
+    profile = Profile(
+        loop="closed", users=8, stages=stages, payload=Payload(file=str(folder / "texts.jsonl"))
+    )
+    result = run_load(
+        model=args.model, name="capacity", profile=profile, grpc_url=args.url, log=folder / "locust.log"
+    )
+    return result.figures()["throughput"].value
+
+
+def _ours(args: argparse.Namespace, rate: float, folder: Path) -> dict[str, float]:
+    profile = Profile(
+        loop="open",
+        rate=rate,
+        arrivals="constant",
+        stages=(Stage(seconds=_WARM_UP_S, measured=False), Stage(seconds=args.seconds)),
+        payload=Payload(file=str(folder / "texts.jsonl")),
+    )
+    result = run_load(
+        model=args.model, name="cross-check", profile=profile, grpc_url=args.url, log=folder / "locust.log"
+    )
+    return {figure: result.figures()[figure].value for figure in _ALLOWED}
+
+
+def _theirs(args: argparse.Namespace, rate: float, folder: Path) -> dict[str, float]:
+    export = folder / "requests.json"
+    count = round(rate * (_WARM_UP_S + args.seconds))
+    command = [str(args.perf_analyzer), "-m", args.model, "-u", args.url.partition("://")[2], "-i", "grpc"]
+    command += ["--async", "--input-data", str(folder / "texts.json"), "--request-count", str(count)]
+    command += [f"--request-rate-range={rate}", "--request-distribution", "constant"]
+    command += ["--profile-export-file", str(export)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode or not export.is_file():
+        raise MooringError(f"perf_analyzer failed ({done.returncode}): {(done.stdout + done.stderr)[-500:]}")
+    requests = json.loads(export.read_text(encoding="utf-8"))["experiments"][0]["requests"]
+    sent = np.array([request["timestamp"] for request in requests]) / 1e9
+    answered = np.array([request["response_timestamps"][0] for request in requests]) / 1e9
+    counted = sent >= sent.min() + _WARM_UP_S
+    latencies = (answered - sent)[counted] * 1000
+    lasted = answered[counted].max() - sent[counted].min()
+    p50, p99 = np.quantile(latencies, [0.5, 0.99], method="inverted_cdf")
+    return {"throughput": len(latencies) / lasted, "p50_ms": float(p50), "p99_ms": float(p99)}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,130 @@
+"""``mooring load``: run a profile against a model, write the report, and say whether it kept its bounds."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from mooring import ConfigError
+from mooring_loadtests.load_profile import load_profile, shipped_profiles
+from mooring_loadtests.load_result import LoadResult
+from mooring_loadtests.progress import Progress
+from mooring_loadtests.slo import Bound, bounds
+
+#: Exit code of a run that says nothing, as its generator did not keep up.
+_INVALID = 3
+
+
+def add_command(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add ``load`` to the command line."""
+    parser = subparsers.add_parser(
+        "load",
+        help="load-test a model and hold it against its bounds",
+        description="Run a load profile against a served model. Writes a report and the result as JSON. Exit "
+        "code: 0 the bounds were kept, 1 one was broken, 3 the generator did not keep up: no verdict.",
+    )
+    parser.add_argument("model", metavar="MODEL", help="name of the model, such as ner")
+    parser.add_argument(
+        "--profile",
+        default="smoke",
+        metavar="PROFILE",
+        help=f"path of a TOML file, or one of {', '.join(shipped_profiles())} (default: smoke)",
+    )
+    parser.add_argument(
+        "--set",
+        dest="overrides",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="change one key of the profile, e.g. rate=40 or slo.p99_ms=50; may be repeated",
+    )
+    parser.add_argument(
+        "--url",
+        action="append",
+        metavar="URL",
+        help="the server, grpc:// or http://; both may be given and share the load "
+        "(default: grpc://127.0.0.1:8001)",
+    )
+    parser.add_argument(
+        "--processes", type=int, default=1, metavar="N", help="processes that generate the load (default: 1)"
+    )
+    parser.add_argument(
+        "--trace",
+        type=Path,
+        metavar="FILE",
+        help="that of 'mooring serve --trace FILE': shows what the slowest 1 %% of the requests waited for",
+    )
+    parser.add_argument("--reports", type=Path, default=Path("reports"), metavar="FOLDER")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run one load test; returns the exit code."""
+    from mooring_loadtests.load_report import write_report
+    from mooring_loadtests.load_run import run_load
+
+    if args.processes < 1:
+        raise ConfigError(f"--processes {args.processes} is below 1")
+    profile = load_profile(args.profile, args.overrides)
+    urls = _by_protocol(args.url or ["grpc://127.0.0.1:8001"])
+    name = Path(args.profile).stem
+    stem = args.reports / f"{args.model}-{name}"
+    progress = Progress(profile.seconds)
+    try:
+        result = run_load(
+            model=args.model,
+            name=name,
+            profile=profile,
+            grpc_url=urls.get("grpc"),
+            http_url=urls.get("http"),
+            processes=args.processes,
+            trace=args.trace,
+            log=stem.with_suffix(".log"),
+            progress=progress.show,
+        )
+    finally:
+        progress.clear()
+    stem.with_suffix(".json").write_text(result.to_json(), encoding="utf-8")
+    write_report(result, stem.with_suffix(".html"))
+    verdicts = bounds(result)
+    print("\n".join([*figure_lines(result), *_verdict_lines(result, verdicts), "", f"{stem}.html"]))
+    if result.doubts:
+        return _INVALID
+    return 0 if all(bound.kept for bound in verdicts) else 1
+
+
+def _by_protocol(urls: list[str]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for url in urls:
+        protocol = url.partition("://")[0].removesuffix("s")
+        if protocol not in ("grpc", "http") or protocol in found:
+            raise ConfigError(f"--url {url!r}: give one grpc:// and one http:// URL at most")
+        found[protocol] = url
+    return found
+
+
+def figure_lines(result: LoadResult) -> list[str]:
+    """A table of the figures, one line a protocol."""
+    from mooring_loadtests.summary import table
+
+    rows = [["", "requests", "answers/s", "p50 ms", "p95 ms", "p99 ms", "failures"]]
+    for name in result.names:
+        requests, failures = result.count(name)
+        figures = result.figures(name)
+        shown = [f"{figures[key].value:.4g}" for key in ("throughput", "p50_ms", "p95_ms", "p99_ms")]
+        rows.append([name, f"{requests:,}", *shown, f"{failures:,}"])
+    errors = result.recorder.errors.most_common(3)
+    return table(rows, right=(1, 2, 3, 4, 5, 6)) + [f"{count} x {error}" for error, count in errors]
+
+
+def _verdict_lines(result: LoadResult, verdicts: list[Bound]) -> list[str]:
+    lines = [""] if verdicts or result.doubts else []
+    for bound in verdicts:
+        low, high = bound.figure.low, bound.figure.high
+        interval = "" if low is None or high is None else f" [{low:.4g}, {high:.4g}]"
+        doubt = "" if bound.sure else ", within the confidence interval"
+        verdict = "kept" if bound.kept else "BROKEN"
+        lines.append(
+            f"{bound.name} {bound.figure.value:.4g}{interval}, bound {bound.limit:g}: {verdict}{doubt}"
+        )
+    return lines + [f"INVALID: {doubt}" for doubt in result.doubts]

@@ -1,0 +1,235 @@
+"""A load test's result: what was measured, on what, and the figures that follow from it."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from mooring import DataError
+from mooring_loadtests.load_profile import Profile, Span, read_profile
+from mooring_loadtests.load_statistics import Draws, Estimate, figures, percentile
+from mooring_loadtests.recorder import Health, Recorder, Second
+from mooring_loadtests.server_times import ServerTimes, StepTimes
+
+#: Raised when the file changes so that older readers would err.
+_SCHEMA = 1
+#: Share of a core over which a generating process measures itself. Python runs on one core.
+_CPU_LIMIT = 0.9
+#: Requests may leave so late, or a tenth of the 99th percentile of latency where that is more.
+_LATENESS_LIMIT_MS = 5.0
+#: Share of an open loop's requests that may be missing, beyond what chance does to a Poisson number.
+_MISSING_SHARE = 0.02
+#: So many may leave later; more must be beyond chance (two standard deviations of a Poisson count).
+_LATE_SHARE = 0.01
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageFigures:
+    """One measured stage."""
+
+    span: Span
+    figures: Mapping[str, Estimate]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadResult:
+    """One run."""
+
+    #: Name of the profile.
+    name: str
+    model: str
+    #: Version that was served; empty where the server did not say.
+    version: str
+    #: When the run began, ISO 8601 in UTC.
+    started: str
+    profile: Profile
+    #: Generating processes.
+    processes: int
+    #: The machine, and versions of the software, as words.
+    machine: Mapping[str, str]
+    versions: Mapping[str, str]
+    recorder: Recorder
+    #: Of all requests; ``None`` where the server was not asked.
+    server: ServerTimes | None
+    #: Of the slowest 1 % of the traced requests; ``None`` where none was traced.
+    slowest: ServerTimes | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the requests, such as ``ner grpc``."""
+        return tuple(sorted({name for name, _ in self.recorder.seconds}))
+
+    @property
+    def measured(self) -> tuple[Span, ...]:
+        """The stages that count."""
+        return tuple(span for span in self.profile.spans() if span.measured)
+
+    def seconds(self, name: str | None = None, spans: Sequence[Span] | None = None) -> list[Second]:
+        """One entry a second of the stages.
+
+        Args:
+            name: of the requests; ``None`` for all together.
+            spans: stages; ``None`` for those that count.
+        """
+        names = self.names if name is None else (name,)
+        spans = self.measured if spans is None else spans
+        return [
+            _together(
+                [
+                    self.recorder.seconds[one, second]
+                    for one in names
+                    if (one, second) in self.recorder.seconds
+                ]
+            )
+            for span in spans
+            for second in range(span.start_s, span.end_s)
+        ]
+
+    def draws(self, name: str | None = None) -> Draws:
+        """Figures of the stages that count, with their bootstrap draws.
+
+        Raises:
+            DataError: nothing was sent in them.
+        """
+        try:
+            return figures([self.seconds(name, [span]) for span in self.measured])
+        except ValueError as exc:
+            raise DataError(f"load test {self.name!r} of {self.model!r} sent nothing that counts") from exc
+
+    def figures(self, name: str | None = None) -> dict[str, Estimate]:
+        """Percentiles and mean in milliseconds, answers a second, share of failures; as :meth:`draws`."""
+        return self.draws(name).estimates()
+
+    def stages(self) -> list[StageFigures]:
+        """Figures of each stage that counts and in which something was sent."""
+        found = []
+        for span in self.measured:
+            seconds = self.seconds(spans=[span])
+            if any(second.latencies_ms or second.failures_ms for second in seconds):
+                found.append(StageFigures(span=span, figures=figures([seconds]).estimates()))
+        return found
+
+    def count(self, name: str | None = None) -> tuple[int, int]:
+        """Requests of the stages that count, and how many of them failed."""
+        seconds = self.seconds(name)
+        failures = sum(second.failures_ms.total() for second in seconds)
+        return failures + sum(second.latencies_ms.total() for second in seconds), failures
+
+    def health(self) -> Health:
+        """The generating processes in the stages that count, all seconds together."""
+        whole = Health()
+        for span in self.measured:
+            for second in range(span.start_s, span.end_s):
+                if second in self.recorder.health:
+                    whole.lateness_ms.update(self.recorder.health[second].lateness_ms)
+                    whole.cpu.update(self.recorder.health[second].cpu)
+        return whole
+
+    @property
+    def doubts(self) -> list[str]:
+        """Why the generator can't be trusted; empty where it can."""
+        health, doubts = self.health(), []
+        if self.profile.loop == "open":
+            due = sum(span.amount * (span.end_s - span.start_s) for span in self.measured)
+            chance = 4 * math.sqrt(due) if self.profile.arrivals == "poisson" else 0.0
+            sent, _ = self.count()
+            if sent < due * (1 - _MISSING_SHARE) - chance:
+                doubts.append(f"{due - sent:.0f} of {due:.0f} requests that were due are missing")
+        if health.cpu and (cpu := percentile(health.cpu, 0.5)) > _CPU_LIMIT:
+            doubts.append(
+                f"a generating process used {cpu:.0%} of a core: add --processes, or lower the load"
+            )
+        if health.lateness_ms:
+            p99 = self.figures()["p99_ms"].value
+            limit = max(_LATENESS_LIMIT_MS, p99 / 10 if math.isfinite(p99) else 0.0)
+            late = sum(count for value, count in health.lateness_ms.items() if value > limit)
+            expected = _LATE_SHARE * health.lateness_ms.total()
+            if late > expected + 2 * math.sqrt(expected):
+                doubts.append(
+                    f"{late / health.lateness_ms.total():.1%} of the requests left more than {limit:.3g} ms "
+                    "late: the generator or its machine was overloaded"
+                )
+        return doubts
+
+    def to_json(self) -> str:
+        """The result as JSON: what was measured, and for people the figures that follow."""
+        names = {"all": None} | {name: name for name in self.names}
+        document = {
+            "schema": _SCHEMA,
+            "name": self.name,
+            "model": self.model,
+            "version": self.version,
+            "started": self.started,
+            "processes": self.processes,
+            "machine": dict(self.machine),
+            "versions": dict(self.versions),
+            "profile": self.profile.model_dump(mode="json"),
+            "figures": {
+                key: {figure: _finite(asdict(value)) for figure, value in self.figures(name).items()}
+                for key, name in names.items()
+            },
+            "doubts": self.doubts,
+            "server": None if self.server is None else asdict(self.server),
+            "slowest": None if self.slowest is None else asdict(self.slowest),
+            "measured": self.recorder.to_dict(),
+        }
+        return json.dumps(document, indent=1, allow_nan=False)
+
+
+def read_result(path: Path) -> LoadResult:
+    """Read the JSON file of a run.
+
+    Raises:
+        DataError: the file is missing, or not such a file.
+    """
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        if document["schema"] != _SCHEMA:
+            raise DataError(f"{path} has schema {document['schema']!r}, this version reads {_SCHEMA}")
+        recorder = Recorder()
+        recorder.add(document["measured"])
+        return LoadResult(
+            name=document["name"],
+            model=document["model"],
+            version=document["version"],
+            started=document["started"],
+            processes=document["processes"],
+            machine=document["machine"],
+            versions=document["versions"],
+            profile=read_profile(document["profile"], str(path)),
+            recorder=recorder,
+            server=_read_server(document["server"]),
+            slowest=_read_server(document["slowest"]),
+        )
+    except FileNotFoundError as exc:
+        raise DataError(f"{path} is missing") from exc
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as exc:
+        raise DataError(f"{path} holds no result of a load test ({exc!r})") from exc
+
+
+def _read_server(server: Mapping[str, Any] | None) -> ServerTimes | None:
+    if server is None:
+        return None
+    steps = tuple(
+        StepTimes(**{**step, "batches": {int(size): count for size, count in step["batches"].items()}})
+        for step in server["steps"]
+    )
+    return ServerTimes(**{**server, "steps": steps})
+
+
+def _together(seconds: Sequence[Second]) -> Second:
+    whole = Second()
+    for second in seconds:
+        whole.add(second)
+    return whole
+
+
+def _finite(estimate: Mapping[str, float | None]) -> dict[str, float | None]:
+    """JSON knows no infinity: ``None`` there."""
+    return {
+        key: value if value is not None and math.isfinite(value) else None for key, value in estimate.items()
+    }

@@ -1,0 +1,123 @@
+"""Where requests spend their time in the server: what Triton counted between two moments."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from mooring import Client, ModelStatistics
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepTimes:
+    """One model of a pipeline, in means a request."""
+
+    model: str
+    requests: int
+    #: Waiting for an instance, and for others to share its batch with.
+    queue_ms: float
+    #: Putting the requests' inputs together.
+    input_ms: float
+    compute_ms: float
+    #: Taking the outputs apart.
+    output_ms: float
+    #: Executions by their number of items.
+    batches: Mapping[int, int]
+
+    @property
+    def total_ms(self) -> float:
+        return self.queue_ms + self.input_ms + self.compute_ms + self.output_ms
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerTimes:
+    """A model and, where it is a pipeline, its steps."""
+
+    model: str
+    requests: int
+    #: Mean time from a request's arrival in the server to its answer.
+    total_ms: float
+    steps: tuple[StepTimes, ...]
+
+
+Snapshot = Mapping[str, ModelStatistics]
+
+
+def snapshot(client: Client, model: str) -> Snapshot:
+    """What the server has counted by now for a model and all that its pipeline calls, by model.
+
+    Raises:
+        MooringError: as the client does.
+    """
+    names = _names(client, model)
+    return {name: _newest(client.statistics(name)) for name in names}
+
+
+def between(model: str, before: Snapshot, after: Snapshot) -> ServerTimes:
+    """What happened between two snapshots.
+
+    Models that were loaded anew in between count from their loading.
+    """
+    changes = {name: _Change(before.get(name), now) for name, now in after.items()}
+    whole = changes[model]
+    steps = [name for name in after if name != model] or [model]
+    return ServerTimes(
+        model=model,
+        requests=whole.count("success"),
+        total_ms=whole.mean_ms("success"),
+        steps=tuple(changes[name].step(name) for name in steps),
+    )
+
+
+class _Change:
+    """Difference of one model's counts."""
+
+    def __init__(self, before: ModelStatistics | None, after: ModelStatistics) -> None:
+        same = before is not None and before.version == after.version
+        self._before = before if same and before.inference_count <= after.inference_count else None
+        self._after = after
+
+    def count(self, what: str) -> int:
+        return int(
+            getattr(self._after, what).count - (getattr(self._before, what).count if self._before else 0)
+        )
+
+    def mean_ms(self, what: str) -> float:
+        """Mean over the requests that were answered."""
+        earlier = getattr(self._before, what).ns if self._before else 0
+        return (getattr(self._after, what).ns - earlier) / max(1, self.count("success")) / 1e6
+
+    def step(self, model: str) -> StepTimes:
+        return StepTimes(
+            model=model,
+            requests=self.count("success"),
+            queue_ms=self.mean_ms("queue"),
+            input_ms=self.mean_ms("compute_input"),
+            compute_ms=self.mean_ms("compute_infer"),
+            output_ms=self.mean_ms("compute_output"),
+            batches=self._batches(),
+        )
+
+    def _batches(self) -> dict[int, int]:
+        earlier = (
+            {batch.batch_size: batch.compute_infer.count for batch in self._before.batches}
+            if self._before
+            else {}
+        )
+        counts = {
+            batch.batch_size: batch.compute_infer.count - earlier.get(batch.batch_size, 0)
+            for batch in self._after.batches
+        }
+        return {size: count for size, count in sorted(counts.items()) if count}
+
+
+def _names(client: Client, model: str) -> list[str]:
+    """The model and what it calls, each once, in the order of the steps."""
+    names = [model]
+    for name in names:
+        names += [step.model for step in client.config(name).steps if step.model not in names]
+    return names
+
+
+def _newest(versions: Sequence[ModelStatistics]) -> ModelStatistics:
+    return max(versions, key=lambda entry: int(entry.version))

@@ -1,0 +1,241 @@
+"""``mooring tune``: find the settings that serve most within a bound on latency."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import json
+import math
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from mooring import ConfigError
+from mooring_loadtests.load_profile import Payload
+from mooring_loadtests.load_profile import Stage as ProfileStage
+from mooring_loadtests.load_statistics import Estimate
+from mooring_loadtests.tune_probe import Prober, Release
+from mooring_loadtests.tuner import Candidate, Probe, Stage, grid, search
+
+#: Users of the first guess, a core each.
+_USERS_PER_CORE = 4
+_GUESS_S = 4
+#: The chosen settings are confirmed at this share of what the probes said, and lower until the bound is kept.
+_CONFIRMED_SHARE = 0.95
+_CONFIRM_S = 15
+_CONFIRMATIONS = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Confirmed:
+    """What settings did in a longer run."""
+
+    #: Requests a second; 0 where the bound was kept at no rate that was tried.
+    rate: float
+    p99_ms: Estimate
+    doubts: Sequence[str]
+
+
+def add_command(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add ``tune`` to the command line."""
+    parser = subparsers.add_parser(
+        "tune",
+        help="find the settings that serve most within a bound on latency",
+        description="Serve a released model with other settings on this machine (instances, threads, "
+        "batches, engine), load each for a moment, and propose the settings that answer most requests a "
+        "second within the bound. An interrupted search goes on where it was.",
+    )
+    parser.add_argument("model", metavar="MODEL", help="name of a released pipeline, such as ner")
+    parser.add_argument("--slo", required=True, type=_slo, metavar="p99=TIME", help="such as p99=50ms")
+    parser.add_argument("--repository", type=Path, default=Path("model_repository"), metavar="FOLDER")
+    parser.add_argument("--items", metavar="FILE", help="JSON lines to ask; texts are drawn otherwise")
+    parser.add_argument("--reports", type=Path, default=Path("reports"), metavar="FOLDER")
+    parser.add_argument(
+        "--apply", action="store_true", help="write the settings into the repository's configs"
+    )
+    parser.set_defaults(run=run)
+
+
+def _slo(text: str) -> float:
+    match = re.fullmatch(r"p99=(\d+(?:\.\d+)?)(ms|s)", text)
+    if match is None or float(match[1]) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form p99=50ms")
+    return float(match[1]) * (1000 if match[2] == "s" else 1)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Search, confirm and propose; returns 0, or 1 where nothing keeps the bound."""
+    from mooring_loadtests.tune_plot import plot
+
+    release = Release(args.repository, args.model)
+    folder = args.reports / f"{args.model}-tune"
+    folder.mkdir(parents=True, exist_ok=True)
+    # Beyond the bound a request is of no use; waiting for it would only lengthen the probes.
+    timeout_s = max(1.0, args.slo * 4 / 1000)
+    prober = Prober(release, payload=Payload(file=args.items), timeout_s=timeout_s, folder=folder)
+    journal = Journal(
+        folder / "probes.jsonl", {"model": args.model, "version": release.version, "p99_ms": args.slo}
+    )
+    guess = journal.guess or _guess(prober, release.default)
+    journal.start(guess)
+    candidates = grid(cores=os.cpu_count() or 1, engines=release.engines, default=release.default)
+    best, *_ = search(
+        candidates,
+        prober.run,
+        p99_ms=args.slo,
+        guess=guess,
+        known=journal.probes,
+        note=lambda probe: _note(journal, probe, args.slo),
+    )
+    plot(journal.probes, args.slo, folder / "probes.svg")
+    now = _confirm(prober, release.default, best.rate_within(args.slo), args.slo)
+    tuned = (
+        now
+        if best.candidate == release.default
+        else _confirm(prober, best.candidate, best.rate_within(args.slo), args.slo)
+    )
+    if not tuned.rate:
+        print(f"\nno settings keep p99 within {args.slo:g} ms; the closest: {best.candidate}")
+        return 1
+    if best.candidate == release.default or tuned.rate <= now.rate:
+        print(f"\nThe present settings are the best: {_words(release.default, now)}")
+        return 0
+    print(f"\npresent  {_words(release.default, now)}\nbest     {_words(best.candidate, tuned)}")
+    print("\n".join(_proposal(release, best.candidate)))
+    (folder / "result.json").write_text(
+        json.dumps({"present": _json(release.default, now), "best": _json(best.candidate, tuned)}, indent=1),
+        encoding="utf-8",
+    )
+    if args.apply:
+        release.apply(best.candidate)
+        print(f"\nwritten into {args.repository}; a server takes it up when it loads the model again")
+    return 0
+
+
+def _guess(prober: Prober, candidate: Candidate) -> float:
+    """About what the present settings can take: answers a second to users who wait for them."""
+    users = _USERS_PER_CORE * (os.cpu_count() or 1)
+    stages = (ProfileStage(seconds=1, measured=False), ProfileStage(seconds=_GUESS_S))
+    result = prober.load(candidate, loop="closed", users=users, stages=stages)
+    throughput = result.figures()["throughput"].value
+    if not throughput:
+        raise ConfigError(f"the present settings answer nothing: {dict(result.recorder.errors)}")
+    return throughput
+
+
+def _confirm(prober: Prober, candidate: Candidate, rate: float, p99_ms: float) -> Confirmed:
+    """Lower the rate until a longer run keeps the bound."""
+    rate *= _CONFIRMED_SHARE
+    for _ in range(_CONFIRMATIONS):
+        stages = (ProfileStage(seconds=2, measured=False), ProfileStage(seconds=_CONFIRM_S))
+        result = prober.load(candidate, loop="open", rate=rate, stages=stages)
+        estimate = result.figures()["p99_ms"]
+        if estimate.value <= p99_ms:
+            return Confirmed(rate=rate, p99_ms=estimate, doubts=result.doubts)
+        rate *= _CONFIRMED_SHARE
+    return Confirmed(rate=0.0, p99_ms=estimate, doubts=result.doubts)
+
+
+def _note(journal: Journal, probe: Probe, p99_ms: float) -> None:
+    journal.add(probe)
+    said = probe.error or f"{probe.rate_within(p99_ms):.1f} requests/s"
+    print(f"  round {probe.round + 1}  {probe.candidate!s:<60}  {said}", flush=True)
+
+
+def _words(candidate: Candidate, confirmed: Confirmed) -> str:
+    if not confirmed.rate:
+        return f"{candidate}: does not keep the bound at the rates that were tried"
+    p99 = confirmed.p99_ms
+    interval = "" if p99.low is None or p99.high is None else f" [{p99.low:.3g}, {p99.high:.3g}]"
+    doubt = "".join(f"\n         doubtful: {doubt}" for doubt in confirmed.doubts)
+    return f"{candidate}: {confirmed.rate:.1f} requests/s, p99 {p99.value:.3g}{interval} ms{doubt}"
+
+
+def _json(candidate: Candidate, confirmed: Confirmed) -> dict[str, Any]:
+    p99 = {
+        key: value if value is not None and math.isfinite(value) else None
+        for key, value in asdict(confirmed.p99_ms).items()
+    }
+    return {
+        "settings": asdict(candidate),
+        "rate": confirmed.rate,
+        "p99_ms": p99,
+        "doubts": list(confirmed.doubts),
+    }
+
+
+def _proposal(release: Release, candidate: Candidate) -> Iterator[str]:
+    """The recipe's new lines, and what they change in the repository."""
+    yield "\nIn the recipe, so that the next build keeps them:\n"
+    yield "[export]"
+    yield f'engine = "{candidate.engine}"'
+    yield "[serving]"
+    yield from (f"{key} = {json.dumps(value)}" for key, value in candidate.serving().items())
+    before, after = release.configs(release.default), release.configs(candidate)
+    for model, text in after.items():
+        path = f"{release.repository / model}/config.pbtxt"
+        lines = difflib.unified_diff(
+            before[model].splitlines(), text.splitlines(), path, path, lineterm="", n=1
+        )
+        yield from ("", *lines) if before[model] != text else ()
+
+
+class Journal:
+    """Probes on disk, so that a search that was interrupted goes on.
+
+    Args:
+        path: JSON lines.
+        search: what the search is about; probes of another are dropped.
+    """
+
+    def __init__(self, path: Path, search: Mapping[str, Any]) -> None:
+        self._path = path
+        self._search = dict(search)
+        self.guess: float | None = None
+        self.probes: list[Probe] = []
+        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        entries = [entry for entry in map(_entry, lines) if entry is not None]
+        if entries and entries[0].get("search") == self._search:
+            self.guess = entries[0]["guess"]
+            self.probes = [_read_probe(entry) for entry in entries[1:]]
+
+    def start(self, guess: float) -> None:
+        """Begin a search, or go on with the one that is there."""
+        if self.guess is None:
+            self.guess = guess
+            self._path.write_text(
+                json.dumps({"search": self._search, "guess": guess}) + "\n", encoding="utf-8"
+            )
+
+    def add(self, probe: Probe) -> None:
+        """Note a probe."""
+        self.probes.append(probe)
+        entry = asdict(probe)
+        for stage in entry["stages"]:
+            stage["p99_ms"] = stage["p99_ms"] if math.isfinite(stage["p99_ms"]) else None
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(entry) + "\n")
+
+
+def _entry(line: str) -> dict[str, Any] | None:
+    try:
+        entry: dict[str, Any] = json.loads(line)
+    except ValueError:
+        # The last line of a search that was killed while it wrote.
+        return None
+    return entry
+
+
+def _read_probe(entry: Mapping[str, Any]) -> Probe:
+    candidate = dict(entry["candidate"])
+    candidate["preferred_batch_size"] = tuple(candidate["preferred_batch_size"])
+    stages = (
+        Stage(rate=stage["rate"], p99_ms=math.inf if stage["p99_ms"] is None else stage["p99_ms"])
+        for stage in entry["stages"]
+    )
+    return Probe(
+        candidate=Candidate(**candidate), round=entry["round"], stages=tuple(stages), error=entry["error"]
+    )

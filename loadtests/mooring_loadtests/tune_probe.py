@@ -1,0 +1,150 @@
+"""Serve a release with other settings, and load it."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mooring import ConfigError
+from mooring_loadtests.load_profile import Payload, Profile
+from mooring_loadtests.load_profile import Stage as ProfileStage
+from mooring_loadtests.load_run import run_load
+from mooring_loadtests.tuner import Candidate, Stage
+
+if TYPE_CHECKING:
+    from mooring_build.recipe import Recipe
+    from mooring_loadtests.load_result import LoadResult
+
+#: Failures of a stage that do not matter.
+_ERROR_RATE = 0.01
+
+
+class Release:
+    """A released pipeline whose settings may be tried out; the repository is not touched until :meth:`apply`.
+
+    Args:
+        repository: model repository.
+        model: name of a pipeline with an engine.
+
+    Raises:
+        ConfigError: it is not released there, or has no engine of its own.
+    """
+
+    def __init__(self, repository: Path, model: str) -> None:
+        from mooring_build.recipe import Recipe
+        from mooring_build.repository import read_manifest, released_version
+
+        version = released_version(repository, model)
+        if version is None:
+            raise ConfigError(f"{model!r} is not in {repository}: run 'mooring build {model}' first")
+        self.repository = repository
+        self.model = model
+        self.version = version
+        manifest = read_manifest(repository, model, version)
+        self._labels = manifest["labels"]
+        self._recipe = Recipe.model_validate(manifest["recipe"])
+        if not manifest["parity"]:
+            raise ConfigError(f"{model!r} has no engine of its own: tune the models that it calls")
+
+    @property
+    def engines(self) -> list[str]:
+        """Export formats of the release."""
+        return list(self._recipe.export.formats)
+
+    @property
+    def default(self) -> Candidate:
+        """The release's own settings."""
+        serving = self._recipe.serving
+        return Candidate(
+            engine=self._recipe.export.engine,
+            instance_count=serving.instance_count,
+            intra_op_thread_count=serving.intra_op_thread_count,
+            max_batch_size=serving.max_batch_size,
+            preferred_batch_size=tuple(serving.preferred_batch_size),
+            max_queue_delay_microseconds=serving.max_queue_delay_microseconds,
+        )
+
+    def configs(self, candidate: Candidate) -> dict[str, str]:
+        """Text of each model's ``config.pbtxt`` under a candidate's settings."""
+        from mooring_build.triton_config import dumps_config, model_configs
+
+        configs = model_configs(self._tuned(candidate), self._labels, self.version)
+        return {model: dumps_config(config) for model, config in configs.items()}
+
+    def copy(self, candidate: Candidate, folder: Path) -> None:
+        """Write a repository of this release with a candidate's settings; its files are links."""
+        for model, text in self.configs(candidate).items():
+            (folder / model).mkdir(parents=True)
+            (folder / model / "config.pbtxt").write_text(text, encoding="utf-8")
+            version = (self.repository / model / str(self.version)).resolve()
+            (folder / model / str(self.version)).symlink_to(version, target_is_directory=True)
+
+    def apply(self, candidate: Candidate) -> None:
+        """Write a candidate's settings into the repository's configs.
+
+        Raises:
+            PublishError: another version was released meanwhile, or the repository can't be written.
+        """
+        from mooring_build.publish import write_configs
+
+        write_configs(self.repository, self._tuned(candidate), self._labels, self.version)
+
+    def _tuned(self, candidate: Candidate) -> Recipe:
+        recipe = self._recipe
+        # An engine that is not served keeps its settings: model_configs writes those of all formats alike.
+        serving = recipe.serving.model_copy(update=candidate.serving())
+        export = recipe.export.model_copy(update={"engine": candidate.engine})
+        return recipe.model_copy(update={"serving": serving, "export": export})
+
+
+class Prober:
+    """Loads candidates one after the other, each on a server of its own.
+
+    Args:
+        release: what is served.
+        payload: what is asked.
+        timeout_s: time budget of a request.
+        folder: for logs.
+    """
+
+    def __init__(self, release: Release, *, payload: Payload, timeout_s: float, folder: Path) -> None:
+        self._release = release
+        self._payload = payload
+        self._timeout_s = timeout_s
+        self._folder = folder
+
+    def run(self, candidate: Candidate, rates: Sequence[float], seconds: int) -> list[Stage]:
+        """Latency at rates, each for so many seconds, after a second of warm-up.
+
+        Raises:
+            MooringError: the server did not start, did not answer, or died.
+        """
+        warm_up = ProfileStage(seconds=1, load=rates[0], measured=False)
+        stages = (warm_up, *(ProfileStage(seconds=seconds, load=rate) for rate in rates))
+        result = self.load(candidate, loop="open", rate=1.0, stages=stages)
+        return [
+            Stage(
+                rate=stage.span.amount,
+                p99_ms=stage.figures["p99_ms"].value
+                if stage.figures["error_rate"].value <= _ERROR_RATE
+                else float("inf"),
+            )
+            for stage in result.stages()
+        ]
+
+    def load(self, candidate: Candidate, **profile: Any) -> LoadResult:
+        """Serve a candidate and run a profile against it."""
+        from mooring_serve import TritonServer
+
+        with tempfile.TemporaryDirectory(prefix="mooring-tune-") as folder:
+            self._release.copy(candidate, Path(folder))
+            with TritonServer(Path(folder), log_file=self._folder / "tritonserver.log") as server:
+                return run_load(
+                    model=self._release.model,
+                    name="tune",
+                    profile=Profile(timeout_s=self._timeout_s, payload=self._payload, **profile),
+                    grpc_url=server.grpc_url,
+                    log=self._folder / "locust.log",
+                )

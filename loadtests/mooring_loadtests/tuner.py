@@ -1,0 +1,203 @@
+"""Find the serving settings that keep a bound on latency at the highest rate, with few short probes.
+
+Successive halving (Jamieson and Talwalkar, "Non-stochastic best arm identification and hyperparameter
+optimization", AISTATS 2016): every candidate is probed for a moment, the best third for longer, and so on. A
+probe is an open loop whose rate rises stage by stage, so that it shows how much a candidate takes before its
+99th percentile breaks the bound.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from random import Random
+from typing import Any
+
+#: Candidates of the first round.
+_FIRST_ROUND = 27
+#: One of so many goes on to the next.
+_KEPT = 3
+#: Length of a stage in seconds, a round each, and its rates as shares of the best known before.
+_ROUNDS = (
+    (1, (0.4, 0.6, 0.8, 1.0, 1.2, 1.4)),
+    (2, (0.7, 0.85, 1.0, 1.15, 1.3)),
+    (5, (0.85, 0.95, 1.05, 1.15)),
+)
+
+
+@dataclass(frozen=True, kw_only=True, order=True)
+class Candidate:
+    """Settings of one engine."""
+
+    #: ``onnx`` or ``torchscript``.
+    engine: str
+    instance_count: int
+    intra_op_thread_count: int
+    max_batch_size: int
+    preferred_batch_size: tuple[int, ...]
+    max_queue_delay_microseconds: int
+
+    def serving(self) -> dict[str, Any]:
+        """As the recipe's table ``[serving]`` has them."""
+        settings = asdict(self)
+        del settings["engine"]
+        return settings | {"preferred_batch_size": list(self.preferred_batch_size)}
+
+    def __str__(self) -> str:
+        batch = f"batch up to {self.max_batch_size}" if self.max_batch_size > 1 else "no batches"
+        delay = f", wait {self.max_queue_delay_microseconds} us" if self.max_queue_delay_microseconds else ""
+        threads = f"{self.instance_count} x {self.intra_op_thread_count} threads"
+        return f"{self.engine}, {threads}, {batch}{delay}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One rate of a probe."""
+
+    #: Requests a second.
+    rate: float
+    #: Infinite where more than 1 % failed.
+    p99_ms: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probe:
+    """What a candidate did."""
+
+    candidate: Candidate
+    round: int
+    #: Of rising rate; empty where the candidate did not serve.
+    stages: tuple[Stage, ...]
+    #: Why it did not serve.
+    error: str | None = None
+
+    def rate_within(self, p99_ms: float) -> float:
+        """Highest rate at which the bound is kept, in requests a second; see :func:`rate_within`."""
+        return rate_within(self.stages, p99_ms)
+
+
+Run = Callable[[Candidate, Sequence[float], int], Sequence[Stage]]
+
+
+def grid(*, cores: int, engines: Sequence[str], default: Candidate) -> list[Candidate]:
+    """Every candidate worth a thought on a machine, the present settings first.
+
+    Args:
+        cores: of the machine.
+        engines: export formats of the release.
+        default: the present settings.
+    """
+    threads = [
+        (instances, per_instance)
+        for instances, per_instance in itertools.product(sorted({1, 2, cores, 2 * cores}), sorted({1, cores}))
+        if instances * per_instance <= 2 * cores
+    ]
+    batches = [(1, (), 0), (8, (4, 8), 0), (8, (4, 8), 2000), (32, (8, 16), 0), (32, (8, 16), 2000)]
+    found = [
+        Candidate(
+            engine=engine,
+            instance_count=instances,
+            intra_op_thread_count=per_instance,
+            max_batch_size=size,
+            preferred_batch_size=preferred,
+            max_queue_delay_microseconds=delay,
+        )
+        for engine in engines
+        for instances, per_instance in threads
+        for size, preferred, delay in batches
+    ]
+    return [default, *(candidate for candidate in found if candidate != default)]
+
+
+def search(
+    candidates: Sequence[Candidate],
+    run: Run,
+    *,
+    p99_ms: float,
+    guess: float,
+    known: Iterable[Probe] = (),
+    note: Callable[[Probe], None] = lambda probe: None,
+    seed: int = 0,
+) -> list[Probe]:
+    """Probe by successive halving.
+
+    Args:
+        candidates: the first is in the first round in any case, others by the seed.
+        run: serves a candidate at rates, each for so many seconds; an error counts against the candidate.
+        p99_ms: bound on the 99th percentile of latency.
+        guess: a rate of about what the first can take, in requests a second.
+        known: probes of an interrupted search, which are not run again.
+        note: receives every new probe.
+        seed: of the choice.
+
+    Returns:
+        The last round's probes, the best first.
+    """
+    done = {(probe.round, probe.candidate): probe for probe in known}
+    others = Random(seed).sample(list(candidates[1:]), min(len(candidates) - 1, _FIRST_ROUND - 1))
+    chosen = [candidates[0], *others]
+    best = guess
+    probes: list[Probe] = []
+    for number, (seconds, shares) in enumerate(_ROUNDS):
+        probes = []
+        for candidate in chosen:
+            probe = done.get((number, candidate))
+            if probe is None:
+                probe = _probe(run, candidate, number, [share * best for share in shares], seconds)
+                note(probe)
+            probes.append(probe)
+        probes.sort(key=lambda probe: -probe.rate_within(p99_ms))
+        best = max(probes[0].rate_within(p99_ms), guess / 100)
+        chosen = [probe.candidate for probe in probes[: max(1, math.ceil(len(probes) / _KEPT))]]
+    return probes
+
+
+def probe_all(
+    candidates: Sequence[Candidate], run: Run, *, rate: float, note: Callable[[Probe], None]
+) -> list[Probe]:
+    """Probe every candidate as the last round does, around one rate; for comparison with :func:`search`."""
+    seconds, _ = _ROUNDS[-1]
+    rates = [share * rate for share in (0.4, 0.6, 0.75, 0.85, 0.95, 1.05, 1.15)]
+    probes = []
+    for candidate in candidates:
+        probe = _probe(run, candidate, len(_ROUNDS), rates, seconds)
+        note(probe)
+        probes.append(probe)
+    return probes
+
+
+def _probe(run: Run, candidate: Candidate, number: int, rates: Sequence[float], seconds: int) -> Probe:
+    try:
+        stages = tuple(run(candidate, rates, seconds))
+    except Exception as exc:  # noqa: BLE001 - a candidate may crash the server in any way
+        return Probe(candidate=candidate, round=number, stages=(), error=f"{type(exc).__name__}: {exc}")
+    return Probe(candidate=candidate, round=number, stages=stages)
+
+
+def rate_within(stages: Sequence[Stage], p99_ms: float) -> float:
+    """Highest rate at which the bound is kept, in requests a second.
+
+    Between the last stage that keeps it and the next, the logarithm of the percentile is taken to be linear
+    in the rate. Where no stage keeps it, the lowest rate is scaled down by how far it is off; where all do,
+    the highest rate is returned.
+
+    Args:
+        stages: of rising rate; none gives 0.
+        p99_ms: the bound.
+    """
+    if not stages:
+        return 0.0
+    kept = [place for place, stage in enumerate(stages) if stage.p99_ms <= p99_ms]
+    if not kept:
+        first = stages[0]
+        return first.rate * p99_ms / first.p99_ms if math.isfinite(first.p99_ms) else 0.0
+    last = kept[-1]
+    if last + 1 == len(stages):
+        return stages[last].rate
+    low, high = stages[last], stages[last + 1]
+    if math.isinf(high.p99_ms):
+        return low.rate
+    share = math.log(p99_ms / low.p99_ms) / math.log(high.p99_ms / low.p99_ms)
+    return low.rate + share * (high.rate - low.rate)

@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from mooring import ConfigError
+from mooring import _cli as cli
+from mooring_build.publish import publish_release
+from mooring_build.recipe import load_recipe
+from mooring_loadtests import tune_command, tuner
+from mooring_loadtests.load_profile import Payload
+from mooring_loadtests.tune_probe import Prober, Release
+from tiny_release import make_release
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    recipe = load_recipe("intent", ["serving.instance_count=1", "serving.warm_up=false"])
+    release = make_release(tmp_path / "files", recipe, {"refund": "refund"}, runnable=True)
+    facts = {**release.facts, "recipe": recipe.model_dump(mode="json")}
+    publish_release(tmp_path / "models", recipe, type(release)(**{**vars(release), "facts": facts}))
+    return tmp_path / "models"
+
+
+def test_settings_are_tried_on_a_copy_and_written_when_asked(repository: Path, tmp_path: Path) -> None:
+    release = Release(repository, "intent")
+    other = tuner.Candidate(**{**vars(release.default), "engine": "torchscript", "max_batch_size": 8})
+    before = {path: path.read_text() for path in repository.glob("*/config.pbtxt")}
+    prober = Prober(release, payload=Payload(), timeout_s=5.0, folder=tmp_path)
+    stages = prober.run(other, [5.0, 10.0], 2)
+    assert [stage.rate for stage in stages] == [5.0, 10.0]
+    assert all(0 < stage.p99_ms < 5000 for stage in stages)
+    assert {path: path.read_text() for path in repository.glob("*/config.pbtxt")} == before
+
+    release.apply(other)
+    assert "max_batch_size: 8" in (repository / "intent_torchscript" / "config.pbtxt").read_text()
+    assert 'model_name: "intent_torchscript"' in (repository / "intent" / "config.pbtxt").read_text()
+
+
+def test_the_command_searches_confirms_and_proposes(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(tuner, "_FIRST_ROUND", 2)
+    monkeypatch.setattr(tuner, "_ROUNDS", ((1, (0.1, 0.2)),))
+    monkeypatch.setattr(tune_command, "_CONFIRM_S", 2)
+    words = ["tune", "intent", "--slo", "p99=5s", "--repository", str(repository)]
+    assert cli.main([*words, "--reports", str(tmp_path)]) == 0
+    shown = capsys.readouterr().out
+    assert shown.count("  round 1  ") == 2
+    assert "The present settings are the best" in shown or "[serving]\n" in shown
+    assert "<svg" in (tmp_path / "intent-tune" / "probes.svg").read_text()
+    journal = (tmp_path / "intent-tune" / "probes.jsonl").read_text().splitlines()
+    assert json.loads(journal[0])["search"] == {"model": "intent", "version": 1, "p99_ms": 5000.0}
+    # Everything is known by now.
+    assert cli.main([*words, "--reports", str(tmp_path)]) == 0
+    assert "round 1" not in capsys.readouterr().out
+
+
+def test_a_model_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="run 'mooring build intent' first"):
+        Release(tmp_path, "intent")

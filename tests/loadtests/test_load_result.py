@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mooring import DataError
+from mooring_loadtests.load_profile import Profile, Slo, Stage
+from mooring_loadtests.load_result import LoadResult, read_result
+from mooring_loadtests.recorder import Recorder
+from mooring_loadtests.server_times import ServerTimes, StepTimes
+from mooring_loadtests.slo import bounds
+
+STEP = StepTimes(
+    model="ner_onnx",
+    requests=9,
+    queue_ms=1.0,
+    input_ms=0.1,
+    compute_ms=8.0,
+    output_ms=0.1,
+    batches={1: 7, 2: 1},
+)
+SERVER = ServerTimes(model="ner", requests=9, total_ms=9.5, steps=(STEP,))
+
+
+def _result(*, late_s: float = 0.0, cpu: float = 0.3, failing: int = 0, **profile: Any) -> LoadResult:
+    """20 requests a second for 12 seconds, the first two of them a warm-up, in two protocols."""
+    recorder = Recorder()
+    for number in range(240):
+        at_s = number / 20
+        recorder.request(
+            f"ner {('grpc', 'http')[number % 2]}",
+            intended_s=at_s,
+            sent_s=at_s + late_s,
+            # The warm-up is slow.
+            ended_s=at_s + (1.0 if at_s < 2 else 0.010 + 0.001 * (number % 10)),
+            error="Overloaded: full" if number >= 240 - failing else None,
+        )
+    for second in range(12):
+        recorder.health[second].cpu = Counter({cpu: 1})
+    stages = (Stage(seconds=2, measured=False), Stage(seconds=10))
+    return LoadResult(
+        name="steady",
+        model="ner",
+        version="3",
+        started="2026-01-01T00:00:00+00:00",
+        profile=Profile(
+            **{"loop": "open", "rate": 20.0, "arrivals": "constant", "stages": stages, **profile}
+        ),
+        processes=1,
+        machine={"cores": "2"},
+        versions={"python": "3.11"},
+        recorder=recorder,
+        server=SERVER,
+    )
+
+
+def test_a_warm_up_does_not_count() -> None:
+    result = _result()
+    assert result.count() == (200, 0)
+    assert result.count("ner grpc") == (100, 0)
+    figures = result.figures()
+    assert (figures["p50_ms"].value, figures["p99_ms"].value) == (14.0, 19.0)
+    # Late answers of the warm-up came in the first measured second; they are answers all the same.
+    assert figures["throughput"].value == pytest.approx(22.0)
+    assert result.doubts == []
+
+
+def test_each_stage_has_figures() -> None:
+    stages = (Stage(seconds=2), Stage(seconds=10, load=2.0))
+    slow, fast = _result(stages=stages).stages()
+    assert (slow.span.amount, fast.span.amount) == (20.0, 40.0)
+    assert (slow.figures["p50_ms"].value, fast.figures["p50_ms"].value) == (1000.0, 14.0)
+
+
+def test_failures_are_slower_than_any_percentile() -> None:
+    figures = _result(failing=10).figures()
+    assert figures["error_rate"].value == 0.05
+    assert figures["p95_ms"].value == 19.0
+    assert math.isinf(figures["p99_ms"].value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "doubt"),
+    [
+        ({"late_s": 0.02}, "100.0% of the requests left more than 5 ms late"),
+        ({"cpu": 0.97}, "a generating process used 97% of a core"),
+        ({"rate": 40.0}, "200 of 400 requests that were due are missing"),
+    ],
+)
+def test_a_generator_that_did_not_keep_up_is_doubted(changes: dict[str, Any], doubt: str) -> None:
+    (said,) = _result(**changes).doubts
+    assert said.startswith(doubt)
+
+
+def test_bounds_are_kept_or_broken() -> None:
+    result = _result(slo=Slo(p50_ms=14.0, p95_ms=15.0, error_rate=0.0, min_throughput=25.0))
+    assert [(bound.name, bound.kept) for bound in bounds(result)] == [
+        ("p50_ms", True),
+        ("p95_ms", False),
+        ("error_rate", True),
+        ("min_throughput", False),
+    ]
+    p50, p95, _, _ = bounds(result)
+    assert not p50.sure
+    assert p95.sure
+
+
+def test_a_result_survives_its_file(tmp_path: Path) -> None:
+    path, result = tmp_path / "run.json", _result(failing=10)
+    path.write_text(result.to_json(), encoding="utf-8")
+    again = read_result(path)
+    assert again.figures() == result.figures()
+    assert (again.profile, again.server, again.doubts) == (result.profile, SERVER, result.doubts)
+    assert again.to_json() == result.to_json()
+    # JSON has no infinity.
+    assert json.loads(result.to_json())["figures"]["all"]["p99_ms"]["value"] is None
+
+
+@pytest.mark.parametrize("content", [None, "[]", "{", '{"schema": 1}', '{"schema": 99}'])
+def test_other_files_are_refused(tmp_path: Path, content: str | None) -> None:
+    path = tmp_path / "run.json"
+    if content is not None:
+        path.write_text(content, encoding="utf-8")
+    with pytest.raises(DataError, match=r"run\.json"):
+        read_result(path)
+
+
+def test_a_run_that_sent_nothing_has_no_figures() -> None:
+    result = _result()
+    result.recorder.seconds.clear()
+    with pytest.raises(DataError, match="sent nothing that counts"):
+        result.figures()

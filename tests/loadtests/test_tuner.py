@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from mooring_loadtests.tune_command import Journal, _slo
+from mooring_loadtests.tune_plot import plot
+from mooring_loadtests.tuner import Candidate, Probe, Stage, grid, rate_within, search
+
+DEFAULT = Candidate(
+    engine="onnx",
+    instance_count=2,
+    intra_op_thread_count=1,
+    max_batch_size=32,
+    preferred_batch_size=(4, 8),
+    max_queue_delay_microseconds=500,
+)
+BOUND_MS = 50.0
+
+
+class Server:
+    """A queue whose capacity depends on the settings; latency grows as 1 / (1 - load), with noise."""
+
+    def __init__(self, noise: float, seed: int = 0) -> None:
+        self.seconds = 0
+        self.runs = 0
+        self._noise = noise
+        self._random = Random(seed)
+
+    def capacity(self, candidate: Candidate) -> float:
+        busy = candidate.instance_count * candidate.intra_op_thread_count
+        rate = 100.0 * min(busy, 2) * (1.0 if busy <= 2 else 0.8)
+        rate *= 0.9 if candidate.engine == "torchscript" else 1.0
+        return rate * {1: 1.0, 8: 1.1, 32: 0.95}[candidate.max_batch_size]
+
+    def run(self, candidate: Candidate, rates: Sequence[float], seconds: int) -> list[Stage]:
+        if candidate.intra_op_thread_count == 2 and candidate.instance_count == 1:
+            raise ConnectionError("the server died")
+        self.runs += 1
+        self.seconds += seconds * len(rates)
+        stages = []
+        for rate in rates:
+            load = rate / self.capacity(candidate)
+            noise = self._random.lognormvariate(0, self._noise / math.sqrt(seconds))
+            stages.append(Stage(rate=rate, p99_ms=noise * 12 / (1 - load) if load < 1 else math.inf))
+        return stages
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_search_finds_about_the_best_and_probes_few(seed: int) -> None:
+    server = Server(noise=0.2, seed=seed)
+    candidates = grid(cores=2, engines=["onnx", "torchscript"], default=DEFAULT)
+    assert len(candidates) == len(set(candidates)) > 30
+    best, *_ = search(candidates, server.run, p99_ms=BOUND_MS, guess=150.0, seed=seed)
+    most = max(server.capacity(candidate) for candidate in candidates)
+    assert server.capacity(best.candidate) >= 0.9 * most
+    # A load of 1 - 12/50 keeps the bound.
+    assert best.rate_within(BOUND_MS) == pytest.approx(server.capacity(best.candidate) * 0.76, rel=0.1)
+    assert server.runs <= 27 + 9 + 3
+
+
+def test_a_candidate_that_crashes_the_server_loses() -> None:
+    crashing = replace(DEFAULT, instance_count=1, intra_op_thread_count=2)
+    noted: list[Probe] = []
+    best, *_ = search(
+        [crashing, DEFAULT], Server(noise=0.0).run, p99_ms=BOUND_MS, guess=150.0, note=noted.append
+    )
+    assert best.candidate == DEFAULT
+    assert noted[0].error == "ConnectionError: the server died"
+    assert noted[0].rate_within(BOUND_MS) == 0.0
+
+
+def test_a_search_goes_on_where_it_was(tmp_path: Path) -> None:
+    about = {"model": "ner", "version": 1, "p99_ms": BOUND_MS}
+    candidates = grid(cores=2, engines=["onnx"], default=DEFAULT)
+
+    def run(journal: Journal, server: Server) -> list[Probe]:
+        journal.start(150.0)
+        known = list(journal.probes)
+        return search(candidates, server.run, p99_ms=BOUND_MS, guess=150.0, known=known, note=journal.add)
+
+    whole = run(Journal(tmp_path / "probes.jsonl", about), Server(noise=0.0))
+    lines = (tmp_path / "probes.jsonl").read_text(encoding="utf-8").splitlines()
+    # Killed while the tenth probe was written.
+    (tmp_path / "probes.jsonl").write_text("\n".join([*lines[:10], lines[10][:20]]), encoding="utf-8")
+    rest = Server(noise=0.0)
+    assert run(Journal(tmp_path / "probes.jsonl", about), rest) == whole
+    assert rest.runs < len(lines) - 1 - 5
+    assert Journal(tmp_path / "probes.jsonl", {**about, "version": 2}).probes == []
+
+
+@pytest.mark.parametrize(
+    ("latencies", "rate"),
+    [
+        ([10, 20, 40], 30.0),
+        # Half-way between 25 and 100 on a logarithmic scale.
+        ([10, 25, 100], 25.0),
+        ([10, 25, math.inf], 20.0),
+        # A stage that was disturbed does not end the search for the highest one.
+        ([10, 60, 40], 30.0),
+        ([100, 200, 400], 5.0),
+        ([math.inf, math.inf, math.inf], 0.0),
+        ([], 0.0),
+    ],
+)
+def test_the_rate_within_a_bound(latencies: list[float], rate: float) -> None:
+    stages = [Stage(rate=10.0 * (i + 1), p99_ms=latency) for i, latency in enumerate(latencies)]
+    assert rate_within(stages, BOUND_MS) == pytest.approx(rate)
+
+
+def test_bounds_are_written_with_their_unit() -> None:
+    assert (_slo("p99=50ms"), _slo("p99=1.5s")) == (50.0, 1500.0)
+    for text in ("50ms", "p99=50", "p50=50ms", "p99=0ms", "p99=-1ms"):
+        with pytest.raises(argparse.ArgumentTypeError, match="is not of the form p99=50ms"):
+            _slo(text)
+
+
+def test_the_picture_names_the_best(tmp_path: Path) -> None:
+    server, noted = Server(noise=0.0), []
+    candidates = grid(cores=2, engines=["onnx"], default=DEFAULT)
+    best, *_ = search(candidates, server.run, p99_ms=BOUND_MS, guess=150.0, note=noted.append)
+    plot(noted, BOUND_MS, tmp_path / "probes.svg")
+    assert "<svg" in (tmp_path / "probes.svg").read_text(encoding="utf-8")
+    assert json.dumps(best.candidate.serving())
