@@ -60,7 +60,11 @@ class ReleaseTransport(FakeTransport):
         self.version = version
         self.labels = labels or (ENTITY_LABELS if task == "token-classification" else INTENT_LABELS)
         self.settings = EncodingSettings(
-            task=task, max_length=max_length, truncation=False, pad_to_multiple_of=8, pad_token_id=0
+            task=task,
+            max_length=max_length,
+            truncation=False,
+            padded_lengths=list(range(8, 129, 8)),
+            pad_token_id=0,
         )
         self.tokenizer = tokenizer
         self._encoder = TextEncoder(Tokenizer.from_str(tokenizer.decode()), self.settings)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+from tritonclient.grpc import model_config_pb2 as pb
 
 from mooring_build.recipe import Recipe
 from mooring_build.recipe_tables import ExportFormat, Precision
@@ -28,9 +29,21 @@ class Engine(Protocol):
     def __call__(self, *inputs: np.ndarray) -> np.ndarray: ...
 
 
-def open_engine(path: Path, export_format: ExportFormat) -> Engine:
-    """Load an exported engine on the CPU."""
-    return _OPENERS[export_format](path)
+def open_engine(path: Path, export_format: ExportFormat, config: pb.ModelConfig | None = None) -> Engine:
+    """Load an exported engine on the CPU.
+
+    Args:
+        path: the file.
+        export_format: its format.
+        config: of its Triton model. An engine whose inputs are ragged there takes padded batches all the
+            same: it is fed as Triton would.
+    """
+    engine = _OPENERS[export_format](path)
+    if config is None or not any(tensor.allow_ragged_batch for tensor in config.input):
+        return engine
+    from mooring_build.ragged_engine import RaggedEngine
+
+    return RaggedEngine(engine, config)
 
 
 def _open_onnx(path: Path) -> Engine:

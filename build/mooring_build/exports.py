@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tritonclient.grpc import model_config_pb2 as pb
+
 from mooring import VerificationError
 from mooring_build.datasets import Dataset
 from mooring_build.engines import ENGINE_FILES, engine_precision, open_engine
@@ -15,6 +17,7 @@ from mooring_build.publish import EngineFiles
 from mooring_build.recipe import Recipe
 from mooring_build.recipe_tables import ExportFormat
 from mooring_build.stages import Stage, library_versions, source_digest
+from mooring_build.triton_config import dumps_config, engine_name, model_configs
 
 #: Distributions whose versions a release depends on.
 LIBRARIES = ("numpy", "onnx", "onnxruntime", "onnxscript", "tokenizers", "torch", "transformers")
@@ -47,13 +50,14 @@ class Exports:
         self._dataset = dataset
         self._artifacts = artifacts
         self._say = say
+        self._configs = model_configs(recipe, dataset.labels, 1)
         self._loaded: Exportable | None = None
 
     def make(self) -> dict[ExportFormat, EngineFiles]:
         return {export_format: self._make(export_format) for export_format in self._recipe.export.formats}
 
     def _make(self, export_format: ExportFormat) -> EngineFiles:
-        recipe = self._recipe
+        recipe, config = self._recipe, self._config(export_format)
         stage = Stage(
             self._artifacts,
             recipe.name,
@@ -69,13 +73,23 @@ class Exports:
                 "max_length": recipe.text.max_length,
                 **preparation(recipe),
                 "max_batch_size": recipe.serving.max_batch_size,
+                "takes": dumps_config(
+                    pb.ModelConfig(
+                        input=config.input,
+                        output=config.output,
+                        batch_input=config.batch_input,
+                        batch_output=config.batch_output,
+                    )
+                ),
                 "data": self._dataset.digest,
                 "libraries": library_versions(*LIBRARIES),
                 "sources": source_digest(
                     "export.py",
                     "verification.py",
                     "engines.py",
+                    "packing.py",
                     "precision.py",
+                    "ragged_engine.py",
                     *learner_sources(recipe.task),
                 ),
             },
@@ -97,8 +111,8 @@ class Exports:
 
         exportable = self._exportable()
         try:
-            path = export_engine(exportable, self._recipe, export_format, folder)
-            engine = open_engine(path, export_format)
+            path = export_engine(self._exported_form(), self._recipe, export_format, folder)
+            engine = open_engine(path, export_format, self._config(export_format))
             cases = learner_of(self._recipe.task).cases(self._recipe, exportable, self._dataset)
             parity = verify_engine(engine, exportable, self._recipe, cases).to_dict()
             if engine_precision(self._recipe, export_format) != "fp32":
@@ -117,8 +131,8 @@ class Exports:
 
         recipe, exportable = self._recipe, self._exportable()
         learner = learner_of(recipe.task)
-        lower_engine(path, exportable, recipe, export_format)
-        engine = open_engine(path, export_format)
+        lower_engine(path, self._exported_form(), recipe, export_format)
+        engine = open_engine(path, export_format, self._config(export_format))
         cases = learner.cases(recipe, exportable, self._dataset)
         parity = verify_engine(
             engine, exportable, recipe, cases, tolerance=recipe.verify.lowered_tolerance
@@ -139,3 +153,14 @@ class Exports:
             learner = learner_of(self._recipe.task)
             self._loaded = learner.exportable(self._recipe, self._folder)
         return self._loaded
+
+    def _exported_form(self) -> Exportable:
+        """What is exported; the PyTorch model that it is compared with takes padded texts."""
+        if self._recipe.serving.mixed_lengths != "ragged":
+            return self._exportable()
+        from mooring_build.packing import packed_exportable
+
+        return packed_exportable(self._exportable(), self._recipe)
+
+    def _config(self, export_format: ExportFormat) -> pb.ModelConfig:
+        return self._configs[engine_name(self._recipe, export_format)]

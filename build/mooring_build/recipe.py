@@ -60,6 +60,16 @@ Task = Literal[
 LABELLED_TASKS = frozenset(
     {"token-classification", "text-classification", "image-classification", "tabular-classification"}
 )
+#: Tasks whose engine takes the tokens of a text.
+TEXT_TASKS = frozenset(
+    {
+        "token-classification",
+        "text-classification",
+        "text-multi-classification",
+        "feature-extraction",
+        "text-ranking",
+    }
+)
 #: Tasks that join the pipelines of other recipes and have no engine.
 COMPOSED_TASKS = frozenset({"customer-service", "opinion-monitoring"})
 #: Of each composed task, the parts that it joins and the task of each.
@@ -184,6 +194,16 @@ class Recipe(Table):
         if self.export.precision == "fp16" and self.serving.kind != "gpu":
             raise ValueError(
                 "export.precision 'fp16' needs serving.kind 'gpu': on a CPU it is slower than fp32"
+            )
+        if self.serving.mixed_lengths != "none" and self.task not in TEXT_TASKS:
+            raise ValueError(
+                f"serving.mixed_lengths {self.serving.mixed_lengths!r} is for texts, and the engine of task "
+                f"{self.task!r} takes none"
+            )
+        lengths = self.serving.padded_lengths
+        if not isinstance(lengths, int) and max(lengths) > self.text.max_length:
+            raise ValueError(
+                f"serving.padded_lengths {max(lengths)} is more than text.max_length {self.text.max_length}"
             )
         if self.labels is not None and len(set(self.labels)) != len(self.labels):
             raise ValueError("labels names a label twice")

@@ -196,8 +196,6 @@ class Text(Table):
     max_length: Annotated[int, Field(ge=4, le=8192)] = 128
     #: False: a longer text is refused. True: what is over is cut off.
     truncation: bool = False
-    #: Token ids are padded to a multiple of this, so that requests of near length share a batch.
-    pad_to_multiple_of: _PositiveInt = 1
     #: How many labels a text classifier returns, best first.
     top_k: _PositiveInt = 5
     #: Length of a text's embedding, as the engine makes it.
@@ -307,6 +305,12 @@ class Serving(Table):
     max_batch_size: _PositiveInt = 32
     preferred_batch_size: list[_PositiveInt] = Field(default=[4, 8])
     max_queue_delay_microseconds: Annotated[int, Field(ge=0)] = 500
+    #: How texts of different lengths share a batch. ``none``: they do not, Triton batches equal lengths only.
+    #: ``padded``: the tokenizer pads each request to one of ``padded_lengths``. ``ragged``: the engine takes
+    #: them packed, without padding, and is another Triton model, ``<name>_<format>_ragged``.
+    mixed_lengths: Literal["none", "padded", "ragged"] = "none"
+    #: For ``padded``: all multiples of one number, or a list; ``text.max_length`` is always one of them.
+    padded_lengths: _PositiveInt | Annotated[list[_PositiveInt], Field(min_length=1)] = 8
     #: Longest that a request may wait in one queue; a request may ask for less, as the client does with what
     #: is left of a call's budget. 0 is no limit: ``triton_config`` says what a limit costs.
     queue_timeout_microseconds: Annotated[int, Field(ge=0)] = 0

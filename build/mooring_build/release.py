@@ -16,6 +16,7 @@ from mooring._served.encoding import EncodingSettings
 from mooring._served.entities import BioLabels
 from mooring_build.engines import ENGINE_FILES
 from mooring_build.layouts import PythonStep, layout_of
+from mooring_build.layouts.text import padded_lengths
 from mooring_build.preparation import image_settings
 from mooring_build.recipe import LABELLED_TASKS, Recipe
 from mooring_build.recipe_tables import ExportFormat
@@ -122,7 +123,7 @@ def encoding_settings(recipe: Recipe, tokenizer_file: Path, config_file: Path) -
         task=recipe.task,
         max_length=recipe.text.max_length,
         truncation=recipe.text.truncation,
-        pad_to_multiple_of=recipe.text.pad_to_multiple_of,
+        padded_lengths=padded_lengths(recipe),
         pad_token_id=_pad_token_id(tokenizer_file, config_file),
     )
 

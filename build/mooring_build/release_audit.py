@@ -13,6 +13,7 @@ from mooring_build.publish import EngineFiles
 from mooring_build.recipe import Recipe
 from mooring_build.release import encoding_settings
 from mooring_build.stages import Stage, source_digest
+from mooring_build.triton_config import engine_name, model_configs
 
 _SOURCES = ("audit.py", "audit_engine.py", "audit_statistics.py", "audit_texts.py", "release_audit.py")
 
@@ -86,7 +87,10 @@ def _audit(recipe: Recipe, engine: EngineFiles, labels: Sequence[str], checkpoin
     # Only the start of a text that is too long for the model is compared, instead of no text at all.
     settings = replace(encoding_settings(recipe, *files), truncation=True)
     encoder = TextEncoder(Tokenizer.from_file(str(files[0])), settings)
-    ask = ask_engine(open_engine(engine.path, recipe.export.engine), encoder, labels, recipe.task)
+    export_format = recipe.export.engine
+    config = model_configs(recipe, labels, 1)[engine_name(recipe, export_format)]
+    opened = open_engine(engine.path, export_format, config)
+    ask = ask_engine(opened, encoder, labels, recipe.task)
     limits = AuditLimits(max_gap=recipe.audit.max_gap, max_flips=recipe.audit.max_flips)
     return audit(
         ask, recipe.task, template_axes(recipe.task, recipe.audit.templates), limits=limits

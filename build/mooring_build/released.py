@@ -67,7 +67,7 @@ class ReleasedPipeline:
         export_format = _FORMATS[engine_config.backend]
         self.answers = {tensor.name for tensor in config.output}
         self._encoder = TextEncoder.load(tokenizer)
-        self._engine = open_engine(engine / ENGINE_FILES[export_format], export_format)
+        self._engine = open_engine(engine / ENGINE_FILES[export_format], export_format, engine_config)
 
     def run(self, texts: Sequence[str]) -> np.ndarray:
         """The engine's output for as many texts as there are, ``[N, …]`` float32.

@@ -38,8 +38,13 @@ _KINDS = {
 
 
 def engine_name(recipe: Recipe, export_format: ExportFormat) -> str:
-    """Name of the Triton model that runs one export format."""
-    return f"{recipe.name}_{export_format}"
+    """Name of the Triton model that runs one export format.
+
+    A config belongs to all versions of a model, and none fits both an engine that takes its batches packed
+    and one that does not. So they are two models, and a recipe may change from one to the other.
+    """
+    ragged = "_ragged" if recipe.serving.mixed_lengths == "ragged" else ""
+    return f"{recipe.name}_{export_format}{ragged}"
 
 
 def step_name(recipe: Recipe, suffix: str) -> str:
@@ -120,6 +125,8 @@ def _engine(recipe: Recipe, step: EngineStep, export_format: ExportFormat) -> pb
         max_batch_size=serving.max_batch_size,
     )
     _declare(config, step.inputs, {_output_name(step, export_format): (step.data_type, step.dims)})
+    if step.lengths is not None:
+        _pack(config, step.lengths)
     config.instance_group.add(count=serving.instance_count, kind=_KINDS[serving.kind])
     config.dynamic_batching.preferred_batch_size[:] = sorted(set(serving.preferred_batch_size))
     config.dynamic_batching.max_queue_delay_microseconds = serving.max_queue_delay_microseconds
@@ -129,6 +136,31 @@ def _engine(recipe: Recipe, step: EngineStep, export_format: ExportFormat) -> pb
     if serving.warm_up:
         _warm_up(config, recipe, step)
     return config
+
+
+def _pack(config: pb.ModelConfig, lengths: str) -> None:
+    """Let the engine take all items of a batch packed into one row, with the length of each.
+
+    The lengths are item shapes, which are right whatever a request holds; the other kinds count elements of
+    whole requests. Triton fills INT32 and FP32 alone (``batch_input`` in model_config.proto of
+    triton-inference-server/common).
+    """
+    for tensor in config.input:
+        tensor.allow_ragged_batch = True
+    source = config.input[0].name
+    config.batch_input.add(
+        kind=pb.BatchInput.BATCH_ITEM_SHAPE,
+        target_name=[lengths],
+        data_type=pb.TYPE_INT32,
+        source_input=[source],
+    )
+    for tensor in config.output:
+        if tensor.dims[0] < 0:
+            config.batch_output.add(
+                kind=pb.BatchOutput.BATCH_SCATTER_WITH_INPUT_SHAPE,
+                target_name=[tensor.name],
+                source_input=[source],
+            )
 
 
 def _output_name(step: EngineStep, export_format: ExportFormat) -> str:

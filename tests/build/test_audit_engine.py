@@ -21,7 +21,11 @@ def make_ask(folder: Path, name: str, answers: dict[str, str]) -> object:
     recipe = load_recipe(name, ['export.formats=["onnx"]'])
     release = make_release(folder / name, recipe, answers, runnable=True)
     settings = EncodingSettings(
-        task=recipe.task, max_length=128, truncation=False, pad_to_multiple_of=8, pad_token_id=0
+        task=recipe.task,
+        max_length=128,
+        truncation=False,
+        padded_lengths=list(range(8, 129, 8)),
+        pad_token_id=0,
     )
     encoder = TextEncoder(Tokenizer.from_file(str(release.tokenizer_file)), settings)
     engine = open_engine(release.engines["onnx"].path, "onnx")

@@ -50,7 +50,7 @@ def tokenizer(folder: Path) -> PreTrainedTokenizerFast:
 @pytest.fixture(scope="module")
 def encoder(folder: Path) -> TextEncoder:
     settings = EncodingSettings(
-        task="token-classification", max_length=128, truncation=False, pad_to_multiple_of=1, pad_token_id=0
+        task="token-classification", max_length=128, truncation=False, padded_lengths=[], pad_token_id=0
     )
     return TextEncoder(Tokenizer.from_file(str(folder / "tokenizer.json")), settings)
 

@@ -72,7 +72,7 @@ def test_version_folders_hold_what_the_models_need(
         "task": "token-classification",
         "max_length": 128,
         "truncation": False,
-        "pad_to_multiple_of": 8,
+        "padded_lengths": list(range(8, 129, 8)),
         "pad_token_id": 0,
     }
 

@@ -205,7 +205,8 @@ def test_threads_go_by_the_backends_own_names() -> None:
     ("overrides", "shapes"),
     [
         ([], {(1, 16), (4, 16), (8, 16), (1, 128)}),
-        (["text.pad_to_multiple_of=24"], {(1, 24), (4, 24), (8, 24), (1, 128)}),
+        (["serving.mixed_lengths=none"], {(1, 16), (4, 16), (8, 16), (1, 128)}),
+        (["serving.padded_lengths=24"], {(1, 24), (4, 24), (8, 24), (1, 128)}),
         (["text.max_length=10", "serving.preferred_batch_size=[]"], {(1, 10)}),
         (["serving.warm_up=false"], set()),
     ],

@@ -18,7 +18,7 @@ from mooring._served.texts import TextError, decode_texts
 from tiny_release import VOCABULARY, make_tokenizer
 
 SETTINGS = EncodingSettings(
-    task="token-classification", max_length=12, truncation=False, pad_to_multiple_of=1, pad_token_id=0
+    task="token-classification", max_length=12, truncation=False, padded_lengths=[], pad_token_id=0
 )
 
 
@@ -78,11 +78,13 @@ def test_padding_id_comes_from_the_settings(tokenizer_file: Path) -> None:
     assert encoded.input_ids[0, 3] == 9
 
 
-@pytest.mark.parametrize(("multiple", "width"), [(1, 5), (4, 8), (8, 8), (16, 12), (500, 12)])
-def test_rows_are_padded_to_a_multiple_but_never_past_the_limit(
-    tokenizer_file: Path, multiple: int, width: int
+@pytest.mark.parametrize(
+    ("lengths", "width"), [([], 5), ([5, 12], 5), ([4, 8, 12], 8), ([4, 12], 12), ([4], 5)]
+)
+def test_rows_are_padded_to_the_first_length_that_is_long_enough(
+    tokenizer_file: Path, lengths: list[int], width: int
 ) -> None:
-    encoded = _encoder(tokenizer_file, pad_to_multiple_of=multiple).encode(["anna smith visits"])
+    encoded = _encoder(tokenizer_file, padded_lengths=lengths).encode(["anna smith visits"])
     assert encoded.input_ids.shape == (1, width)
     assert encoded.attention_mask.sum() == 5
 

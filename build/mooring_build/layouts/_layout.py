@@ -37,6 +37,9 @@ class EngineStep:
     dims: tuple[int, ...]
     #: Lengths of the axes that inputs leave open (-1), one warm-up request each; the last is the longest.
     warm_up_lengths: tuple[int, ...] = ()
+    #: Where the engine takes all items of a batch packed into one row: its input for their lengths, INT32
+    #: ``[items, 1]``. An output whose first axis is open then has a row for each element of the first input.
+    lengths: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,8 @@ from mooring_build.recipe import Recipe
 
 TEXT: Tensors = {"text": (pb.TYPE_STRING, (1,))}
 TOKENS: Tensors = {"input_ids": (pb.TYPE_INT64, (-1,)), "attention_mask": (pb.TYPE_INT64, (-1,))}
+#: Further input of an engine that takes texts packed.
+LENGTHS = "lengths"
 # Content of the tokenizer's files, for clients that tokenize themselves.
 _TOKENIZER_FILES: Tensors = {"tokenizer": (pb.TYPE_STRING, (1,)), "settings": (pb.TYPE_STRING, (1,))}
 _WORDS: Tensors = {"offsets": (pb.TYPE_INT32, (-1, 2)), "word_ids": (pb.TYPE_INT32, (-1,))}
@@ -82,15 +84,26 @@ def tokenizer(outputs: Tensors) -> PythonStep:
 def text_engine(recipe: Recipe, output: str, dims: tuple[int, ...]) -> EngineStep:
     """Token ids to one FP32 tensor."""
     longest = recipe.text.max_length
-    multiple = recipe.text.pad_to_multiple_of
-    short = min(-(-_SHORT_LENGTH // multiple) * multiple, longest)
+    short = next((length for length in padded_lengths(recipe) if length >= _SHORT_LENGTH), _SHORT_LENGTH)
     return EngineStep(
         inputs=TOKENS,
         output=output,
         data_type=pb.TYPE_FP32,
         dims=dims,
-        warm_up_lengths=tuple(dict.fromkeys([short, longest])),
+        warm_up_lengths=tuple(dict.fromkeys([min(short, longest), longest])),
+        lengths=LENGTHS if recipe.serving.mixed_lengths == "ragged" else None,
     )
+
+
+def padded_lengths(recipe: Recipe) -> list[int]:
+    """Lengths that texts are padded to, the shortest first; none where they are left as they are."""
+    lengths, longest = recipe.serving.padded_lengths, recipe.text.max_length
+    if recipe.serving.mixed_lengths != "padded":
+        return []
+    if isinstance(lengths, int):
+        lengths = range(lengths, longest, lengths)
+    # Position embeddings may end at max_length.
+    return sorted({length for length in lengths if length < longest} | {longest})
 
 
 def classifier(extra: Tensors | None = None) -> PythonStep:

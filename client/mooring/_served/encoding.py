@@ -25,8 +25,9 @@ class EncodingSettings:
     max_length: int
     #: False: a longer text is refused. True: what is over is cut off.
     truncation: bool
-    #: Rows are padded to a multiple of this, but never beyond ``max_length``.
-    pad_to_multiple_of: int
+    #: Rows are padded to the first of these that is long enough, the shortest first; where none is, to the
+    #: longest row.
+    padded_lengths: list[int]
     #: Id that fills the end of shorter rows.
     pad_token_id: int
 
@@ -131,9 +132,7 @@ class TextEncoder:
         lengths = np.array([len(row) for row in ids])
         self._check(encodings, lengths)
         longest = int(lengths.max(initial=0))
-        multiple = self._settings.pad_to_multiple_of
-        # Position embeddings may end at max_length, so rounding up must not pass it.
-        width = min(-(-longest // multiple) * multiple, self._settings.max_length)
+        width = next((length for length in self._settings.padded_lengths if length >= longest), longest)
         filled = np.arange(width) < lengths[:, None]  # [B, L]
         input_ids = _rows(filled, ids, np.int64, self._settings.pad_token_id)
         attention_mask = filled.astype(np.int64)
