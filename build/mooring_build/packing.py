@@ -230,5 +230,5 @@ def _exchange_attention(module: nn.Module) -> nn.Module:
     models = [part for part in module.modules() if isinstance(part, PreTrainedModel)]
     kind = models[-1].config.model_type if models else type(module).__name__
     raise CheckpointError(
-        f"serving.mixed_lengths 'ragged': the attention of model type {kind!r} can't be exchanged; use 'padded'"
+        f"serving.mixed_lengths 'ragged': {kind!r} models have no exchangeable attention; use 'padded'"
     )
