@@ -119,7 +119,7 @@ class Exports:
     def load(self, task: str, mixed_lengths: str) -> tuple[Recipe, Exportable]:
         checkpoint = self._folder / task
         if not checkpoint.exists():
-            make_tiny_checkpoint(checkpoint, task, LABELS[task])
+            make_tiny_checkpoint(checkpoint, task, LABELS[task], initializer_range=0.1)
         shipped = "ner" if task == "token-classification" else "intent"
         overrides = [f"text.max_length={MAX_LENGTH}", f"serving.mixed_lengths={mixed_lengths}"]
         recipe = load_recipe(shipped, [*overrides, "serving.padded_lengths=[6, 16]"], fine_tuned=checkpoint)

@@ -109,6 +109,21 @@ def test_the_next_release_leaves_the_earlier_one_as_it_is(
     assert [_served(repository, model) for model in model_names(recipe)] == [[2]] * 5
 
 
+def test_a_release_with_a_ragged_engine_takes_no_engine_away(
+    tmp_path: Path, repository: Path, recipe: Recipe, release: Release
+) -> None:
+    publish_release(repository, recipe, release)
+    before = snapshot(repository)
+    ragged = load_recipe("ner", ["serving.mixed_lengths=ragged"])
+    files = make_release(tmp_path / "ragged", ragged, {"anna": "B-LOC"}, inputs_digest="b")
+    assert publish_release(repository, ragged, files) == 2
+    engines = {"ner_onnx": [1], "ner_onnx_ragged": [2], "ner_torchscript": [1], "ner_torchscript_ragged": [2]}
+    assert {model: _served(repository, model) for model in engines} == engines
+    after = snapshot(repository)
+    old = {name for name in before if name.startswith(("ner_onnx/", "ner_torchscript/"))}
+    assert {name: after[name] for name in old} == {name: before[name] for name in old}
+
+
 def test_published_files_are_read_only(repository: Path, recipe: Recipe, release: Release) -> None:
     publish_release(repository, recipe, release)
     modes = {stat.S_IMODE(path.stat().st_mode) for path in repository.glob("*/1/*")}

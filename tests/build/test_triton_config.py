@@ -201,6 +201,36 @@ def test_threads_go_by_the_backends_own_names() -> None:
     assert (configs["ner_onnx"].backend, configs["ner_torchscript"].backend) == ("onnxruntime", "pytorch")
 
 
+@pytest.mark.parametrize(("shipped", "per_token"), [("ner", True), ("intent", False)])
+def test_ragged_engines_get_the_length_of_each_text(shipped: str, per_token: bool) -> None:
+    plain, configs = _configs(shipped), _configs(shipped, "serving.mixed_lengths=ragged")
+    for export_format, output in (("onnx", "logits"), ("torchscript", "logits__0")):
+        config = configs[f"{shipped}_{export_format}_ragged"]
+        assert all(tensor.allow_ragged_batch for tensor in config.input)
+        (lengths,) = config.batch_input
+        assert (lengths.kind, lengths.data_type) == (pb.BatchInput.BATCH_ITEM_SHAPE, pb.TYPE_INT32)
+        assert (list(lengths.target_name), list(lengths.source_input)) == (["lengths"], ["input_ids"])
+        scattered = [(list(entry.target_name), list(entry.source_input)) for entry in config.batch_output]
+        assert scattered == ([([output], ["input_ids"])] if per_token else [])
+        # What callers see is the same.
+        other = plain[f"{shipped}_{export_format}"]
+        assert _tensors(config.input) == _tensors(other.input)
+        assert _tensors(config.output) == _tensors(other.output)
+    steps = [step.model_name for step in configs[shipped].ensemble_scheduling.step]
+    assert steps[1] == f"{shipped}_onnx_ragged"
+    assert plain.keys() & configs.keys() == {
+        f"{shipped}{part}" for part in ("", "_tokenizer", "_postprocessor")
+    }
+
+
+@pytest.mark.parametrize("mixed_lengths", ["none", "padded"])
+def test_other_engines_are_not_ragged(mixed_lengths: str) -> None:
+    config = _configs("ner", f"serving.mixed_lengths={mixed_lengths}")["ner_onnx"]
+    assert not any(tensor.allow_ragged_batch for tensor in config.input)
+    assert not config.batch_input
+    assert not config.batch_output
+
+
 @pytest.mark.parametrize(
     ("overrides", "shapes"),
     [
