@@ -109,6 +109,8 @@ def publish_steps(repository: Path, recipe: Recipe, release: Release) -> Generat
         yield "recovered"
         _check_task(repository, recipe)
         released = released_version(repository, recipe.name)
+        if released is not None:
+            _check_widths(repository, recipe, release.labels)
         if released is not None and is_up_to_date(repository, recipe, release.labels, release.inputs_digest):
             return released
         try:
@@ -316,6 +318,18 @@ def _check_task(repository: Path, recipe: Recipe) -> None:
             f"{repository / recipe.name} serves {task}, recipe {recipe.name!r} is {recipe.task}: "
             "give the recipe another name"
         )
+
+
+def _check_widths(repository: Path, recipe: Recipe, labels: Sequence[str]) -> None:
+    """A scattered output keeps its width: Triton cuts the outputs of all versions by the one in the config."""
+    for model, config in model_configs(recipe, labels, 1).items():
+        old = read_config(repository, model) if config.batch_output else None
+        if old is not None and list(old.output) != list(config.output):
+            raise PublishError(
+                f"{repository / model} serves {old.output[0].dims[-1]} labels a token, this release has "
+                f"{len(labels)}: with serving.mixed_lengths 'ragged' both can't be there at once; give the recipe "
+                "another name, or publish with 'padded' first and move the folder away"
+            )
 
 
 @contextmanager

@@ -139,6 +139,18 @@ def test_a_name_keeps_its_task(tmp_path: Path, repository: Path, recipe: Recipe,
     assert snapshot(repository) == before
 
 
+def test_a_ragged_engine_keeps_its_number_of_labels(tmp_path: Path, repository: Path) -> None:
+    recipe = load_recipe("ner", ["serving.mixed_lengths=ragged", "labels="])
+    publish_release(repository, recipe, make_release(tmp_path / "five", recipe))
+    before = snapshot(repository)
+    fewer = make_release(tmp_path / "three", recipe, labels=ENTITY_LABELS[:3], inputs_digest="b")
+    with pytest.raises(PublishError, match=r"ner_onnx_ragged serves 5 labels a token, this release has 3: "):
+        publish_release(repository, recipe, fewer)
+    assert snapshot(repository) == before
+    padded = load_recipe("ner", ["labels="])
+    assert publish_release(repository, padded, fewer) == 2
+
+
 def test_a_version_is_never_written_over(
     repository: Path, recipe: Recipe, release: Release, next_release: Release
 ) -> None:
