@@ -321,14 +321,14 @@ def _check_task(repository: Path, recipe: Recipe) -> None:
 
 
 def _check_widths(repository: Path, recipe: Recipe, labels: Sequence[str]) -> None:
-    """A scattered output keeps its width: Triton cuts the outputs of all versions by the one in the config."""
+    """A scattered output keeps its width: Triton cuts the outputs of all versions by the config's."""
     for model, config in model_configs(recipe, labels, 1).items():
         old = read_config(repository, model) if config.batch_output else None
         if old is not None and list(old.output) != list(config.output):
             raise PublishError(
                 f"{repository / model} serves {old.output[0].dims[-1]} labels a token, this release has "
-                f"{len(labels)}: with serving.mixed_lengths 'ragged' both can't be there at once; give the recipe "
-                "another name, or publish with 'padded' first and move the folder away"
+                f"{len(labels)}: with serving.mixed_lengths 'ragged' both can't be there at once; give the "
+                "recipe another name, or publish with 'padded' first and move the folder away"
             )
 
 
