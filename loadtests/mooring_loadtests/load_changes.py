@@ -50,8 +50,9 @@ def compare_runs(a: LoadResult, b: LoadResult, *, threshold: float) -> list[Chan
     """Hold each figure of two runs against each other.
 
     A figure is better or worse where the difference is larger than ``threshold`` and beyond chance. With many
-    figures, one of them differs by chance sooner or later: they are held together to a chance of 5 % (Holm,
-    "A simple sequentially rejective multiple test procedure", Scandinavian Journal of Statistics 6, 1979).
+    figures, one of them differs by chance sooner or later: they are held together to a chance of about 5 %
+    (Holm, "A simple sequentially rejective multiple test procedure", Scandinavian Journal of Statistics 6,
+    1979).
 
     Args:
         a: the earlier run.
