@@ -12,7 +12,7 @@ import torch
 from mooring import CheckpointError, DataError, Label, RecipeError
 from mooring_build.datasets import HeadText, load_dataset
 from mooring_build.learners import learner_of
-from mooring_build.learners.heads import HeadsLearner, HeadsModel
+from mooring_build.learners.heads import HeadsLearner, HeadsModel, load_heads_model
 from mooring_build.learners.text import IGNORED
 from mooring_build.recipe import Recipe, load_recipe
 from mooring_build.scoring import score_served
@@ -129,6 +129,20 @@ def test_the_encoder_is_frozen_and_a_head_without_examples_is_left_alone(recipe:
     gradients = {name: p.grad for name, p in lesson.model.heads.named_parameters()}
     assert all(gradients[f"topic.{name}"].abs().sum() > 0 for name in ("0.weight", "3.weight"))
     assert all(gradients[f"sentiment.{name}"].abs().sum() == 0 for name in ("0.weight", "3.weight"))
+
+
+def test_a_saved_model_answers_in_the_order_of_the_recipe(recipe: Recipe, base: Path, tmp_path: Path) -> None:
+    # The recipe's order is not the alphabet's, in which a config is saved.
+    assert list(recipe.heads or {}) == ["topic", "sentiment"]
+    lesson = HeadsLearner().lesson(recipe, base, load_dataset(recipe))
+    features = torch.randn(4, lesson.model.config.hidden_size)
+    lesson.model.eval().save_pretrained(tmp_path / "saved")
+    lesson.processor.save_pretrained(tmp_path / "saved")
+    again = load_heads_model(tmp_path / "saved", recipe)
+    with torch.inference_mode():
+        before, after = lesson.model(features=features).logits, again.eval()(features=features).logits
+    assert list(again.config.heads) == ["topic", "sentiment"]
+    torch.testing.assert_close(after, before)
 
 
 def test_a_checkpoint_without_heads_is_refused(recipe: Recipe, base: Path) -> None:

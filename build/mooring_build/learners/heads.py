@@ -164,6 +164,9 @@ def load_heads_model(folder: Path, recipe: Recipe) -> HeadsModel:
     found = model.config.heads if isinstance(model, HeadsModel) else {}
     if found != expected:
         raise CheckpointError(f"{folder} has the heads {found or 'none'}, the recipe says {expected}")
+    # A saved config has its keys sorted; the order of the logits is the recipe's.
+    model.config.heads = expected
+    model.heads = nn.ModuleDict({name: model.heads[name] for name in expected})
     return model
 
 
