@@ -122,7 +122,7 @@ def _verdict_lines(result: LoadResult, verdicts: list[Bound]) -> list[str]:
     for bound in verdicts:
         low, high = bound.figure.low, bound.figure.high
         interval = "" if low is None or high is None else f" [{low:.4g}, {high:.4g}]"
-        doubt = "" if bound.sure else ", within the confidence interval"
+        doubt = ", within the confidence interval" if interval and not bound.sure else ""
         verdict = "kept" if bound.kept else "BROKEN"
         lines.append(
             f"{bound.name} {bound.figure.value:.4g}{interval}, bound {bound.limit:g}: {verdict}{doubt}"

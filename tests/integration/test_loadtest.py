@@ -147,8 +147,9 @@ def test_the_command_writes_a_report_and_says_which_bound_broke(
     # 3 where this machine is too busy to measure anything.
     assert cli.main(words) in (1, 3)
     shown = capsys.readouterr().out
-    assert re.search(r"min_throughput [\d.e+]+ \[.*\], bound 1e\+06: BROKEN\n", shown)
-    assert re.search(r"p50_ms [\d.e+]+ \[.*\], bound 60000: kept\n", shown)
+    # So short a run has no confidence intervals.
+    assert re.search(r"min_throughput [\d.e+]+, bound 1e\+06: BROKEN\n", shown)
+    assert re.search(r"p50_ms [\d.e+]+, bound 60000: kept\n", shown)
     assert "<svg" in (tmp_path / "ner-smoke.html").read_text(encoding="utf-8")
     assert read_result(tmp_path / "ner-smoke.json").figures()["error_rate"].value == 0
 

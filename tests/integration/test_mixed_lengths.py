@@ -129,7 +129,8 @@ def test_engines_answer_a_batch_of_mixed_lengths_as_one_text(
     finally:
         raw.close()
     batches = _since(before, _batches(client, model))
-    assert sum(size * count for size, count in batches.items()) == len(TEXTS)
+    # Triton counts a request a moment after its answer: the last one asked alone may be among them.
+    assert 0 <= sum(size * count for size, count in batches.items()) - len(TEXTS) <= 1
     # No two texts have the same length: a batch of two is one of mixed lengths.
     assert (max(batches) > 1) == (mode != "none"), batches
     for answer, expected, length in zip(together, alone, LENGTHS, strict=True):

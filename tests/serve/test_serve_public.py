@@ -30,5 +30,7 @@ def test_the_commands_defaults() -> None:
         "host": "127.0.0.1",
         "log_file": None,
         "allow_load": False,
+        "trace": None,
+        "trace_rate": 10,
         "run": run,
     }
