@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mooring_loadtests.load_changes import ALL, Change, compare_runs, incomparable, other_versions
-from mooring_loadtests.load_result import LoadResult, read_result
+from mooring_loadtests.load_result import LoadResult, finite, read_result
 from mooring_loadtests.summary import table
 
 
@@ -128,7 +128,7 @@ def _document(
         "warnings": list(warnings),
         "threshold": args.threshold,
         "worse": any(change.verdict == "worse" for change in changes),
-        "changes": [_finite(asdict(change)) for change in changes],
+        "changes": [finite(asdict(change)) for change in changes],
     }
 
 
@@ -140,14 +140,6 @@ def _facts(path: Path, run: LoadResult) -> dict[str, Any]:
         "profile": run.name,
         "started": run.started,
         "versions": dict(run.versions),
-    }
-
-
-def _finite(change: dict[str, Any]) -> dict[str, Any]:
-    """JSON knows no infinity: ``None`` there."""
-    return {
-        key: None if isinstance(value, float) and not math.isfinite(value) else value
-        for key, value in change.items()
     }
 
 

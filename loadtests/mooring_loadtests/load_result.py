@@ -173,7 +173,7 @@ class LoadResult:
             "versions": dict(self.versions),
             "profile": self.profile.model_dump(mode="json"),
             "figures": {
-                key: {figure: _finite(asdict(value)) for figure, value in self.figures(name).items()}
+                key: {figure: finite(asdict(value)) for figure, value in self.figures(name).items()}
                 for key, name in names.items()
             },
             "doubts": self.doubts,
@@ -232,8 +232,9 @@ def _together(seconds: Sequence[Second]) -> Second:
     return whole
 
 
-def _finite(estimate: Mapping[str, float | None]) -> dict[str, float | None]:
-    """JSON knows no infinity: ``None`` there."""
+def finite(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The same for JSON, which knows no infinity: ``None`` there."""
     return {
-        key: value if value is not None and math.isfinite(value) else None for key, value in estimate.items()
+        key: None if isinstance(value, float) and not math.isfinite(value) else value
+        for key, value in values.items()
     }

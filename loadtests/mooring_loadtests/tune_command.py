@@ -16,6 +16,7 @@ from typing import Any
 from mooring import ConfigError
 from mooring_loadtests.load_profile import Payload
 from mooring_loadtests.load_profile import Stage as ProfileStage
+from mooring_loadtests.load_result import finite
 from mooring_loadtests.load_statistics import Estimate
 from mooring_loadtests.tune_probe import Prober, Release
 from mooring_loadtests.tuner import Candidate, Probe, Stage, grid, search
@@ -155,14 +156,10 @@ def _words(candidate: Candidate, confirmed: Confirmed) -> str:
 
 
 def _json(candidate: Candidate, confirmed: Confirmed) -> dict[str, Any]:
-    p99 = {
-        key: value if value is not None and math.isfinite(value) else None
-        for key, value in asdict(confirmed.p99_ms).items()
-    }
     return {
         "settings": asdict(candidate),
         "rate": confirmed.rate,
-        "p99_ms": p99,
+        "p99_ms": finite(asdict(confirmed.p99_ms)),
         "doubts": list(confirmed.doubts),
     }
 
@@ -214,8 +211,7 @@ class Journal:
         """Note a probe."""
         self.probes.append(probe)
         entry = asdict(probe)
-        for stage in entry["stages"]:
-            stage["p99_ms"] = stage["p99_ms"] if math.isfinite(stage["p99_ms"]) else None
+        entry["stages"] = [finite(stage) for stage in entry["stages"]]
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
 

@@ -40,6 +40,6 @@ def plot(probes: Iterable[Probe], p99_ms: float, path: Path) -> None:
     axes.annotate("bound", (0.005, p99_ms), xycoords=("axes fraction", "data"), va="bottom", fontsize=8)
     axes.set(yscale="log", xlabel="requests a second", ylabel="99th percentile of latency, ms")
     axes.spines[["top", "right"]].set_visible(False)
-    if any(line.get_label() in map(str, (probe.candidate for probe in best)) for line in axes.lines):
+    if axes.get_legend_handles_labels()[0]:
         axes.legend(fontsize=8, frameon=False, loc="upper left")
     figure.savefig(path)
