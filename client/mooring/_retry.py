@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import threading
 from typing import Any
 
@@ -15,6 +14,7 @@ from mooring._errors import (
     Overloaded,
     TransportError,
 )
+from mooring._jitter import JITTER
 from mooring._operations import Operation
 from mooring._policies import HedgePolicy, RetryPolicy
 
@@ -70,7 +70,7 @@ def pause_before(retry: int, error: MooringError, policy: RetryPolicy) -> float:
     """Seconds to wait before the retry of this number, counted from 0."""
     # A power beyond 1023 is no float; it is never needed either.
     bound = min(policy.max_delay_s, policy.initial_delay_s * 2.0 ** min(retry, 1000))
-    pause_s = random.uniform(0, bound)
+    pause_s = JITTER.uniform(0, bound)
     if isinstance(error, Overloaded) and error.retry_after_s is not None:
         return max(pause_s, error.retry_after_s)
     return pause_s

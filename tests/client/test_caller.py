@@ -254,7 +254,7 @@ def test_the_last_error_keeps_every_attempt_in_order_with_its_cause(bench: Bench
 
 
 def test_pauses_grow_and_keep_to_their_bounds(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mooring._retry.random.uniform", lambda low, high: high)
+    monkeypatch.setattr("mooring._retry.JITTER.uniform", lambda low, high: high)
 
     async def scenario() -> None:
         policy = RetryPolicy(max_retries=5, initial_delay_s=0.1, max_delay_s=0.5)

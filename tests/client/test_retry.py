@@ -174,7 +174,7 @@ def test_the_jitter_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
         drawn.append((low, high))
         return high
 
-    monkeypatch.setattr("mooring._retry.random.uniform", uniform)
+    monkeypatch.setattr("mooring._retry.JITTER.uniform", uniform)
     policy = RetryPolicy(initial_delay_s=0.1, max_delay_s=0.5)
     pauses = [pause_before(retry, ConnectError("no"), policy) for retry in range(5)]
     assert pauses == [0.1, 0.2, 0.4, 0.5, 0.5]
@@ -190,7 +190,7 @@ def test_pauses_differ_from_each_other() -> None:
 def test_retry_after_is_the_least_pause(
     monkeypatch: pytest.MonkeyPatch, asked_s: float | None, pause_s: float
 ) -> None:
-    monkeypatch.setattr("mooring._retry.random.uniform", lambda low, high: 0.25)
+    monkeypatch.setattr("mooring._retry.JITTER.uniform", lambda low, high: 0.25)
     error = Overloaded("full")
     error.retry_after_s = asked_s
     assert pause_before(0, error, RetryPolicy()) == pause_s

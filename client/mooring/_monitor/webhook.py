@@ -9,7 +9,6 @@ import hmac
 import http.client
 import json
 import queue
-import random
 import threading
 import time
 from collections.abc import Callable
@@ -19,6 +18,7 @@ from urllib.parse import urlsplit
 
 from mooring._deadline import check_timeout
 from mooring._errors import ConfigError
+from mooring._jitter import JITTER
 from mooring._log import LOG
 from mooring._monitor.events import AlertEvent
 
@@ -153,7 +153,7 @@ class Webhook:
                 break
             pause_s = min(_MAX_PAUSE_S, _FIRST_PAUSE_S * 2**retry)
             # Evenly from half of it, so that many senders do not come back together; cut short by close.
-            if self._hurry.wait(random.uniform(pause_s / 2, pause_s)):
+            if self._hurry.wait(JITTER.uniform(pause_s / 2, pause_s)):
                 time.sleep(_FIRST_PAUSE_S / 5)
             reason, again = self._try(message_id, body)
         return reason
