@@ -314,6 +314,8 @@ class Serving(Table):
     #: Longest that a request may wait in one queue; a request may ask for less, as the client does with what
     #: is left of a call's budget. 0 is no limit: ``triton_config`` says what a limit costs.
     queue_timeout_microseconds: Annotated[int, Field(ge=0)] = 0
+    #: Most requests that may wait for the engine; further ones are refused at once. 0 is no limit.
+    max_queue_size: Annotated[int, Field(ge=0)] = 0
     #: ``auto`` runs on a GPU where Triton finds one, otherwise on the CPU.
     kind: Literal["auto", "cpu", "gpu"] = "auto"
     instance_count: _PositiveInt = 2

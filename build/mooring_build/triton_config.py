@@ -131,6 +131,10 @@ def _engine(recipe: Recipe, step: EngineStep, export_format: ExportFormat) -> pb
     config.dynamic_batching.preferred_batch_size[:] = sorted(set(serving.preferred_batch_size))
     config.dynamic_batching.max_queue_delay_microseconds = serving.max_queue_delay_microseconds
     _limit_waiting(config, recipe)
+    # The engine is what requests wait for. The other steps' queues fill and empty in bursts: a limit there
+    # refuses what the engine has time for (at five times its rate, 98 texts/s were answered instead of 135).
+    if serving.max_queue_size > 0:
+        config.dynamic_batching.default_queue_policy.max_queue_size = serving.max_queue_size
     for key, value in _thread_parameters(recipe, export_format).items():
         config.parameters[key].string_value = str(value)
     if serving.warm_up:

@@ -87,7 +87,7 @@ def run_load(
         started=started,
         profile=profile,
         processes=processes,
-        machine=_machine(),
+        machine=machine(),
         versions=_versions() | {server.name: server.version},
         recorder=recorder,
         server=between(model, before, after),
@@ -172,7 +172,8 @@ def _environment(current: os._Environ[str]) -> dict[str, str]:
     return {name: value for name, value in current.items() if not name.startswith("LOCUST_")}
 
 
-def _machine() -> dict[str, str]:
+def machine() -> dict[str, str]:
+    """What ran a load test, in words."""
     words: dict[str, Any] = {
         "system": platform.platform(),
         "processor": _processor(),

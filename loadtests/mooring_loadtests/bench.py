@@ -1,0 +1,328 @@
+"""``make bench``: what Mooring serves, beside ONNX Runtime by itself and beside other servers.
+
+::
+
+    python -m mooring_loadtests.bench                        # everything: about two hours on 2 cores
+    python -m mooring_loadtests.bench classifier overload    # these parts; the others keep their last figures
+
+Trains the shipped recipes, releases them in fp32 and int8, and gives every side the same 2,000 texts of mixed
+lengths, one side after another, in several rounds. Other servers run in environments of their own, which are
+installed first, each with those settings of ``alternatives.candidate_settings`` that suit it best; Mooring
+runs as its recipes say. Callers and server share the machine's cores. ``docs/performance.md`` gets the
+tables; the last line is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import platform
+import statistics
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+
+from mooring import MooringError
+from mooring_loadtests.alternatives import ALTERNATIVES, ServingSettings, candidate_settings
+from mooring_loadtests.alternatives import install as install_alternative
+from mooring_loadtests.bench_clients import Ask, Flood, draw_texts, drive, flood, http_caller
+from mooring_loadtests.bench_report import summary, write_report
+from mooring_loadtests.bench_sides import (
+    BareOnnxRuntime,
+    Built,
+    drive_alternative,
+    drive_mooring,
+    post_text,
+    served,
+)
+from mooring_loadtests.commands import exit_code
+from mooring_loadtests.load_profile import Profile, Stage
+from mooring_loadtests.load_run import machine, run_load
+from mooring_serve import TritonServer
+
+#: Models by part: the recipe, its task, and overrides.
+MODELS = {
+    "classifier": ("intent", "text-classification", ("data.out_of_scope=", "data.out_of_scope_train=")),
+    "ner": ("ner", "token-classification", ()),
+}
+PARTS = (*MODELS, "overload", "locust")
+#: Of every release: one engine is enough, and nothing may refuse a long text. The shipped sets are small: one
+#: answer of 108 that int8 changes is more than the half point that recipes allow.
+_SETTINGS = ('export.formats=["onnx"]', "text.truncation=true", "quality.max_drop=0.01")
+_PRECISIONS = ("fp32", "int8")
+_TEXTS = 2000
+#: For choosing among settings.
+_FEW_TEXTS = 400
+_QUEUE = 16
+_FLOOD_S = 20.0
+_TIMES_CAPACITY = 5
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the benchmark.
+
+    Returns:
+        0 if everything was measured, whatever came out, 1 if something failed, 2 if something is missing.
+    """
+    args = _parser().parse_args(argv)
+    return exit_code(lambda: _run(args))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m mooring_loadtests.bench",
+        description="Measure Mooring beside ONNX Runtime and other servers; the last line is JSON.",
+    )
+    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], metavar="PART", help="default: all")
+    parser.add_argument("--rounds", type=int, default=3, help="turns of each side (default: 3)")
+    parser.add_argument("--texts", type=int, default=_TEXTS, help="of a run (default: 2000)")
+    parser.add_argument("--work", type=Path, default=Path("artifacts/bench"), metavar="FOLDER")
+    parser.add_argument("--report", type=Path, default=Path("docs/performance.md"), metavar="FILE")
+    return parser
+
+
+def _run(args: argparse.Namespace) -> int:
+    args.work.mkdir(parents=True, exist_ok=True)
+    path = args.work / "results.json"
+    results: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    for part in args.parts or PARTS:
+        say(part)
+        measure = {"overload": _overload, "locust": _locust}.get(part)
+        found = measure(args) if measure else _compare(part, args)
+        results[part] = found | {"machine": _machine()}
+        path.write_text(json.dumps(results, indent=1), encoding="utf-8")
+    write_report(args.report, results)
+    say(json.dumps(summary(results)))
+    return 0
+
+
+def say(line: str) -> None:
+    """Print at once."""
+    print(line, flush=True)
+
+
+def _machine() -> dict[str, Any]:
+    return {**machine(), "python": platform.python_version()}
+
+
+def _build(part: str, work: Path, *, precisions: Sequence[str] = _PRECISIONS) -> Built:
+    from mooring_build.building import build
+    from mooring_build.recipe import load_recipe
+
+    name, task, overrides = MODELS[part]
+    repositories = {precision: work / f"{part}-{precision}" for precision in precisions}
+    versions = {}
+    for precision, repository in repositories.items():
+        recipe = load_recipe(name, [*overrides, *_SETTINGS, f"export.precision={precision}"])
+        versions[precision] = build(
+            recipe, repository=repository, artifacts=work / "builds", say=lambda line: say(f"  {line}")
+        )
+    stages = (work / "builds" / name).glob("trained-*/stage.json")
+    checkpoint = max(stages, key=lambda path: path.stat().st_mtime).parent
+    return Built(name=name, task=task, repositories=repositories, versions=versions, checkpoint=checkpoint)
+
+
+def _compare(part: str, args: argparse.Namespace) -> dict[str, Any]:
+    """Medians of every side of one model, over rounds in which each had its turn."""
+    built = _build(part, args.work)
+    texts = draw_texts(args.texts)
+    inputs = built.tokenize(texts)
+    lengths = sorted(one["input_ids"].shape[1] for one in inputs)
+    say(
+        f"  {len(texts)} texts of {lengths[0]} to {lengths[-1]} tokens, "
+        f"{lengths[len(lengths) // 2]} at the median"
+    )
+    chosen, missing = _choose_settings(built, texts[: min(_FEW_TEXTS, len(texts))], args.work)
+    bare = {
+        precision: _best_bare(built.onnx_file(precision), inputs[:_FEW_TEXTS]) for precision in _PRECISIONS
+    }
+    seen: dict[str, list[dict[str, float]]] = {}
+
+    def note(side: str, run: dict[str, float]) -> None:
+        seen.setdefault(side, []).append(run)
+        shown = ", ".join(f"{name} {value:.4g}" for name, value in run.items())
+        say(f"  {side:<36} {shown}")
+
+    for number in range(args.rounds):
+        say(f"  round {number + 1} of {args.rounds}")
+        for precision in _PRECISIONS:
+            session = BareOnnxRuntime(built.onnx_file(precision), **bare[precision])
+            note(f"ONNX Runtime {precision}", {"per_s": session.per_s(inputs)})
+            del session
+            log_file = args.work / f"{part}-{precision}.log"
+            with served(built.repositories[precision], log_file) as server:
+                runs = asyncio.run(drive_mooring(server, built.name, texts, inputs))
+            for side, run in runs.items():
+                name, _, concurrency = side.rpartition(" ")
+                note(f"{name} {precision} {concurrency}", asdict(run))
+        for alternative in [one for one in ALTERNATIVES if one.name in chosen]:
+            python, settings = chosen[alternative.name]
+            log_file = args.work / f"{alternative.folder}.log"
+            for concurrency, run in drive_alternative(
+                alternative, python, built, texts, settings=settings, log_file=log_file
+            ).items():
+                note(f"{alternative.name} {concurrency}", asdict(run))
+    return {
+        "texts": len(texts),
+        "tokens": [lengths[0], lengths[len(lengths) // 2], lengths[-1]],
+        "rounds": args.rounds,
+        "sides": seen,
+        "settings": {name: asdict(settings) for name, (_, settings) in chosen.items()},
+        "bare": bare,
+        "not_measured": missing,
+    }
+
+
+def _choose_settings(
+    built: Built, texts: Sequence[str], work: Path
+) -> tuple[dict[str, tuple[Path, ServingSettings]], dict[str, str]]:
+    """Of each alternative that runs here, the settings that answered most; of the others, the reason."""
+    chosen: dict[str, tuple[Path, ServingSettings]] = {}
+    missing: dict[str, str] = {}
+    for alternative in ALTERNATIVES:
+        best = 0.0
+        try:
+            python = install_alternative(alternative, work / "alternatives")
+            for settings in candidate_settings(os.cpu_count() or 1):
+                runs = drive_alternative(
+                    alternative,
+                    python,
+                    built,
+                    texts,
+                    settings=settings,
+                    log_file=work / f"{alternative.folder}.log",
+                )
+                rate = statistics.geometric_mean(run.per_s for run in runs.values())
+                say(f"  {alternative.name:<36} {rate:.1f}/s with {asdict(settings)}")
+                if rate > best:
+                    best, chosen[alternative.name] = rate, (python, settings)
+        except* (MooringError, OSError) as group:
+            chosen.pop(alternative.name, None)
+            missing[alternative.name] = "; ".join(map(str, group.exceptions))
+            say(f"  {alternative.name:<36} not measured: {missing[alternative.name]}")
+    return chosen, missing
+
+
+def _best_bare(file: Path, inputs: Sequence[Mapping[str, np.ndarray]]) -> dict[str, int]:
+    """As many sessions as cores with a thread each, or one with a thread for each core."""
+    cores = os.cpu_count() or 1
+    ways = [{"sessions": cores, "threads": 1}, {"sessions": 1, "threads": cores}]
+    return max(ways, key=lambda way: BareOnnxRuntime(file, **way).per_s(inputs))
+
+
+def _overload(args: argparse.Namespace) -> dict[str, Any]:
+    """What is answered at capacity and at a multiple of it, with queues that are bounded."""
+    built = _build("classifier", args.work, precisions=["fp32"])
+    texts = draw_texts(args.texts)
+    with tempfile.TemporaryDirectory(prefix="mooring-bench-") as folder:
+        bounded = _copy_with(built, f"serving.max_queue_size={_QUEUE}", Path(folder))
+        with served(bounded, args.work / "overload.log") as server:
+            return asyncio.run(_flood_rounds(server, built.name, texts, args.rounds))
+
+
+def _copy_with(built: Built, override: str, repository: Path) -> Path:
+    from mooring_build.building import build
+    from mooring_build.recipe import load_recipe
+
+    _, _, overrides = MODELS["classifier"]
+    recipe = load_recipe(built.name, [*overrides, *_SETTINGS, override])
+    build(recipe, repository=repository, artifacts=built.repositories["fp32"].parent / "builds")
+    return repository
+
+
+async def _flood_rounds(server: TritonServer, name: str, texts: Sequence[str], rounds: int) -> dict[str, Any]:
+    found: list[dict[str, Any]] = []
+    bodies = [post_text(name, text) for text in texts]
+    async with http_caller(server.http_url, bodies.__getitem__) as ask:
+        numbers = range(len(texts))
+        await flood(ask, numbers, rate=50.0, seconds=2.0)
+        for number in range(rounds):
+            rate = (await drive(ask, numbers, concurrency=_QUEUE)).per_s
+            at_capacity, used = await _flood(server, ask, numbers, rate, seed=number)
+            beyond, used_beyond = await _flood(server, ask, numbers, _TIMES_CAPACITY * rate, seed=number)
+            figures = {
+                "rate": rate,
+                "capacity_per_s": _per_s(at_capacity),
+                "beyond_per_s": _per_s(beyond),
+                "beyond_answer_p99_ms": _p99(beyond.answered_ms),
+                "refusal_p99_ms": _p99(beyond.refused_ms),
+                "refused": len(beyond.refused_ms),
+                "late_p99_ms": _p99(beyond.late_ms),
+            }
+            shown = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
+            say(f"  round {number + 1}: {shown}")
+            found.append({**figures, "cores": used, "cores_beyond": used_beyond})
+    return {"rounds": found, "queue": _QUEUE, "times": _TIMES_CAPACITY, "seconds": _FLOOD_S}
+
+
+async def _flood(
+    server: TritonServer, ask: Ask, numbers: Sequence[int], rate: float, *, seed: int
+) -> tuple[Flood, dict[str, float]]:
+    """A flood, and how many cores each of the processes used meanwhile."""
+    before = _cpu_s(server)
+    seen = await flood(ask, numbers, rate=rate, seconds=_FLOOD_S, seed=seed)
+    used = {name: (cpu_s - before.get(name, 0.0)) / seen.seconds for name, cpu_s in _cpu_s(server).items()}
+    return seen, used
+
+
+def _cpu_s(server: TritonServer) -> dict[str, float]:
+    """Seconds of a core used so far, by what they were used for."""
+    used = {"callers": sum(os.times()[:2])}
+    tritonserver = psutil.Process(server.pid)
+    for process in [tritonserver, *tritonserver.children(recursive=True)]:
+        words = " ".join(process.cmdline())
+        step = next((step for step in ("tokenizer", "onnx", "postprocessor") if f"_{step}_0" in words), "")
+        name = {"onnx": "engine", "": "tritonserver"}.get(step, step)
+        used[name] = used.get(name, 0.0) + sum(process.cpu_times()[:2])
+    return used
+
+
+def _per_s(seen: Flood) -> float:
+    return len(seen.answered_ms) / seen.seconds
+
+
+def _p99(values: Sequence[float]) -> float:
+    return float(np.quantile(values, 0.99, method="inverted_cdf")) if values else float("nan")
+
+
+def _locust(args: argparse.Namespace) -> dict[str, Any]:
+    """What one generating process sends for each second of a core, to a model that costs nothing."""
+    from mooring_build.building import build
+    from mooring_build.recipe import load_recipe
+
+    repository = args.work / "locust"
+    recipe = load_recipe("tabular", ['export.formats=["onnx"]'])
+    build(recipe, repository=repository, artifacts=args.work / "builds", say=lambda line: say(f"  {line}"))
+    stages = (Stage(seconds=3, measured=False), Stage(seconds=15))
+    profile = Profile(loop="closed", users=16, stages=stages)
+    rates = []
+    with served(repository, args.work / "locust-server.log") as server:
+        for number in range(args.rounds):
+            result = run_load(
+                model="tabular",
+                name="locust",
+                profile=profile,
+                grpc_url=server.grpc_url,
+                log=args.work / "locust.log",
+            )
+            used = result.health().cpu
+            core_s = sum(share * count for share, count in used.items())
+            answered, _ = result.count()
+            rates.append({"per_s": result.figures()["throughput"].value, "per_core_s": answered / core_s})
+            say(
+                f"  round {number + 1}: {rates[-1]['per_s']:.0f}/s, "
+                f"{rates[-1]['per_core_s']:.0f} for each second of a core"
+            )
+    return {"rounds": rates}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

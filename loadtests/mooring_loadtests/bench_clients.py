@@ -1,0 +1,133 @@
+"""The load of the benchmark: the same callers for every side, and what they saw."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from itertools import islice
+from random import Random
+
+import numpy as np
+
+from mooring import MooringError, Overloaded
+from mooring_loadtests.load_profile import Payload
+from mooring_loadtests.payloads import draw_text
+
+_OVERLOADED = (429, 503)
+#: Asks about the text of this number.
+Ask = Callable[[int], Awaitable[object]]
+#: A POST that asks about the text of this number: path and body.
+Post = Callable[[int], tuple[str, bytes]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What callers saw that each waited for an answer before they asked again."""
+
+    per_s: float
+    p50_ms: float
+    p99_ms: float
+
+
+@dataclass(kw_only=True)
+class Flood:
+    """What callers saw that did not wait."""
+
+    seconds: float
+    answered_ms: list[float] = field(default_factory=list)
+    refused_ms: list[float] = field(default_factory=list)
+    #: How much later than intended each request left.
+    late_ms: list[float] = field(default_factory=list)
+
+
+def draw_texts(count: int, *, seed: int = 0) -> list[str]:
+    """Texts of mixed lengths, as the load tests draw them: lognormal, median 15 words, at most 80."""
+    random, payload = Random(seed), Payload()
+    return [draw_text(random, payload) for _ in range(count)]
+
+
+async def drive(ask: Ask, numbers: Sequence[int], *, concurrency: int) -> Run:
+    """Ask about every text once, ``concurrency`` at a time.
+
+    Raises:
+        Exception: what ``ask`` raised first; a side that fails has no figures.
+    """
+    waiting: Iterator[int] = iter(numbers)
+    latencies_s: list[float] = []
+
+    async def call() -> None:
+        for number in waiting:
+            began_s = time.perf_counter()
+            await ask(number)
+            latencies_s.append(time.perf_counter() - began_s)
+
+    # The first ones find caches empty, connections closed and clocks low.
+    await asyncio.gather(*(ask(number) for number in islice(numbers, concurrency)))
+    began_s = time.perf_counter()
+    async with asyncio.TaskGroup() as group:
+        for _ in range(concurrency):
+            group.create_task(call())
+    lasted_s = time.perf_counter() - began_s
+    p50, p99 = np.quantile(latencies_s, [0.5, 0.99], method="inverted_cdf") * 1000
+    return Run(per_s=len(latencies_s) / lasted_s, p50_ms=float(p50), p99_ms=float(p99))
+
+
+async def flood(ask: Ask, numbers: Sequence[int], *, rate: float, seconds: float, seed: int = 0) -> Flood:
+    """Ask ``rate`` times a second at random times (Poisson), whether or not answers come.
+
+    The latency of an answer counts from the time at which its request should have left, that of a refusal
+    from when it did leave: it is the server that is to refuse at once.
+    """
+    random, seen = Random(seed), Flood(seconds=seconds)
+    began_s = time.perf_counter()
+
+    async def call(number: int, due_s: float) -> None:
+        sent_s = time.perf_counter()
+        seen.late_ms.append((sent_s - due_s) * 1000)
+        try:
+            await ask(number)
+        except Overloaded:
+            seen.refused_ms.append((time.perf_counter() - sent_s) * 1000)
+        else:
+            seen.answered_ms.append((time.perf_counter() - due_s) * 1000)
+
+    async with asyncio.TaskGroup() as group:
+        due_s, number = began_s, 0
+        while (due_s := due_s + random.expovariate(rate)) < began_s + seconds:
+            await asyncio.sleep(max(0.0, due_s - time.perf_counter()))
+            group.create_task(call(numbers[number % len(numbers)], due_s))
+            number += 1
+    seen.seconds = time.perf_counter() - began_s
+    return seen
+
+
+@asynccontextmanager
+async def http_caller(url: str, post: Post) -> AsyncIterator[Ask]:
+    """Ask by POST over connections that are kept, with aiohttp: tritonclient brings it, so it is there.
+
+    What it yields raises Overloaded where the server refuses, MooringError where it answers anything else.
+
+    Args:
+        url: of the server, with no path.
+        post: makes the request.
+    """
+    import aiohttp
+
+    headers = {"Content-Type": "application/json"}
+    connector = aiohttp.TCPConnector(limit=0)
+    async with aiohttp.ClientSession(url, connector=connector, headers=headers) as session:
+
+        async def ask(number: int) -> bytes:
+            path, body = post(number)
+            async with session.post(path, data=body) as answer:
+                said = await answer.read()
+                if answer.status in _OVERLOADED:
+                    raise Overloaded(f"{url}{path} answered {answer.status}")
+                if answer.status != 200:
+                    raise MooringError(f"{url}{path} answered {answer.status}: {said[:300]!r}")
+                return said
+
+        yield ask

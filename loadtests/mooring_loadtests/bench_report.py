@@ -1,0 +1,237 @@
+"""The benchmark's figures: ratios for the closing line of JSON, and tables for ``docs/performance.md``."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mooring import DataError
+from mooring_loadtests.alternatives import ALTERNATIVES
+from mooring_loadtests.load_result import finite
+
+#: What each ratio should reach.
+GOALS = {
+    "engine_over_onnxruntime": 0.85,
+    "engine_int8_over_onnxruntime_int8": 0.85,
+    "pipeline_over_engine": 0.8,
+    "pipeline_over_best_alternative": 1.35,
+    "pipeline_int8_over_best_alternative": 2.5,
+    "goodput_at_5x": 0.9,
+    "locust_rps_per_core": 1500.0,
+}
+#: What must stay below.
+LIMITS = {"refusal_p99_ms": 50.0}
+#: Between these two lines of the report everything is written anew; what else it says is left alone.
+BEGIN, END = "<!-- written by make bench -->", "<!-- until here -->"
+
+# Ratios by name: the side above and the one below; ``{c}`` stands for the callers.
+_RATIOS = {
+    "engine_over_onnxruntime": ("engine fp32 {c}", "ONNX Runtime fp32"),
+    "engine_int8_over_onnxruntime_int8": ("engine int8 {c}", "ONNX Runtime int8"),
+    "pipeline_over_engine": ("pipeline fp32 {c}", "engine fp32 {c}"),
+    "pipeline_int8_over_engine_int8": ("pipeline int8 {c}", "engine int8 {c}"),
+    "pipeline_over_best_alternative": ("pipeline fp32 {c}", "{best} {c}"),
+    "pipeline_int8_over_best_alternative": ("pipeline int8 {c}", "{best} {c}"),
+    "pipeline_over_http_over_best_alternative": ("pipeline over HTTP fp32 {c}", "{best} {c}"),
+}
+_CALLERS = (8, 32)
+_CORES = ("cores", "cores_beyond")
+Sides = Mapping[str, Sequence[Mapping[str, float]]]
+
+
+def summary(results: Mapping[str, Any]) -> dict[str, Any]:
+    """Figures by name; of each ratio the lowest over models and numbers of callers.
+
+    Args:
+        results: by part; a part that was not measured is left out.
+    """
+    found: dict[str, Any] = {}
+    raw: dict[str, Any] = {}
+    models = {part: results[part]["sides"] for part in ("classifier", "ner") if part in results}
+    for sides in models.values():
+        for callers in _CALLERS:
+            for name, ratio in ratios(sides, callers).items():
+                if name not in found or ratio < found[name]:
+                    found[name] = ratio
+                    if name == "pipeline_over_best_alternative":
+                        found["best_alternative"] = best_alternative(sides, callers)
+    for part, sides in models.items():
+        raw[part] = {
+            side: {key: round(value, 2) for key, value in medians(sides, side).items()} for side in sides
+        }
+    if "overload" in results:
+        rounds = results["overload"]["rounds"]
+        found["goodput_at_5x"] = statistics.median(
+            one["beyond_per_s"] / one["capacity_per_s"] for one in rounds
+        )
+        found["refusal_p99_ms"] = statistics.median(one["refusal_p99_ms"] for one in rounds)
+    if "locust" in results:
+        found["locust_rps_per_core"] = statistics.median(
+            one["per_core_s"] for one in results["locust"]["rounds"]
+        )
+    rounded = {name: round(value, 3) if isinstance(value, float) else value for name, value in found.items()}
+    return dict(finite(rounded)) | {"medians": raw}
+
+
+def ratios(sides: Sides, callers: int) -> dict[str, float]:
+    """Ratios of throughput with so many callers: medians over the rounds of what each round gave."""
+    best = best_alternative(sides, callers)
+    found = {}
+    for name, (above, below) in _RATIOS.items():
+        pair = [side.format(c=callers, best=best) for side in (above, below)]
+        if all(side in sides for side in pair):
+            rounds = zip(*(sides[side] for side in pair), strict=True)
+            found[name] = statistics.median(one["per_s"] / other["per_s"] for one, other in rounds)
+    if best is not None:
+        found["pipeline_p99_over_best_alternative"] = (
+            medians(sides, f"pipeline fp32 {callers}")["p99_ms"]
+            / medians(sides, f"{best} {callers}")["p99_ms"]
+        )
+    return found
+
+
+def best_alternative(sides: Sides, callers: int) -> str | None:
+    """The other server that answered most; ``None`` where none was measured."""
+    rates = {
+        one.name: medians(sides, f"{one.name} {callers}")["per_s"]
+        for one in ALTERNATIVES
+        if f"{one.name} {callers}" in sides
+    }
+    return max(rates, key=lambda name: rates[name]) if rates else None
+
+
+def medians(sides: Sides, side: str) -> dict[str, float]:
+    """Medians of a side's figures over the rounds."""
+    rounds = sides[side]
+    return {key: statistics.median(one[key] for one in rounds) for key in rounds[0]}
+
+
+def write_report(path: Path, results: Mapping[str, Any]) -> None:
+    """Put the tables into a document, between its two marks.
+
+    Raises:
+        DataError: the document has not both marks.
+    """
+    text = path.read_text(encoding="utf-8") if path.is_file() else f"# Performance\n\n{BEGIN}\n{END}\n"
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise DataError(f"{path} has not both marks, {BEGIN!r} and {END!r}: without them nothing is written")
+    tables = "\n".join(_report(results))
+    path.write_text(f"{before}{BEGIN}\n\n{tables}\n{END}{after}", encoding="utf-8")
+
+
+def _report(results: Mapping[str, Any]) -> Iterator[str]:
+    yield from _verdicts(summary(results))
+    for part, title in (("classifier", "Text classifier"), ("ner", "Named entities")):
+        if part in results:
+            yield from _model(title, results[part])
+    if "overload" in results:
+        yield from _overload(results["overload"])
+    if "locust" in results:
+        yield from _locust(results["locust"])
+
+
+def _verdicts(found: Mapping[str, Any]) -> Iterator[str]:
+    yield from ("| figure | measured | wanted | |", "|---|---:|---:|---|")
+    for name, goal in {**GOALS, **LIMITS}.items():
+        if name in found:
+            kept = found[name] <= goal if name in LIMITS else found[name] >= goal
+            sign = "<=" if name in LIMITS else ">="
+            verdict = "reached" if kept else "**missed**"
+            yield f"| `{name}` | {found[name]:.4g} | {sign} {goal:g} | {verdict} |"
+    yield ""
+    best = found.get("best_alternative", "none")
+    yield f"Ratios are the lowest over models and numbers of callers; the best alternative there: {best}."
+    yield ""
+
+
+def _model(title: str, result: Mapping[str, Any]) -> Iterator[str]:
+    sides: Sides = result["sides"]
+    low, middle, high = result["tokens"]
+    yield f"### {title}"
+    yield ""
+    yield (
+        f"{result['texts']} texts of {low} to {high} tokens (median {middle}); medians of "
+        f"{result['rounds']} rounds, lowest and highest throughput in brackets; latency in milliseconds."
+    )
+    yield ""
+    heads = [f"{callers} callers: texts/s | p50 | p99" for callers in _CALLERS]
+    yield f"| side | {' | '.join(heads)} |"
+    yield "|---|" + "---:|---:|---:|" * len(_CALLERS)
+    names = dict.fromkeys(side.rpartition(" ")[0] for side in sides if not side.startswith("ONNX Runtime"))
+    for precision in ("fp32", "int8"):
+        if f"ONNX Runtime {precision}" in sides:
+            way = result["bare"][precision]
+            name = f"ONNX Runtime {precision} in process, {way['sessions']} x {way['threads']} threads"
+            yield f"| {name} | {_cells(sides, f'ONNX Runtime {precision}')} | | | |"
+    best = {best_alternative(sides, callers) for callers in _CALLERS}
+    for name in names:
+        shown = f"Mooring, {name}" if name.split()[0] in ("engine", "pipeline") else name
+        shown = f"**{shown}**" if name in best else shown
+        cells = [_cells(sides, f"{name} {callers}") for callers in _CALLERS]
+        yield f"| {shown} | {' | '.join(cells)} |"
+    yield ""
+    yield "| ratio of throughput | " + " | ".join(f"{callers} callers" for callers in _CALLERS) + " |"
+    yield "|---|" + "---:|" * len(_CALLERS)
+    columns = [ratios(sides, callers) for callers in _CALLERS]
+    for name in columns[0]:
+        yield f"| `{name}` | {' | '.join(f'{column[name]:.3f}' for column in columns)} |"
+    yield ""
+    for name, settings in result["settings"].items():
+        yield f"- {name}: {', '.join(f'{key} {value}' for key, value in settings.items())}"
+    for name, reason in result["not_measured"].items():
+        yield f"- {name} was not measured: {reason}"
+    yield from ("", _machine(result["machine"]), "")
+
+
+def _cells(sides: Sides, side: str) -> str:
+    found, rates = medians(sides, side), [one["per_s"] for one in sides[side]]
+    latencies = [f"{found[key]:.0f}" if key in found else "" for key in ("p50_ms", "p99_ms")]
+    return f"{found['per_s']:.0f} ({min(rates):.0f}-{max(rates):.0f}) | {' | '.join(latencies)}"
+
+
+def _overload(result: Mapping[str, Any]) -> Iterator[str]:
+    yield "### Overload"
+    yield ""
+    yield (
+        f"The classifier's pipeline with `serving.max_queue_size = {result['queue']}`, asked at random times "
+        f"for {result['seconds']:.0f} s: at the rate that it can answer, then at {result['times']} times "
+        "that rate. Latency in milliseconds, 99th percentiles."
+    )
+    yield ""
+    yield "| round | rate | answered/s | answered/s beyond | answers beyond | refusals | requests left late |"
+    yield "|---:|---:|---:|---:|---:|---:|---:|"
+    for number, one in enumerate(result["rounds"], start=1):
+        yield (
+            f"| {number} | {one['rate']:.0f} | {one['capacity_per_s']:.0f} | {one['beyond_per_s']:.0f} "
+            f"| {one['beyond_answer_p99_ms']:.0f} | {one['refusal_p99_ms']:.0f} | {one['late_p99_ms']:.0f} |"
+        )
+    yield ""
+    yield "| cores used (median) | at capacity | beyond |"
+    yield "|---|---:|---:|"
+    for name in result["rounds"][0]["cores"]:
+        used = [statistics.median(one[key].get(name, 0.0) for one in result["rounds"]) for key in _CORES]
+        yield f"| {name} | {used[0]:.2f} | {used[1]:.2f} |"
+    yield from ("", _machine(result["machine"]), "")
+
+
+def _locust(result: Mapping[str, Any]) -> Iterator[str]:
+    rounds = result["rounds"]
+    yield "### What a load-generating process costs"
+    yield ""
+    yield (
+        "The small dense classifier over gRPC, 16 users of one process: "
+        + ", ".join(
+            f"{one['per_s']:.0f}/s ({one['per_core_s']:.0f} for each second of a core)" for one in rounds
+        )
+        + "."
+    )
+    yield from ("", _machine(result["machine"]), "")
+
+
+def _machine(machine: Mapping[str, Any]) -> str:
+    where = f"{machine['processor']}, {machine['cores']} cores"
+    return f"On {where}, {machine['system']}, Python {machine['python']}."
