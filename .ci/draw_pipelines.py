@@ -15,6 +15,7 @@ from pathlib import Path
 from mooring_build.datasets import read_labels
 from mooring_build.layouts import EngineStep, Layout, ModelStep, layout_of
 from mooring_build.recipe import Recipe, load_recipe, shipped_recipes
+from mooring_build.triton_config import engine_name
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "systems.md"
 _PLACE = re.compile(r"(<!-- pipeline (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -51,7 +52,7 @@ def _lines(recipe: Recipe, layout: Layout) -> list[str]:
             lines.append(f'  {node}[["{step.model}"]]')
             takes, gives = list(step.inputs.values()), list(step.outputs.values())
         elif isinstance(step, EngineStep):
-            lines.append(f'  {node}[/"{recipe.name}_{recipe.export.engine}"/]')
+            lines.append(f'  {node}[/"{engine_name(recipe, recipe.export.engine)}"/]')
             takes, gives = list(step.inputs), [step.output]
         else:
             lines.append(f'  {node}["{recipe.name}_{step.suffix}"]')

@@ -10,7 +10,7 @@ import numpy as np
 from mooring import Client, InvalidInput
 
 
-def main(url: str = "grpc://127.0.0.1:8001", model: str = "ner_onnx") -> None:
+def main(url: str = "grpc://127.0.0.1:8001", model: str = "ner_onnx_ragged") -> None:
     """Print the model's signature, run it, and show what a wrong input gives."""
     with Client(url) as client:
         metadata = client.metadata(model)

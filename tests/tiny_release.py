@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tokenizers import BertWordPieceTokenizer
 
+from mooring_build.layouts.text import LENGTHS
 from mooring_build.publish import EngineFiles, Release
-from mooring_build.recipe import Recipe, Task
+from mooring_build.recipe import Recipe, Task, load_recipe
 from mooring_build.recipe_tables import ExportFormat
 
 LABELS: dict[Task, list[str]] = {
@@ -33,6 +35,11 @@ def make_tokenizer(folder: Path) -> tuple[Path, Path]:
     tokenizer.save(str(folder / "tokenizer.json"))
     (folder / "tokenizer_config.json").write_text('{"pad_token": "[PAD]"}')
     return folder / "tokenizer.json", folder / "tokenizer_config.json"
+
+
+def padded_recipe(shipped: str | Path, overrides: Sequence[str] = (), **more: Any) -> Recipe:
+    """A recipe whose engines take ``[b, L]``, as most of the tables do, and not packed texts."""
+    return load_recipe(shipped, ["serving.mixed_lengths=padded", *overrides], **more)
 
 
 def make_release(
@@ -64,7 +71,8 @@ def make_release(
     for export_format in recipe.export.formats:
         path = folder / f"engine.{export_format}"
         if runnable:
-            _WRITERS[export_format](path, table, recipe.task)
+            packed = {"packed": True} if recipe.serving.mixed_lengths == "ragged" else {}
+            _WRITERS[export_format](path, table, recipe.task, **packed)
         else:
             path.write_bytes(export_format.encode() + table.tobytes())
         engines[export_format] = EngineFiles(
@@ -91,12 +99,13 @@ def snapshot(repository: Path) -> dict[str, bytes]:
     }
 
 
-def _write_onnx(path: Path, table: np.ndarray, task: Task) -> None:
+def _write_onnx(path: Path, table: np.ndarray, task: Task, *, packed: bool = False) -> None:
     import onnx
     from onnx import TensorProto, helper, numpy_helper
 
-    tokens = ["batch", "length"]
+    tokens = ["tokens"] if packed else ["batch", "length"]
     summed = task == "text-classification"
+    assert not (packed and summed), "each token by itself"
     nodes = [
         helper.make_node("Gather", ["table", "input_ids"], ["rows"]),
         helper.make_node("Cast", ["attention_mask"], ["mask"], to=TensorProto.FLOAT),
@@ -108,10 +117,8 @@ def _write_onnx(path: Path, table: np.ndarray, task: Task) -> None:
     graph = helper.make_graph(
         nodes,
         "lookup",
-        [
-            helper.make_tensor_value_info(n, TensorProto.INT64, tokens)
-            for n in ("input_ids", "attention_mask")
-        ],
+        [helper.make_tensor_value_info(n, TensorProto.INT64, tokens) for n in ("input_ids", "attention_mask")]
+        + [helper.make_tensor_value_info(LENGTHS, TensorProto.INT32, ["batch", 1])] * packed,
         [
             helper.make_tensor_value_info(
                 "logits", TensorProto.FLOAT, [*(tokens[:1] if summed else tokens), table.shape[1]]
@@ -119,7 +126,7 @@ def _write_onnx(path: Path, table: np.ndarray, task: Task) -> None:
         ],
         [
             numpy_helper.from_array(table, "table"),
-            numpy_helper.from_array(np.array([2]), "last"),
+            numpy_helper.from_array(np.array([len(tokens)]), "last"),
             numpy_helper.from_array(np.array([1]), "length_axis"),
         ],
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from tritonclient.grpc import model_config_pb2 as pb
@@ -46,11 +46,22 @@ def open_engine(path: Path, export_format: ExportFormat, config: pb.ModelConfig 
     return RaggedEngine(engine, config)
 
 
-def _open_onnx(path: Path) -> Engine:
+def open_session(path: Path, *, threads: int = 0) -> Any:
+    """ONNX Runtime's own session on the CPU.
+
+    Args:
+        path: an ONNX file.
+        threads: that share the work of one run; 0 leaves it to ONNX Runtime.
+    """
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
+
+def _open_onnx(path: Path) -> Engine:
+    session = open_session(path)
     names = [item.name for item in session.get_inputs()]
 
     def run(*inputs: np.ndarray) -> np.ndarray:

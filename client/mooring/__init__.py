@@ -10,7 +10,7 @@
         for entity in ner("Angela Merkel visited Paris."):
             print(entity.label, entity.text, entity.start, entity.end, entity.score)
         ids = np.array([[101, 102]], dtype=np.int64)  # [B, L]
-        print(client.infer("ner_onnx", {"input_ids": ids, "attention_mask": np.ones_like(ids)}))
+        print(client.infer("ner_onnx_ragged", {"input_ids": ids, "attention_mask": np.ones_like(ids)}))
 
 :class:`AsyncClient` is the same for coroutines. Every error is a :class:`MooringError`;
 :mod:`mooring.testing` has a fake server.

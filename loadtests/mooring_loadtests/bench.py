@@ -37,6 +37,7 @@ from mooring_loadtests.bench_clients import Ask, Flood, draw_texts, drive, flood
 from mooring_loadtests.bench_report import summary, write_report
 from mooring_loadtests.bench_sides import (
     BareOnnxRuntime,
+    BareSettings,
     Built,
     drive_alternative,
     drive_mooring,
@@ -57,6 +58,7 @@ PARTS = (*MODELS, "overload", "locust")
 #: Of every release: one engine is enough, and nothing may refuse a long text. The shipped sets are small: one
 #: answer of 108 that int8 changes is more than the half point that recipes allow.
 _SETTINGS = ('export.formats=["onnx"]', "text.truncation=true", "quality.max_drop=0.01")
+_PLAIN = "serving.mixed_lengths=none"
 _PRECISIONS = ("fp32", "int8")
 _TEXTS = 2000
 #: For choosing among settings.
@@ -119,15 +121,19 @@ def _build(part: str, work: Path, *, precisions: Sequence[str] = _PRECISIONS) ->
 
     name, task, overrides = MODELS[part]
     repositories = {precision: work / f"{part}-{precision}" for precision in precisions}
-    versions = {}
-    for precision, repository in repositories.items():
-        recipe = load_recipe(name, [*overrides, *_SETTINGS, f"export.precision={precision}"])
-        versions[precision] = build(
-            recipe, repository=repository, artifacts=work / "builds", say=lambda line: say(f"  {line}")
-        )
+    plain = {precision: work / f"{part}-{precision}-plain" for precision in precisions}
+    for precision in precisions:
+        settings = [*overrides, *_SETTINGS, f"export.precision={precision}"]
+        for repository, more in ((repositories[precision], []), (plain[precision], [_PLAIN])):
+            build(
+                load_recipe(name, [*settings, *more]),
+                repository=repository,
+                artifacts=work / "builds",
+                say=lambda line: say(f"  {line}"),
+            )
     stages = (work / "builds" / name).glob("trained-*/stage.json")
     checkpoint = max(stages, key=lambda path: path.stat().st_mtime).parent
-    return Built(name=name, task=task, repositories=repositories, versions=versions, checkpoint=checkpoint)
+    return Built(name=name, task=task, repositories=repositories, plain=plain, checkpoint=checkpoint)
 
 
 def _compare(part: str, args: argparse.Namespace) -> dict[str, Any]:
@@ -141,9 +147,7 @@ def _compare(part: str, args: argparse.Namespace) -> dict[str, Any]:
         f"{lengths[len(lengths) // 2]} at the median"
     )
     chosen, missing = _choose_settings(built, texts[: min(_FEW_TEXTS, len(texts))], args.work)
-    bare = {
-        precision: _best_bare(built.onnx_file(precision), inputs[:_FEW_TEXTS]) for precision in _PRECISIONS
-    }
+    bare = {precision: _best_bare(built, precision, inputs[:_FEW_TEXTS]) for precision in _PRECISIONS}
     seen: dict[str, list[dict[str, float]]] = {}
 
     def note(side: str, run: dict[str, float]) -> None:
@@ -154,12 +158,12 @@ def _compare(part: str, args: argparse.Namespace) -> dict[str, Any]:
     for number in range(args.rounds):
         say(f"  round {number + 1} of {args.rounds}")
         for precision in _PRECISIONS:
-            session = BareOnnxRuntime(built.onnx_file(precision), **bare[precision])
+            session = BareOnnxRuntime(built, precision, bare[precision])
             note(f"ONNX Runtime {precision}", {"per_s": session.per_s(inputs)})
             del session
             log_file = args.work / f"{part}-{precision}.log"
             with served(built.repositories[precision], log_file) as server:
-                runs = asyncio.run(drive_mooring(server, built.name, texts, inputs))
+                runs = asyncio.run(drive_mooring(server, built, texts, inputs))
             for side, run in runs.items():
                 name, _, concurrency = side.rpartition(" ")
                 note(f"{name} {precision} {concurrency}", asdict(run))
@@ -176,7 +180,7 @@ def _compare(part: str, args: argparse.Namespace) -> dict[str, Any]:
         "rounds": args.rounds,
         "sides": seen,
         "settings": {name: asdict(settings) for name, (_, settings) in chosen.items()},
-        "bare": bare,
+        "bare": {precision: asdict(settings) for precision, settings in bare.items()},
         "not_measured": missing,
     }
 
@@ -211,11 +215,15 @@ def _choose_settings(
     return chosen, missing
 
 
-def _best_bare(file: Path, inputs: Sequence[Mapping[str, np.ndarray]]) -> dict[str, int]:
-    """As many sessions as cores with a thread each, or one with a thread for each core."""
+def _best_bare(built: Built, precision: str, inputs: Sequence[Mapping[str, np.ndarray]]) -> BareSettings:
+    """Of the ways to use ONNX Runtime by itself, the one that answers most."""
     cores = os.cpu_count() or 1
-    ways = [{"sessions": cores, "threads": 1}, {"sessions": 1, "threads": cores}]
-    return max(ways, key=lambda way: BareOnnxRuntime(file, **way).per_s(inputs))
+    ways = [BareSettings(sessions=cores, threads=1), BareSettings(sessions=1, threads=cores)]
+    ways += [BareSettings(sessions=cores, threads=1, batch=batch) for batch in (4, 8, 32)]
+    rates = {way: BareOnnxRuntime(built, precision, way).per_s(inputs) for way in ways}
+    for way, rate in rates.items():
+        say(f"  ONNX Runtime {precision:<23} {rate:.1f}/s with {asdict(way)}")
+    return max(rates, key=lambda way: rates[way])
 
 
 def _overload(args: argparse.Namespace) -> dict[str, Any]:

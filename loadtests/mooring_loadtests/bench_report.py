@@ -166,6 +166,7 @@ def _model(title: str, result: Mapping[str, Any]) -> Iterator[str]:
         if f"ONNX Runtime {precision}" in sides:
             way = result["bare"][precision]
             name = f"ONNX Runtime {precision} in process, {way['sessions']} x {way['threads']} threads"
+            name += f", {way['batch']} texts packed" if way["batch"] > 1 else ""
             yield f"| {name} | {_cells(sides, f'ONNX Runtime {precision}')} | | | |"
     best = {best_alternative(sides, callers) for callers in _CALLERS}
     for name in names:

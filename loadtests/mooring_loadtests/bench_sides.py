@@ -29,17 +29,16 @@ class Built:
 
     name: str
     task: str
-    #: Model repositories by precision.
+    #: Model repositories by precision, as the recipe says, and of engines that take no packed texts.
     repositories: Mapping[str, Path]
-    versions: Mapping[str, int]
+    plain: Mapping[str, Path]
     checkpoint: Path
 
     def tokenize(self, texts: Sequence[str]) -> list[dict[str, np.ndarray]]:
         """The engine's inputs, ``[1, L]`` each, not padded."""
         from mooring._served.encoding import TextEncoder
 
-        version = self.versions["fp32"]
-        encoder = TextEncoder.load(self.repositories["fp32"] / f"{self.name}_tokenizer" / str(version))
+        encoder = TextEncoder.load(_version(self.repositories["fp32"] / f"{self.name}_tokenizer"))
         encoded = [encoder.encode([text]) for text in texts]
         return [
             {
@@ -49,45 +48,75 @@ class Built:
             for one in encoded
         ]
 
-    def onnx_file(self, precision: str) -> Path:
-        """The engine's ONNX file."""
-        folder = self.repositories[precision] / f"{self.name}_onnx" / str(self.versions[precision])
-        return folder / "model.onnx"
+    def onnx_file(self, precision: str, *, packed: bool) -> Path:
+        """The engine's ONNX file: one that takes texts packed, or one that takes a text at a time."""
+        if packed:
+            return _version(self.repositories[precision] / self.engine) / "model.onnx"
+        return _version(self.plain[precision] / f"{self.name}_onnx") / "model.onnx"
+
+    @property
+    def engine(self) -> str:
+        """Name of the served engine."""
+        return f"{self.name}_onnx_ragged"
+
+
+def _version(model: Path) -> Path:
+    """The folder of a model's newest version."""
+    return max((path for path in model.iterdir() if path.name.isdecimal()), key=lambda path: int(path.name))
+
+
+@dataclass(frozen=True, kw_only=True)
+class BareSettings:
+    """How ONNX Runtime is used by itself."""
+
+    #: Answering at a time, each on its own thread.
+    sessions: int
+    #: Of each session.
+    threads: int
+    #: Texts in one run, packed; 1 gives the plain engine a text at a time.
+    batch: int = 1
 
 
 class BareOnnxRuntime:
-    """ONNX Runtime in this process, fed with token ids text by text: no server could answer more.
+    """ONNX Runtime in this process, fed with token ids: no server could answer more.
 
     Args:
-        file: the engine.
-        sessions: answering at a time, each on its own thread.
-        threads: of each session.
+        built: whose engine.
+        precision: of the engine.
+        settings: the way to use it.
     """
 
-    def __init__(self, file: Path, *, sessions: int, threads: int) -> None:
-        import onnxruntime
+    def __init__(self, built: Built, precision: str, settings: BareSettings) -> None:
+        from mooring_build.engines import open_session
 
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-        self._sessions = [
-            onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
-            for _ in range(sessions)
-        ]
+        file = built.onnx_file(precision, packed=settings.batch > 1)
+        self._batch = settings.batch
+        self._sessions = [open_session(file, threads=settings.threads) for _ in range(settings.sessions)]
 
     def per_s(self, inputs: Sequence[Mapping[str, np.ndarray]]) -> float:
         """Texts a second."""
-        waiting: Iterator[Mapping[str, np.ndarray]] = iter(inputs)
+        runs = inputs if self._batch == 1 else list(self._pack(inputs))
+        waiting: Iterator[Mapping[str, np.ndarray]] = iter(runs)
 
         def work(session: Any) -> None:
             for one in waiting:
                 session.run(None, one)
 
         for session in self._sessions:
-            session.run(None, inputs[0])
+            session.run(None, runs[0])
         with ThreadPoolExecutor(len(self._sessions)) as pool:
             began_s = time.perf_counter()
             list(pool.map(work, self._sessions))
             return len(inputs) / (time.perf_counter() - began_s)
+
+    def _pack(self, inputs: Sequence[Mapping[str, np.ndarray]]) -> Iterator[dict[str, np.ndarray]]:
+        """Texts as Triton packs them: tokens in one row, and the length of each text."""
+        lengths = next(one.name for one in self._sessions[0].get_inputs() if one.name not in inputs[0])
+        for start in range(0, len(inputs), self._batch):
+            batch = inputs[start : start + self._batch]
+            packed = {name: np.concatenate([one[name][0] for one in batch]) for name in batch[0]}
+            packed[lengths] = np.array([[one["input_ids"].shape[1]] for one in batch], np.int32)
+            yield packed
 
 
 @contextmanager
@@ -98,18 +127,18 @@ def served(repository: Path, log_file: Path) -> Iterator[TritonServer]:
 
 
 async def drive_mooring(
-    server: TritonServer, name: str, texts: Sequence[str], inputs: Sequence[Mapping[str, np.ndarray]]
+    server: TritonServer, built: Built, texts: Sequence[str], inputs: Sequence[Mapping[str, np.ndarray]]
 ) -> dict[str, Run]:
     """Runs of engine and pipeline, by side and concurrency, such as ``pipeline 8``."""
     runs: dict[str, Run] = {}
     async with (
         AsyncClient(server.grpc_url, timeout_s=60.0, retry=RetryPolicy(max_retries=0)) as client,
-        http_caller(server.http_url, lambda number: post_text(name, texts[number])) as ask_by_http,
+        http_caller(server.http_url, lambda number: post_text(built.name, texts[number])) as ask_by_http,
     ):
-        pipeline = await client.task(name)
+        pipeline = await client.task(built.name)
 
         async def ask_engine(number: int) -> object:
-            return await client.infer(f"{name}_onnx", inputs[number])
+            return await client.infer(built.engine, inputs[number])
 
         async def ask_pipeline(number: int) -> object:
             return await pipeline(texts[number])

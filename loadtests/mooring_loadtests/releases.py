@@ -54,6 +54,8 @@ def read_release(repository: Path, name: str, version: int) -> ReleaseFacts:
     path = repository / name / str(version) / "manifest.json"
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
+        # As the build names them (``mooring_build.triton_config.engine_name``).
+        ragged = "_ragged" if manifest["recipe"]["serving"]["mixed_lengths"] == "ragged" else ""
         return ReleaseFacts(
             name=name,
             version=version,
@@ -67,7 +69,7 @@ def read_release(repository: Path, name: str, version: int) -> ReleaseFacts:
             ),
             engines=tuple(
                 EngineParity(
-                    model=f"{name}_{export_format}",
+                    model=f"{name}_{export_format}{ragged}",
                     max_abs_difference=parity["max_abs_difference"],
                     tolerance=parity["tolerance"],
                     cases=parity["cases"],

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from mooring_build.publish import Release
-from mooring_build.recipe import Recipe, load_recipe
-from tiny_release import make_release
+from mooring_build.recipe import Recipe
+from tiny_release import make_release, padded_recipe
 
 
 @pytest.fixture
@@ -18,7 +18,7 @@ def repository(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def recipe() -> Recipe:
-    return load_recipe("ner")
+    return padded_recipe("ner")
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ from mooring_build.recipe import Recipe, load_recipe
 from mooring_build.scoring import score_served
 from mooring_build.triton_config import model_configs
 from tiny_checkpoint import make_tiny_checkpoint
+from tiny_release import padded_recipe
 
 TOPICS = ["money", "places", "rivers"]
 MOODS = ["bad", "good"]
@@ -42,14 +43,14 @@ def words(tmp_path: Path) -> list[str]:
 
 @pytest.fixture
 def recipe(words: list[str]) -> Recipe:
-    return load_recipe("opinion_heads", words)
+    return padded_recipe("opinion_heads", words)
 
 
 def test_the_shipped_heads_are_those_of_the_separate_recipes() -> None:
-    heads = load_recipe("opinion_heads")
+    heads = padded_recipe("opinion_heads")
     assert heads.heads is not None
     for name, head in heads.heads.items():
-        separate = load_recipe(name)
+        separate = padded_recipe(name)
         assert separate.data is not None
         assert head.labels == load_dataset(separate).labels
         assert (head.train, head.evaluation) == (separate.data.train, separate.data.evaluation)
@@ -71,7 +72,7 @@ _SCORE_HEAD = 'heads.topic_score={labels=["a", "b"], train="a.csv", evaluation="
 )
 def test_mistakes_in_heads(override: str, said: str) -> None:
     with pytest.raises(RecipeError) as caught:
-        load_recipe("opinion_heads", [override])
+        padded_recipe("opinion_heads", [override])
     assert said in str(caught.value)
 
 
@@ -90,12 +91,12 @@ def test_examples_know_their_head(recipe: Recipe, words: list[str]) -> None:
     assert dataset.labels == []
     assert load_dataset(recipe, evaluation_only=True).train == []
     # The order of the labels is part of what a model is trained on.
-    swapped = load_recipe("opinion_heads", [*words, 'heads.sentiment.labels=["good", "bad"]'])
+    swapped = padded_recipe("opinion_heads", [*words, 'heads.sentiment.labels=["good", "bad"]'])
     assert load_dataset(swapped).digest != dataset.digest
 
 
 def test_a_label_that_the_head_does_not_have(words: list[str]) -> None:
-    recipe = load_recipe("opinion_heads", [*words, 'heads.topic.labels=["money", "places"]'])
+    recipe = padded_recipe("opinion_heads", [*words, 'heads.topic.labels=["money", "places"]'])
     with pytest.raises(DataError, match=r"topic\.csv has labels \['rivers'\] that are not among"):
         load_dataset(recipe)
 
@@ -151,7 +152,7 @@ def test_a_checkpoint_without_heads_is_refused(recipe: Recipe, base: Path) -> No
 
 
 def test_configs_declare_the_outputs_of_each_head(words: list[str]) -> None:
-    recipe = load_recipe("opinion_heads", [*words, "text.top_k=2"])
+    recipe = padded_recipe("opinion_heads", [*words, "text.top_k=2"])
     configs = model_configs(recipe, [], 1)
     assert list(configs) == [
         "opinion_heads_tokenizer",

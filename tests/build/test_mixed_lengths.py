@@ -30,6 +30,7 @@ from mooring_build.recipe_tables import ExportFormat
 from mooring_build.triton_config import engine_name, model_configs
 from mooring_build.verification import verify_engine
 from tiny_checkpoint import make_tiny_checkpoint
+from tiny_release import padded_recipe
 
 LABELS = {
     "token-classification": ["O", "B-PER", "I-PER", "B-LOC", "I-LOC"],
@@ -264,4 +265,4 @@ def test_recipes_that_are_refused(shipped: str, overrides: list[str], complaint:
 def test_the_longest_text_is_always_one_of_the_padded_lengths(
     overrides: list[str], expected: list[int]
 ) -> None:
-    assert padded_lengths(load_recipe("ner", overrides)) == expected
+    assert padded_lengths(padded_recipe("ner", overrides)) == expected

@@ -23,10 +23,10 @@ from mooring_build.publish import (
     released_version,
     write_configs,
 )
-from mooring_build.recipe import Recipe, load_recipe
+from mooring_build.recipe import Recipe
 from mooring_build.repository import damaged_files, locked, read_config, versions_of
 from mooring_build.triton_config import dumps_config, loads_config, model_configs, model_names
-from tiny_release import LABELS, make_release, snapshot
+from tiny_release import LABELS, make_release, padded_recipe, snapshot
 
 PARTS = ["ner_tokenizer", "ner_onnx", "ner_torchscript", "ner_postprocessor"]
 ENTITY_LABELS = LABELS["token-classification"]
@@ -78,7 +78,7 @@ def test_version_folders_hold_what_the_models_need(
 
 
 def test_a_text_classifier_keeps_its_top_k(tmp_path: Path, repository: Path) -> None:
-    recipe = load_recipe("intent", ["text.top_k=2"])
+    recipe = padded_recipe("intent", ["text.top_k=2"])
     publish_release(repository, recipe, make_release(tmp_path / "files", recipe))
     folder = repository / "intent_postprocessor" / "1"
     assert json.loads((folder / "settings.json").read_text()) == {"top_k": 2}
@@ -114,7 +114,7 @@ def test_a_release_with_a_ragged_engine_takes_no_engine_away(
 ) -> None:
     publish_release(repository, recipe, release)
     before = snapshot(repository)
-    ragged = load_recipe("ner", ["serving.mixed_lengths=ragged"])
+    ragged = padded_recipe("ner", ["serving.mixed_lengths=ragged"])
     files = make_release(tmp_path / "ragged", ragged, {"anna": "B-LOC"}, inputs_digest="b")
     assert publish_release(repository, ragged, files) == 2
     engines = {"ner_onnx": [1], "ner_onnx_ragged": [2], "ner_torchscript": [1], "ner_torchscript_ragged": [2]}
@@ -144,7 +144,7 @@ def _change_digest(recipe: Recipe, repository: Path) -> tuple[Recipe, str]:
 
 
 def _change_recipe(recipe: Recipe, repository: Path) -> tuple[Recipe, str]:
-    return load_recipe("ner", ["serving.max_batch_size=8"]), "a"
+    return padded_recipe("ner", ["serving.max_batch_size=8"]), "a"
 
 
 def _edit_config(recipe: Recipe, repository: Path) -> tuple[Recipe, str]:
@@ -241,7 +241,7 @@ def test_a_release_that_was_rolled_back_by_hand_stays_on_disk(
 def test_parts_can_run_both_ensembles_until_the_switch_is_done(
     tmp_path: Path, repository: Path, release: Release
 ) -> None:
-    large, small = (load_recipe("ner", [f"serving.max_batch_size={size}"]) for size in (32, 8))
+    large, small = (padded_recipe("ner", [f"serving.max_batch_size={size}"]) for size in (32, 8))
     publish_release(repository, large, release)
     steps = publish_steps(repository, small, make_release(tmp_path / "b", small, inputs_digest="b"))
     while next(steps) != "committed":
@@ -279,8 +279,8 @@ def _logits(repository: Path, model: str) -> tuple[list[list[int]], list[int]]:
 
 
 def test_an_output_that_goes_away_is_there_until_the_switch_is_done(tmp_path: Path, repository: Path) -> None:
-    both = load_recipe("opinion_heads")
-    one = load_recipe("opinion_heads", ['heads={topic={labels=["a", "b"], train="a", evaluation="a"}}'])
+    both = padded_recipe("opinion_heads")
+    one = padded_recipe("opinion_heads", ['heads={topic={labels=["a", "b"], train="a", evaluation="a"}}'])
     publish_release(repository, both, make_release(tmp_path / "a", both, labels=["a"]))
     steps = publish_steps(repository, one, make_release(tmp_path / "b", one, labels=["a"], inputs_digest="b"))
     outputs = {}
@@ -298,7 +298,7 @@ def test_an_engine_that_is_no_longer_exported_is_left_alone(
     tmp_path: Path, repository: Path, recipe: Recipe, release: Release
 ) -> None:
     publish_release(repository, recipe, release)
-    fewer = load_recipe("ner", ['export.formats=["onnx"]'])
+    fewer = padded_recipe("ner", ['export.formats=["onnx"]'])
     assert publish_release(repository, fewer, make_release(tmp_path / "b", fewer, inputs_digest="b")) == 2
     assert _served(repository, "ner_torchscript") == [1]
     again = make_release(tmp_path / "c", recipe, inputs_digest="c")
@@ -309,7 +309,7 @@ def test_an_engine_that_is_no_longer_exported_is_left_alone(
 def test_recipes_share_a_repository(
     tmp_path: Path, repository: Path, recipe: Recipe, release: Release
 ) -> None:
-    intent = load_recipe("intent")
+    intent = padded_recipe("intent")
     publish_release(repository, recipe, release)
     before = snapshot(repository)
     publish_release(repository, intent, make_release(tmp_path / "intent", intent))

@@ -19,8 +19,8 @@ from mooring_build.publish import (
     released_version,
     write_configs,
 )
-from mooring_build.recipe import Recipe, load_recipe
-from tiny_release import LABELS, make_release, snapshot
+from mooring_build.recipe import Recipe
+from tiny_release import LABELS, make_release, padded_recipe, snapshot
 
 ENTITY_LABELS = LABELS["token-classification"]
 
@@ -105,7 +105,7 @@ def _own_file(repository: Path) -> None:
 
 
 def _other_recipe(repository: Path) -> None:
-    recipe = load_recipe("ner", ["name=ner_onnx"])
+    recipe = padded_recipe("ner", ["name=ner_onnx"])
     write_configs(repository, recipe, ENTITY_LABELS, 1)
 
 
@@ -131,7 +131,7 @@ def test_a_model_that_the_recipe_did_not_make_is_not_touched(
 def test_a_name_keeps_its_task(tmp_path: Path, repository: Path, recipe: Recipe, release: Release) -> None:
     publish_release(repository, recipe, release)
     before = snapshot(repository)
-    other = load_recipe("intent", ["name=ner"])
+    other = padded_recipe("intent", ["name=ner"])
     with pytest.raises(
         PublishError, match="serves token-classification, recipe 'ner' is text-classification"
     ):
@@ -140,14 +140,14 @@ def test_a_name_keeps_its_task(tmp_path: Path, repository: Path, recipe: Recipe,
 
 
 def test_a_ragged_engine_keeps_its_number_of_labels(tmp_path: Path, repository: Path) -> None:
-    recipe = load_recipe("ner", ["serving.mixed_lengths=ragged", "labels="])
+    recipe = padded_recipe("ner", ["serving.mixed_lengths=ragged", "labels="])
     publish_release(repository, recipe, make_release(tmp_path / "five", recipe))
     before = snapshot(repository)
     fewer = make_release(tmp_path / "three", recipe, labels=ENTITY_LABELS[:3], inputs_digest="b")
     with pytest.raises(PublishError, match=r"ner_onnx_ragged serves 5 labels a token, this release has 3: "):
         publish_release(repository, recipe, fewer)
     assert snapshot(repository) == before
-    padded = load_recipe("ner", ["labels="])
+    padded = padded_recipe("ner", ["labels="])
     assert publish_release(repository, padded, fewer) == 2
 
 

@@ -17,7 +17,7 @@ import pytest
 
 from mooring_build.recipe import Recipe, load_recipe
 from mooring_build.release import Release, version_files
-from tiny_release import LABELS, make_release
+from tiny_release import LABELS, make_release, padded_recipe
 
 
 @dataclass
@@ -100,12 +100,12 @@ def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Load]:
 
 @pytest.fixture
 def ner() -> Recipe:
-    return load_recipe("ner", ["labels=" + str(LABELS["token-classification"])])
+    return padded_recipe("ner", ["labels=" + str(LABELS["token-classification"])])
 
 
 @pytest.fixture
 def intent() -> Recipe:
-    return load_recipe("intent", ["text.top_k=2"])
+    return padded_recipe("intent", ["text.top_k=2"])
 
 
 def test_the_tokenizer_answers_each_request(load: Load, ner: Recipe) -> None:
@@ -191,13 +191,13 @@ def test_the_classifier_postprocessor_answers_each_request(load: Load, intent: R
 def test_a_classifier_that_knows_nothing_out_of_scope_says_nothing_of_it(
     load: Load, intent: Recipe, tmp_path: Path
 ) -> None:
-    plain = load_recipe("intent", fine_tuned=tmp_path)
+    plain = padded_recipe("intent", fine_tuned=tmp_path)
     (response,) = load(plain, "postprocessor").execute([_request(logits=np.eye(1, 3, dtype=np.float32))])
     assert sorted(response.arrays()) == ["label", "score"]
 
 
 def test_the_catalogue_answers_each_request(load: Load, tmp_path: Path) -> None:
-    recipe = load_recipe("faq", ["catalogue.top_k=2", "catalogue.dimension=2"])
+    recipe = padded_recipe("faq", ["catalogue.top_k=2", "catalogue.dimension=2"])
     np.savez(
         tmp_path / "catalogue.npz",
         vectors=np.array([[1, 0], [0, 1], [0.6, 0.8]], np.float32),

@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tritonclient.grpc import model_config_pb2 as pb
 
-from mooring_build.recipe import load_recipe
 from mooring_build.triton_config import (
     HEADER,
     dumps_config,
@@ -20,7 +19,7 @@ from mooring_build.triton_config import (
     model_names,
     serve_versions,
 )
-from tiny_release import LABELS
+from tiny_release import LABELS, padded_recipe
 
 ENTITY_LABELS = LABELS["token-classification"]
 INTENT_LABELS = LABELS["text-classification"]
@@ -28,7 +27,7 @@ INTENT_LABELS = LABELS["text-classification"]
 
 def _configs(shipped: str, *overrides: str, version: int = 1) -> dict[str, pb.ModelConfig]:
     labels = ENTITY_LABELS if shipped == "ner" else INTENT_LABELS
-    return model_configs(load_recipe(shipped, overrides), labels, version)
+    return model_configs(padded_recipe(shipped, overrides), labels, version)
 
 
 def _tensors(tensors: Any) -> dict[str, tuple[str, list[int]]]:
@@ -37,7 +36,7 @@ def _tensors(tensors: Any) -> dict[str, tuple[str, list[int]]]:
 
 def test_a_recipe_has_five_models_and_the_ensemble_is_last() -> None:
     names = ["ner_tokenizer", "ner_onnx", "ner_torchscript", "ner_postprocessor", "ner"]
-    assert list(_configs("ner")) == model_names(load_recipe("ner")) == names
+    assert list(_configs("ner")) == model_names(padded_recipe("ner")) == names
     assert "ner_torchscript" not in _configs("ner", 'export.formats=["onnx"]')
 
 
@@ -258,6 +257,6 @@ def test_engines_warm_up_on_the_shapes_they_will_meet(
 @settings(deadline=None)
 @given(st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1), min_size=1, unique=True))
 def test_any_label_survives_the_text_format(labels: list[str]) -> None:
-    config = model_configs(load_recipe("intent"), labels, 1)["intent"]
+    config = model_configs(padded_recipe("intent"), labels, 1)["intent"]
     parsed = text_format.Parse(dumps_config(config), pb.ModelConfig())
     assert json.loads(parsed.parameters["labels"].string_value) == labels

@@ -15,11 +15,10 @@ import pytest
 
 import mooring_build
 from mooring_build.publish import publish_release
-from mooring_build.recipe import load_recipe
 from mooring_serve import TritonServer
 from python_models import write_python_model
 from text_models import INTENT_CONFIG, NER_CONFIG
-from tiny_release import LOGIT, make_release
+from tiny_release import LOGIT, make_release, padded_recipe
 
 pytestmark = pytest.mark.integration
 
@@ -85,7 +84,7 @@ _PEOPLE = """
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
     folder = tmp_path_factory.mktemp("audit")
     repository = folder / "repository"
-    recipe = load_recipe("intent", ["serving.instance_count=1", 'export.formats=["onnx"]'])
+    recipe = padded_recipe("intent", ["serving.instance_count=1", 'export.formats=["onnx"]'])
     answers = {"card": "card", "anna": "refund"}
     publish_release(repository, recipe, make_release(folder / "intent", recipe, answers, runnable=True))
     women = rf"\b({'|'.join(FILLS['words']['female'])})\b"

@@ -17,13 +17,12 @@ from tritonclient.utils import InferenceServerException
 from driven_clients import PAIRS, AnyClient, CoroutinesClient, Pair
 from mooring import Client, Entity, Label, MooringError
 from mooring_build.publish import publish_release
-from mooring_build.recipe import load_recipe
 from mooring_serve import TritonServer
 from processes import wait_until
 from python_models import write_python_model
 from random_texts import random_texts
 from recording_models import executions, write_recorder
-from tiny_release import make_release
+from tiny_release import make_release, padded_recipe
 
 pytestmark = pytest.mark.integration
 
@@ -40,9 +39,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def server(folder: Path) -> Iterator[TritonServer]:
     """``ner`` on ONNX, which refuses long texts, and ``intent`` on TorchScript, which truncates them."""
-    ner = load_recipe("ner", [*CHEAP, 'export.formats=["onnx"]'])
+    ner = padded_recipe("ner", [*CHEAP, 'export.formats=["onnx"]'])
     truncating = ["text.truncation=true", "text.top_k=2", "export.engine=torchscript"]
-    intent = load_recipe("intent", [*CHEAP, *truncating, 'export.formats=["torchscript"]'])
+    intent = padded_recipe("intent", [*CHEAP, *truncating, 'export.formats=["torchscript"]'])
     for recipe, answers in ((ner, NER_ANSWERS), (intent, INTENT_ANSWERS)):
         release = make_release(folder / recipe.name, recipe, answers, runnable=True)
         publish_release(folder / "repository", recipe, release)
@@ -233,7 +232,7 @@ def test_an_ensemble_asks_for_mapped_outputs_alone(
 def test_a_task_follows_a_new_release_whole(tmp_path: Path, pair: Pair) -> None:
     """The new release orders its labels otherwise: of one release and another, they would be swapped."""
     repository = tmp_path / "repository"
-    recipe = load_recipe("ner", [*CHEAP, 'export.formats=["onnx"]', "serving.warm_up=false"])
+    recipe = padded_recipe("ner", [*CHEAP, 'export.formats=["onnx"]', "serving.warm_up=false"])
     first = make_release(tmp_path / "first", recipe, {"anna": "B-PER", "porto": "B-LOC"}, runnable=True)
     second = make_release(
         tmp_path / "second",

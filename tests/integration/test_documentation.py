@@ -22,7 +22,7 @@ from mooring_serve import TritonServer
 from opinion_models import write_opinion_model
 from service_model import write_service_model
 from shelf_model import publish_shelf_model
-from tiny_release import make_release
+from tiny_release import make_release, padded_recipe
 
 pytestmark = pytest.mark.integration
 
@@ -38,7 +38,8 @@ ANSWERS = {
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
     folder = tmp_path_factory.mktemp("documentation")
     for name, answers in ANSWERS.items():
-        recipe = load_recipe(name, ["serving.instance_count=1", 'export.formats=["onnx"]'])
+        load = load_recipe if name == "ner" else padded_recipe
+        recipe = load(name, ["serving.instance_count=1", 'export.formats=["onnx"]'])
         release = make_release(folder / name, recipe, answers, runnable=True)
         publish_release(folder / "repository", recipe, release)
     write_opinion_model(folder / "repository")
@@ -188,7 +189,7 @@ def test_the_examples_run(server: TritonServer, tmp_path: Path, protocol: str) -
     ]
     printed = _run_example(ROOT / "examples" / "tensors.py", url)
     assert "logits (1, 4, 5)" in printed
-    assert "refused: model 'ner_onnx': input 'input_ids' is float32; expected INT64" in printed
+    assert "refused: model 'ner_onnx_ragged': input 'input_ids' is float32; expected INT64" in printed
 
 
 def test_the_example_of_a_fake_server_passes() -> None:

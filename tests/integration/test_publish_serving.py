@@ -19,9 +19,9 @@ from tritonclient.utils import InferenceServerException
 
 from mooring._served.softmax import softmax
 from mooring_build.publish import publish_release, released_version
-from mooring_build.recipe import Recipe, load_recipe
+from mooring_build.recipe import Recipe
 from mooring_serve import TritonServer
-from tiny_release import LABELS, LOGIT, make_release
+from tiny_release import LABELS, LOGIT, make_release, padded_recipe
 
 pytestmark = pytest.mark.integration
 
@@ -42,7 +42,7 @@ Infer = Callable[[str, list[bytes]], dict[str, np.ndarray]]
 
 def _publish(repository: Path, files: Path, *overrides: str, answers: dict[str, str] = NER_ANSWERS) -> Recipe:
     shipped = "intent" if answers is INTENT_ANSWERS else "ner"
-    recipe = load_recipe(shipped, [*CHEAP, *overrides])
+    recipe = padded_recipe(shipped, [*CHEAP, *overrides])
     publish_release(repository, recipe, make_release(files, recipe, answers, runnable=True))
     return recipe
 
@@ -194,7 +194,7 @@ def test_a_killed_publish_leaves_a_pipeline_that_answers(
     repository = tmp_path / "repository"
     # Both engines where the number of labels changes, as it is part of their configs.
     formats = ['export.formats=["onnx"]'] if labels == 5 else []
-    recipe = load_recipe("ner", [*CHEAP, *formats, "serving.warm_up=false"])
+    recipe = padded_recipe("ner", [*CHEAP, *formats, "serving.warm_up=false"])
     old = make_release(tmp_path / "old", recipe, {"anna": "B-PER"}, runnable=True)
     more = [*LABELS["token-classification"], "B-ORG", "I-ORG"][:labels]
     new = make_release(

@@ -18,9 +18,8 @@ import pytest
 from mooring import Client, InvalidInput
 from mooring.redaction import Redactor
 from mooring_build.publish import publish_release
-from mooring_build.recipe import load_recipe
 from mooring_serve import TritonServer
-from tiny_release import make_release
+from tiny_release import make_release, padded_recipe
 
 pytestmark = pytest.mark.integration
 
@@ -31,7 +30,7 @@ SECRET = "xyzzy@example.com"
 @pytest.fixture
 def served(tmp_path: Path, make_server: Callable[..., TritonServer]) -> TritonServer:
     answers = {"anna": "B-PER", "smith": "I-PER", "porto": "B-LOC"}
-    recipe = load_recipe("ner", ["serving.instance_count=1", 'export.formats=["onnx"]'])
+    recipe = padded_recipe("ner", ["serving.instance_count=1", 'export.formats=["onnx"]'])
     publish_release(
         tmp_path / "repository", recipe, make_release(tmp_path / "ner", recipe, answers, runnable=True)
     )
@@ -95,7 +94,7 @@ def test_names_through_a_served_model(served: TritonServer, tmp_path: Path) -> N
 def test_the_guide_to_privacy_runs(tmp_path: Path, make_server: Callable[..., TritonServer]) -> None:
     answers = {"ner": {"anna": "B-PER", "smith": "I-PER", "porto": "B-LOC"}, "intent": {"card": "card"}}
     for name, table in answers.items():
-        recipe = load_recipe(name, ["serving.instance_count=1", 'export.formats=["onnx"]'])
+        recipe = padded_recipe(name, ["serving.instance_count=1", 'export.formats=["onnx"]'])
         publish_release(
             tmp_path / "repository", recipe, make_release(tmp_path / name, recipe, table, runnable=True)
         )

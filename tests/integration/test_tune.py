@@ -8,11 +8,10 @@ import pytest
 from mooring import ConfigError
 from mooring import _cli as cli
 from mooring_build.publish import publish_release
-from mooring_build.recipe import load_recipe
 from mooring_loadtests import tune_command, tuner
 from mooring_loadtests.load_profile import Payload
 from mooring_loadtests.tune_probe import Prober, Release
-from tiny_release import make_release
+from tiny_release import make_release, padded_recipe
 
 pytestmark = pytest.mark.integration
 
@@ -21,7 +20,7 @@ pytestmark = pytest.mark.integration
 def repository(tmp_path: Path) -> Path:
     # The tiny vocabulary makes a token of each letter, too many for the longest texts that are drawn.
     overrides = ["serving.instance_count=1", "serving.warm_up=false", "text.truncation=true"]
-    recipe = load_recipe("intent", overrides)
+    recipe = padded_recipe("intent", overrides)
     release = make_release(tmp_path / "files", recipe, {"refund": "refund"}, runnable=True)
     facts = {**release.facts, "recipe": recipe.model_dump(mode="json")}
     publish_release(tmp_path / "models", recipe, type(release)(**{**vars(release), "facts": facts}))

@@ -17,6 +17,7 @@ MANIFEST = {
     "base_checkpoint": {"name": "some/encoder", "source": "hub", "digest": "00"},
     "data": {"digest": "11", "train_examples": 426, "evaluation_examples": 60},
     "metrics": {"token_micro_f1": 0.98, "entity_f1": 0.91, "entity_recall": 0.9},
+    "recipe": {"serving": {"mixed_lengths": "padded"}},
     "parity": {
         "onnx": {"passed": True, "max_abs_difference": 4e-06, "tolerance": 1e-4, "cases": 74},
         "torchscript": {"passed": True, "max_abs_difference": 0.0, "tolerance": 1e-4, "cases": 74},

@@ -9,7 +9,7 @@ from mooring import Label
 from mooring_build.publish import publish_release
 from mooring_build.recipe import load_recipe, shipped_recipes
 from mooring_loadtests.system_demo import _items, main, same
-from tiny_release import make_release
+from tiny_release import make_release, padded_recipe
 
 
 def test_answers_are_the_same_within_rounding() -> None:
@@ -37,7 +37,7 @@ def test_a_system_that_is_not_built(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 @pytest.mark.integration
 def test_a_system_answers_over_both_protocols(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    recipe = load_recipe("intent", ['export.formats=["onnx"]'])
+    recipe = padded_recipe("intent", ['export.formats=["onnx"]'])
     release = make_release(tmp_path / "release", recipe, {"card": "card"}, runnable=True)
     publish_release(tmp_path / "models", recipe, release)
     arguments = ["intent", "--repository", str(tmp_path / "models"), "--reports", str(tmp_path / "reports")]
