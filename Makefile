@@ -57,6 +57,15 @@ endif
 quality: venv ## train on the real data sets and score what is served (hours on 2 cores); SYSTEM=<name> does one
 	@$(BIN)/python -m mooring_loadtests.quality $(SYSTEM)
 
+.PHONY: bench
+bench: venv ## measure Mooring beside ONNX Runtime and seven other servers (hours); PART=<name> does one; ends with JSON
+	@$(BIN)/python -m mooring_loadtests.bench $(PART)
+
+.PHONY: tune-check
+tune-check: venv ## hold the tuner's choice against the whole grid (about an hour); the last line is JSON
+	@$(BIN)/mooring build intent
+	@$(BIN)/python -m mooring_loadtests.tune_check intent
+
 .PHONY: bench-client
 bench-client: venv ## measure the client beside bare tritonclient (about eight minutes); the last line is JSON
 	@$(BIN)/mooring build ner

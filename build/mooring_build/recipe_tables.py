@@ -316,6 +316,12 @@ class Serving(Table):
     queue_timeout_microseconds: Annotated[int, Field(ge=0)] = 0
     #: Most requests that may wait for the engine; further ones are refused at once. 0 is no limit.
     max_queue_size: Annotated[int, Field(ge=0)] = 0
+    #: Keep answers of the pipeline, and give them again to the same request. ``mooring serve`` holds 64 MiB
+    #: of them; elsewhere tritonserver needs ``--cache-config``.
+    response_cache: bool = False
+    #: Resources that a run of the engine takes while it lasts, by name, such as ``{cores = 1}``: what several
+    #: models name alike they share. ``mooring serve --resource cores=2`` says how many there are.
+    resources: dict[Annotated[str, Field(pattern=r"^[A-Za-z]\w*$")], _PositiveInt] = {}
     #: ``auto`` runs on a GPU where Triton finds one, otherwise on the CPU.
     kind: Literal["auto", "cpu", "gpu"] = "auto"
     instance_count: _PositiveInt = 2

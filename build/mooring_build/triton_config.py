@@ -127,7 +127,9 @@ def _engine(recipe: Recipe, step: EngineStep, export_format: ExportFormat) -> pb
     _declare(config, step.inputs, {_output_name(step, export_format): (step.data_type, step.dims)})
     if step.lengths is not None:
         _pack(config, step.lengths)
-    config.instance_group.add(count=serving.instance_count, kind=_KINDS[serving.kind])
+    group = config.instance_group.add(count=serving.instance_count, kind=_KINDS[serving.kind])
+    for name, count in serving.resources.items():
+        group.rate_limiter.resources.add(name=name, count=count)
     config.dynamic_batching.preferred_batch_size[:] = sorted(set(serving.preferred_batch_size))
     config.dynamic_batching.max_queue_delay_microseconds = serving.max_queue_delay_microseconds
     _limit_waiting(config, recipe)
@@ -223,6 +225,7 @@ def _ensemble(recipe: Recipe, layout: Layout, labels: Sequence[str], version: in
         name=recipe.name, platform="ensemble", max_batch_size=recipe.serving.max_batch_size
     )
     _declare(config, layout.inputs, layout.answers)
+    config.response_cache.enable = recipe.serving.response_cache
     serve_versions(config, [version])
     for step in layout.steps:
         if isinstance(step, ModelStep):

@@ -50,7 +50,7 @@ def add_command(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
         "second within the bound. An interrupted search goes on where it was.",
     )
     parser.add_argument("model", metavar="MODEL", help="name of a released pipeline, such as ner")
-    parser.add_argument("--slo", required=True, type=_slo, metavar="p99=TIME", help="such as p99=50ms")
+    parser.add_argument("--slo", required=True, type=slo, metavar="p99=TIME", help="such as p99=50ms")
     parser.add_argument("--repository", type=Path, default=Path("model_repository"), metavar="FOLDER")
     parser.add_argument("--items", metavar="FILE", help="JSON lines to ask; texts are drawn otherwise")
     parser.add_argument("--reports", type=Path, default=Path("reports"), metavar="FOLDER")
@@ -60,7 +60,8 @@ def add_command(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
     parser.set_defaults(run=run)
 
 
-def _slo(text: str) -> float:
+def slo(text: str) -> float:
+    """The bound of an option such as ``p99=50ms``, in milliseconds."""
     match = re.fullmatch(r"p99=(\d+(?:\.\d+)?)(ms|s)", text)
     if match is None or float(match[1]) == 0:
         raise argparse.ArgumentTypeError(f"{text!r} is not of the form p99=50ms")
@@ -80,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
     journal = Journal(
         folder / "probes.jsonl", {"model": args.model, "version": release.version, "p99_ms": args.slo}
     )
-    guess = journal.guess or _guess(prober, release.default)
+    guess = journal.guess or first_guess(prober, release.default)
     journal.start(guess)
     candidates = grid(cores=os.cpu_count() or 1, engines=release.engines, default=release.default)
     best, *_ = search(
@@ -116,7 +117,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _guess(prober: Prober, candidate: Candidate) -> float:
+def first_guess(prober: Prober, candidate: Candidate) -> float:
     """About what the present settings can take: answers a second to users who wait for them."""
     users = _USERS_PER_CORE * (os.cpu_count() or 1)
     stages = (ProfileStage(seconds=1, measured=False), ProfileStage(seconds=_GUESS_S))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,8 @@ _STUB_BACKENDS = ("python", "onnxruntime", "pytorch")
 # demand; under 32 concurrent requests that ended in a crash of both (a stub wrote beyond its mapping, the
 # server met a lock_exception), as in https://github.com/triton-inference-server/server/issues/8882.
 _STUB_MEMORY_BYTES = 16 * 1024 * 1024
+# For the answers of all models whose config asks to have them kept.
+_CACHE_BYTES = 64 * 1024 * 1024
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,7 +154,26 @@ def server_command(
         command.append(f"--backend-config={backend},shm-region-prefix-name={server_id}")
         if installation.embedded:
             command.append(f"--backend-config={backend},shm-default-byte-size={_STUB_MEMORY_BYTES}")
-    return [*command, *options.extra_args]
+    return [*command, *_asked_by_configs(options), *options.extra_args]
+
+
+def _asked_by_configs(options: ServerOptions) -> list[str]:
+    """What some model's config needs of the server; without it Triton ignores the config's wish."""
+    wishes = {
+        "response_cache": f"--cache-config=local,size={_CACHE_BYTES}",
+        "rate_limiter": "--rate-limit=execution_count",
+    }
+    configs = [
+        (folder / "config.pbtxt").read_text(encoding="utf-8", errors="replace")
+        for folder in _model_folders(options.model_repository)
+        if (folder / "config.pbtxt").is_file()
+    ]
+    return [
+        argument
+        for field, argument in wishes.items()
+        if any(re.search(rf"(?m)^\s*{field}\s*:?\s*{{", config) for config in configs)
+        and not any(given.startswith(argument.partition("=")[0] + "=") for given in options.extra_args)
+    ]
 
 
 def _control_arguments(options: ServerOptions) -> list[str]:

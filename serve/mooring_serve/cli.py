@@ -47,6 +47,14 @@ def add_command(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
         help="write what requests spend their time on, as Triton's traces",
     )
     parser.add_argument("--trace-rate", type=int, default=10, metavar="N", help="one of N requests is traced")
+    parser.add_argument(
+        "--resource",
+        type=_resource,
+        action="append",
+        default=[],
+        metavar="NAME=COUNT",
+        help="how many there are of what recipes take by serving.resources (else as many as one run takes)",
+    )
     parser.set_defaults(run=run)
 
 
@@ -66,7 +74,10 @@ def run(args: argparse.Namespace) -> int:
         host=args.host,
         log_file=args.log_file,
         model_control_mode="explicit" if args.allow_load else "none",
-        extra_args=[] if args.trace is None else trace_arguments(args.trace, rate=args.trace_rate),
+        extra_args=[
+            *([] if args.trace is None else trace_arguments(args.trace, rate=args.trace_rate)),
+            *(f"--rate-limit-resource={resource}" for resource in args.resource),
+        ],
     )
     with _sigterm_as_ctrl_c():
         try:
@@ -81,6 +92,14 @@ def run(args: argparse.Namespace) -> int:
         finally:
             server.stop()
     return 0
+
+
+def _resource(text: str) -> str:
+    """``cores=2`` as tritonserver writes it, ``cores:2``."""
+    name, _, count = text.partition("=")
+    if not name.isidentifier() or not count.isdecimal() or int(count) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form NAME=COUNT, such as cores=2")
+    return f"{name}:{int(count)}"
 
 
 def trace_arguments(file: Path, *, rate: int) -> list[str]:

@@ -13,12 +13,11 @@ from mooring_build.audit import audit
 from mooring_build.audit_engine import ask_engine
 from mooring_build.audit_texts import template_axes
 from mooring_build.engines import open_engine
-from mooring_build.recipe import load_recipe
-from tiny_release import LABELS, make_release
+from tiny_release import LABELS, make_release, padded_recipe
 
 
 def make_ask(folder: Path, name: str, answers: dict[str, str]) -> object:
-    recipe = load_recipe(name, ['export.formats=["onnx"]'])
+    recipe = padded_recipe(name, ['export.formats=["onnx"]'])
     release = make_release(folder / name, recipe, answers, runnable=True)
     settings = EncodingSettings(
         task=recipe.task,

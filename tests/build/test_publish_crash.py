@@ -14,17 +14,17 @@ from pathlib import Path
 import pytest
 
 from mooring_build.publish import publish_release, publish_steps, released_version, write_configs
-from mooring_build.recipe import Recipe, load_recipe
+from mooring_build.recipe import Recipe
 from mooring_build.repository import damaged_files, read_config, versions_of
 from mooring_build.triton_config import model_names
-from tiny_release import make_release, snapshot
+from tiny_release import make_release, padded_recipe, snapshot
 
 _INTERRUPTER = Path(__file__).resolve().parent.parent / "publish_interrupter.py"
 
 
 @pytest.fixture(scope="module")
 def recipe() -> Recipe:
-    return load_recipe("ner", ["serving.max_batch_size=8", "serving.warm_up=false"])
+    return padded_recipe("ner", ["serving.max_batch_size=8", "serving.warm_up=false"])
 
 
 @pytest.fixture(autouse=True)
@@ -34,7 +34,7 @@ def _no_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def _release_before(folder: Path, recipe: Recipe) -> None:
     """An earlier release with an engine less, fewer labels and larger batches."""
-    earlier = load_recipe("ner", ['export.formats=["onnx"]', "serving.warm_up=false"])
+    earlier = padded_recipe("ner", ['export.formats=["onnx"]', "serving.warm_up=false"])
     release = make_release(folder / "a", earlier, {"anna": "B-PER"}, labels=["O", "B-PER"])
     publish_release(folder / "before", earlier, release)
 

@@ -6,16 +6,16 @@ from typing import Any
 import pytest
 
 from mooring import VerificationError
-from mooring_build.recipe import Recipe, load_recipe
+from mooring_build.recipe import Recipe
 from mooring_build.release_audit import audit_release
-from tiny_release import LABELS, make_release
+from tiny_release import LABELS, make_release, padded_recipe
 
 
 class Audited:
     """A tiny release whose engine knows one word, and what its audits say."""
 
     def __init__(self, folder: Path, word: str) -> None:
-        recipe = load_recipe("intent", ['export.formats=["onnx"]'])
+        recipe = padded_recipe("intent", ['export.formats=["onnx"]'])
         release = make_release(folder / "release", recipe, {word: "card"}, runnable=True)
         self._engine = release.engines["onnx"]
         self._folder = folder
@@ -38,7 +38,7 @@ def fair(tmp_path: Path) -> Audited:
 
 
 def test_a_model_that_heeds_no_names_is_within_the_limits(fair: Audited) -> None:
-    summary = fair(load_recipe("intent", ['audit.templates=["service"]', "audit.required=true"]))
+    summary = fair(padded_recipe("intent", ['audit.templates=["service"]', "audit.required=true"]))
     assert summary is not None
     assert summary["passed"]
     assert "broken" not in {axis["verdict"] for axis in summary["axes"].values()}
@@ -46,7 +46,7 @@ def test_a_model_that_heeds_no_names_is_within_the_limits(fair: Audited) -> None
 
 
 def test_an_audit_is_made_once(fair: Audited, monkeypatch: pytest.MonkeyPatch) -> None:
-    recipe = load_recipe("intent", ['audit.templates=["service"]'])
+    recipe = padded_recipe("intent", ['audit.templates=["service"]'])
     first = fair(recipe)
     monkeypatch.setattr("mooring_build.release_audit._audit", None)
     assert fair(recipe) == first
@@ -56,20 +56,20 @@ def test_a_model_that_heeds_a_letter_of_names_is_refused_where_the_recipe_says_s
     # Names are spelt in letters by the tiny tokenizer; this one weighs in those that begin with m.
     biased = Audited(tmp_path, "m")
     limits = ['audit.templates=["service"]', "audit.max_gap=0.001", "audit.max_flips=0.001"]
-    summary = biased(load_recipe("intent", limits))
+    summary = biased(padded_recipe("intent", limits))
     assert summary is not None
     assert not summary["passed"]
     with pytest.raises(VerificationError, match=r"not published: its answers differ between groups"):
-        biased(load_recipe("intent", [*limits, "audit.required=true"]))
+        biased(padded_recipe("intent", [*limits, "audit.required=true"]))
 
 
 def test_without_a_table_nothing_is_asked(fair: Audited) -> None:
-    recipe = load_recipe("intent")
+    recipe = padded_recipe("intent")
     assert fair(recipe.model_copy(update={"audit": None})) is None
     assert fair.said == []
 
 
 def test_a_token_classifier_without_people(fair: Audited) -> None:
-    recipe = load_recipe("ner", ['audit.templates=["people"]'])
+    recipe = padded_recipe("ner", ['audit.templates=["people"]'])
     assert fair(recipe, ["O", "B-LOC", "I-LOC"]) is None
     assert fair.said == ["audited     not: the names of people are compared, and no label is PER"]

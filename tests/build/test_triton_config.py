@@ -179,6 +179,34 @@ def test_queues_limit_waiting_where_the_recipe_says_so(shipped: str) -> None:
         assert policy.timeout_action == pb.ModelQueuePolicy.REJECT
 
 
+def test_the_engines_queue_alone_is_bounded() -> None:
+    configs = _configs("intent", "serving.max_queue_size=16")
+    bounds = {
+        name: config.dynamic_batching.default_queue_policy.max_queue_size for name, config in configs.items()
+    }
+    assert {name for name, bound in bounds.items() if bound} == {"intent_onnx", "intent_torchscript"}
+    assert bounds["intent_onnx"] == 16
+
+
+def test_the_pipelines_answers_are_kept_where_the_recipe_says_so() -> None:
+    kept = [
+        name
+        for name, config in _configs("ner", "serving.response_cache=true").items()
+        if config.response_cache.enable
+    ]
+    assert kept == ["ner"]
+    assert not any(config.response_cache.enable for config in _configs("ner").values())
+
+
+def test_an_engines_runs_take_the_recipes_resources() -> None:
+    configs = _configs("ner", "serving.resources={cores = 2}")
+    for name, config in configs.items():
+        taken = {
+            one.name: one.count for group in config.instance_group for one in group.rate_limiter.resources
+        }
+        assert taken == ({"cores": 2} if name in ("ner_onnx", "ner_torchscript") else {}), name
+
+
 @pytest.mark.parametrize("kind", ["auto", "cpu", "gpu"])
 def test_engines_run_where_the_recipe_says(kind: str) -> None:
     configs = _configs("ner", f"serving.kind={kind}")

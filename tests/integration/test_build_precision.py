@@ -48,7 +48,7 @@ def test_int8_is_published_with_what_it_costs(tmp_path: Path, overrides: list[st
     # TorchScript has no int8 that Triton loads: it stays as it was.
     assert "precision" not in parity["torchscript"]
     assert parity["torchscript"]["max_abs_difference"] <= 1e-4
-    graph = onnx.load(tmp_path / "models" / "intent_onnx" / str(version) / "model.onnx").graph
+    graph = onnx.load(tmp_path / "models" / "intent_onnx_ragged" / str(version) / "model.onnx").graph
     assert {"MatMulInteger", "DynamicQuantizeLinear"} <= {node.op_type for node in graph.node}
     assert any(line.startswith("int8 ") for line in said)
 
@@ -56,7 +56,8 @@ def test_int8_is_published_with_what_it_costs(tmp_path: Path, overrides: list[st
 def test_a_precision_that_costs_too_much_is_refused(tmp_path: Path, overrides: list[str]) -> None:
     # Random weights: the smallest logits decide, so that some label flips.
     recipe = recipe_with(tmp_path, [*overrides, "verify.lowered_tolerance=1e-6"])
-    with pytest.raises(VerificationError, match=r"intent_onnx is not published: output 'logits' differs"):
+    refused = r"intent_onnx_ragged is not published: output 'logits' differs"
+    with pytest.raises(VerificationError, match=refused):
         build(recipe, repository=tmp_path / "models", artifacts=tmp_path / "artifacts")
     assert not (tmp_path / "models").exists()
 

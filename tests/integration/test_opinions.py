@@ -183,8 +183,8 @@ def test_heads_answer_as_the_pytorch_model_does(built: Built, client: Client) ->
 def test_both_engines_of_the_heads_give_the_same_logits(client: Client) -> None:
     ids = np.array([[5, 6, 7, 8]])
     inputs = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
-    onnx = client.infer("opinion_heads_onnx", inputs)["logits"]
-    torchscript = client.infer("opinion_heads_torchscript", inputs)["logits__0"]
+    onnx = client.infer("opinion_heads_onnx_ragged", inputs)["logits"]
+    torchscript = client.infer("opinion_heads_torchscript_ragged", inputs)["logits__0"]
     assert onnx.shape == (1, 5)
     np.testing.assert_allclose(onnx, torchscript, atol=1e-4)
 

@@ -10,7 +10,7 @@ from random import Random
 
 import pytest
 
-from mooring_loadtests.tune_command import Journal, _slo
+from mooring_loadtests.tune_command import Journal, slo
 from mooring_loadtests.tune_plot import plot
 from mooring_loadtests.tuner import Candidate, Probe, Stage, grid, rate_within, search
 
@@ -116,10 +116,10 @@ def test_the_rate_within_a_bound(latencies: list[float], rate: float) -> None:
 
 
 def test_bounds_are_written_with_their_unit() -> None:
-    assert (_slo("p99=50ms"), _slo("p99=1.5s")) == (50.0, 1500.0)
+    assert (slo("p99=50ms"), slo("p99=1.5s")) == (50.0, 1500.0)
     for text in ("50ms", "p99=50", "p50=50ms", "p99=0ms", "p99=-1ms"):
         with pytest.raises(argparse.ArgumentTypeError, match="is not of the form p99=50ms"):
-            _slo(text)
+            slo(text)
 
 
 def test_the_picture_names_the_best(tmp_path: Path) -> None:

@@ -149,3 +149,26 @@ def test_models_that_are_not_built_are_left_out(mode: Any, tmp_path: Path) -> No
     ]
     (tmp_path / "intent").mkdir()
     assert loading() == ["--model-control-mode=explicit", "--load-model=ner", "--load-model=ner_onnx"]
+
+
+@pytest.mark.parametrize(
+    ("config", "extra_args", "expected"),
+    [
+        ("response_cache {\n  enable: true\n}", [], ["--cache-config=local,size=67108864"]),
+        (
+            "response_cache: { enable: true }",
+            ["--cache-config=redis,host=cache"],
+            ["--cache-config=redis,host=cache"],
+        ),
+        ("instance_group {\n  rate_limiter {\n  }\n}", [], ["--rate-limit=execution_count"]),
+        ("instance_group { count: 1 }\n# no response_cache {", [], []),
+    ],
+)
+def test_the_server_does_what_a_config_asks_of_it(
+    tmp_path: Path, config: str, extra_args: list[str], expected: list[str]
+) -> None:
+    (tmp_path / "ner" / "1").mkdir(parents=True)
+    (tmp_path / "ner" / "config.pbtxt").write_text(config, encoding="utf-8")
+    options = options_for(tmp_path, extra_args=extra_args)
+    words = server_command(EMBEDDED, options, address="127.0.0.1", ports=PORTS, server_id="mine")
+    assert [word for word in words if word.startswith(("--cache-config", "--rate-limit"))] == expected

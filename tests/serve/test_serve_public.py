@@ -32,5 +32,6 @@ def test_the_commands_defaults() -> None:
         "allow_load": False,
         "trace": None,
         "trace_rate": 10,
+        "resource": [],
         "run": run,
     }

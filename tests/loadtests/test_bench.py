@@ -1,0 +1,197 @@
+"""The benchmark: what its callers see, what its ratios are made of, and what it writes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mooring import DataError, MooringError, Overloaded
+from mooring_loadtests.bench_clients import draw_texts, drive, flood, http_caller
+from mooring_loadtests.bench_report import BEGIN, END, best_alternative, ratios, summary, write_report
+
+
+def rounds(*rates: float, p99_ms: float = 10.0) -> list[dict[str, float]]:
+    return [{"per_s": rate, "p50_ms": 5.0, "p99_ms": p99_ms} for rate in rates]
+
+
+def sides(callers: int, **changes: list[dict[str, float]]) -> dict[str, list[dict[str, float]]]:
+    found = {
+        "ONNX Runtime fp32": [{"per_s": rate} for rate in (200.0, 220.0, 100.0)],
+        "ONNX Runtime int8": [{"per_s": 400.0}] * 3,
+        f"engine fp32 {callers}": rounds(180.0, 176.0, 90.0),
+        f"engine int8 {callers}": rounds(360.0, 360.0, 360.0),
+        f"pipeline fp32 {callers}": rounds(150.0, 160.0, 80.0, p99_ms=30.0),
+        f"pipeline int8 {callers}": rounds(300.0, 300.0, 300.0),
+        f"LitServe {callers}": rounds(100.0, 100.0, 50.0, p99_ms=60.0),
+        f"Ray Serve {callers}": rounds(90.0, 90.0, 95.0),
+    }
+    return found | changes
+
+
+MACHINE = {"processor": "a processor", "cores": "2", "system": "Linux", "python": "3.12"}
+
+
+def results(**parts: Any) -> dict[str, Any]:
+    compared = {
+        "texts": 2000,
+        "tokens": [3, 19, 90],
+        "rounds": 3,
+        "settings": {"LitServe": {"workers": 2}},
+        "bare": {
+            "fp32": {"sessions": 2, "threads": 1, "batch": 8},
+            "int8": {"sessions": 1, "threads": 2, "batch": 1},
+        },
+        "not_measured": {"MLServer": "not installed: no such wheel"},
+        "machine": MACHINE,
+    }
+    return {name: compared | {"sides": found} for name, found in parts.items()}
+
+
+def test_a_ratio_is_the_median_of_the_rounds_ratios() -> None:
+    found = ratios(sides(8), 8)
+    assert found["engine_over_onnxruntime"] == pytest.approx(0.9)
+    assert found["pipeline_over_best_alternative"] == pytest.approx(1.6)
+    assert found["pipeline_int8_over_best_alternative"] == pytest.approx(3.0)
+    assert found["pipeline_p99_over_best_alternative"] == pytest.approx(0.5)
+
+
+def test_the_best_alternative_is_the_one_with_the_highest_median() -> None:
+    assert best_alternative(sides(8), 8) == "LitServe"
+    assert best_alternative(sides(8, **{"Ray Serve 8": rounds(101.0, 102.0, 3.0)}), 8) == "Ray Serve"
+    assert best_alternative({}, 8) is None
+
+
+def test_the_summary_has_the_lowest_ratio_over_models_and_callers() -> None:
+    slower = {"pipeline fp32 32": rounds(110.0, 110.0, 110.0), "Ray Serve 32": rounds(101.0, 101.0, 101.0)}
+    found = summary(results(classifier=sides(8) | sides(32), ner=sides(8) | sides(32, **slower)))
+    assert found["pipeline_over_best_alternative"] == pytest.approx(110 / 101, abs=1e-3)
+    assert found["best_alternative"] == "Ray Serve"
+    assert found["engine_over_onnxruntime"] == pytest.approx(0.9)
+    assert found["medians"]["ner"]["LitServe 8"]["per_s"] == 100.0
+    json.dumps(found, allow_nan=False)
+
+
+def test_parts_that_were_not_measured_are_left_out() -> None:
+    found = summary(
+        {"locust": {"rounds": [{"per_core_s": 1700.0}, {"per_core_s": 1800.0}, {"per_core_s": 900.0}]}}
+    )
+    assert found == {"locust_rps_per_core": 1700.0, "medians": {}}
+
+
+def test_the_report_keeps_what_is_outside_its_marks(tmp_path: Path) -> None:
+    page = tmp_path / "performance.md"
+    page.write_text(f"# Title\n\nBefore.\n\n{BEGIN}\nold\n{END}\n\nAfter.\n", encoding="utf-8")
+    write_report(page, results(classifier=sides(8) | sides(32)))
+    text = page.read_text(encoding="utf-8")
+    assert text.startswith("# Title\n\nBefore.\n")
+    assert text.endswith("\n\nAfter.\n")
+    assert "old" not in text
+    assert "| `pipeline_over_best_alternative` | 1.6 | >= 1.35 | reached |" in text
+    assert "| **LitServe** | 100 (50-100) | 5 | 60 |" in text
+    assert "ONNX Runtime fp32 in process, 2 x 1 threads, 8 texts packed" in text
+    assert "- MLServer was not measured: not installed: no such wheel" in text
+
+
+def test_a_report_without_marks_is_left_alone(tmp_path: Path) -> None:
+    page = tmp_path / "performance.md"
+    page.write_text("# Mine\n", encoding="utf-8")
+    with pytest.raises(DataError, match="has not both marks"):
+        write_report(page, {})
+    assert page.read_text(encoding="utf-8") == "# Mine\n"
+
+
+def test_texts_are_the_same_for_the_same_seed_and_of_mixed_lengths() -> None:
+    texts = draw_texts(200)
+    assert texts == draw_texts(200) != draw_texts(200, seed=1)
+    lengths = sorted(len(text.split()) for text in texts)
+    assert lengths[0] < 8
+    assert 12 <= lengths[100] <= 18
+    assert 40 < lengths[-1] <= 80
+
+
+def test_callers_ask_about_every_text_once_and_never_more_at_a_time() -> None:
+    asked: list[int] = []
+    under_way = most = 0
+
+    async def ask(number: int) -> None:
+        nonlocal under_way, most
+        asked.append(number)
+        under_way += 1
+        most = max(most, under_way)
+        await asyncio.sleep(0.001)
+        under_way -= 1
+
+    run = asyncio.run(drive(ask, range(50), concurrency=4))
+    # The first ones are asked once more: they warm up.
+    assert sorted(asked) == sorted([*range(4), *range(50)])
+    assert most == 4
+    assert run.per_s > 0
+    assert 1 <= run.p50_ms <= run.p99_ms
+
+
+def test_a_flood_does_not_wait_for_answers_and_tells_refusals_from_them() -> None:
+    async def ask(number: int) -> None:
+        if number % 2:
+            raise Overloaded("full")
+        await asyncio.sleep(0.2)
+
+    seen = asyncio.run(flood(ask, range(10), rate=200, seconds=0.5))
+    sent = len(seen.answered_ms) + len(seen.refused_ms)
+    assert sent == len(seen.late_ms) > 40
+    assert abs(len(seen.answered_ms) - len(seen.refused_ms)) <= 1
+    assert min(seen.answered_ms) >= 200 > max(seen.refused_ms)
+
+
+@pytest.mark.parametrize(
+    ("status", "error"), [(200, None), (503, Overloaded), (429, Overloaded), (400, MooringError)]
+)
+def test_what_a_server_answers(
+    status: int, error: type[MooringError] | None, http_answers: Callable[[int], str]
+) -> None:
+    url = http_answers(status)
+
+    async def ask() -> object:
+        async with http_caller(url, lambda number: (f"/{number}", b"{}")) as call:
+            return await call(7)
+
+    if error is None:
+        assert asyncio.run(ask()) == b"/7 {}"
+    else:
+        with pytest.raises(error, match=f"answered {status}"):
+            asyncio.run(ask())
+
+
+@pytest.fixture
+def http_answers() -> Any:
+    """Starts servers that answer every POST with one status, the path and the body."""
+    import http.server
+    import threading
+
+    servers: list[http.server.HTTPServer] = []
+
+    def start(status: int) -> str:
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                said = self.path.encode() + b" " + self.rfile.read(int(self.headers["Content-Length"]))
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(said)))
+                self.end_headers()
+                self.wfile.write(said)
+
+            def log_message(self, *args: Any) -> None:
+                pass
+
+        server = http.server.HTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        servers.append(server)
+        return f"http://127.0.0.1:{server.server_port}"
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
