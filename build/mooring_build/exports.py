@@ -121,7 +121,8 @@ class Exports:
             raise
         except Exception as exc:
             # Exporters and runtimes raise whatever they have; none of it may lead to a release.
-            raise VerificationError(f"{engine_name(self._recipe, export_format)} is not published: {exc}") from exc
+            engine = engine_name(self._recipe, export_format)
+            raise VerificationError(f"{engine} is not published: {exc}") from exc
         return parity
 
     def _lower(self, path: Path, export_format: ExportFormat) -> dict[str, Any]:

@@ -30,12 +30,13 @@ from typing import Any
 import numpy as np
 import psutil
 
-from mooring import MooringError
+from mooring import AsyncClient, MooringError
 from mooring_loadtests.alternatives import ALTERNATIVES, ServingSettings, candidate_settings
 from mooring_loadtests.alternatives import install as install_alternative
-from mooring_loadtests.bench_clients import Ask, Flood, draw_texts, drive, flood, http_caller
+from mooring_loadtests.bench_clients import Ask, Flood, Run, draw_texts, drive, flood, http_caller
 from mooring_loadtests.bench_report import summary, write_report
 from mooring_loadtests.bench_sides import (
+    CONCURRENCIES,
     BareOnnxRuntime,
     BareSettings,
     Built,
@@ -54,7 +55,14 @@ MODELS = {
     "classifier": ("intent", "text-classification", ("data.out_of_scope=", "data.out_of_scope_train=")),
     "ner": ("ner", "token-classification", ()),
 }
-PARTS = (*MODELS, "overload", "locust")
+#: Recipe keys whose effect is measured, by what they are called in the report.
+OPTIONS = {
+    "as the recipe says": (),
+    "serving.response_cache = true": ("serving.response_cache=true",),
+    "serving.instance_count = 4": ("serving.instance_count=4",),
+    "the same, a run takes 1 of 2 cores": ("serving.instance_count=4", "serving.resources={cores = 1}"),
+}
+PARTS = (*MODELS, "overload", "options", "locust")
 #: Of every release: one engine is enough, and nothing may refuse a long text. The shipped sets are small: one
 #: answer of 108 that int8 changes is more than the half point that recipes allow.
 _SETTINGS = ('export.formats=["onnx"]', "text.truncation=true", "quality.max_drop=0.01")
@@ -66,6 +74,8 @@ _FEW_TEXTS = 400
 _QUEUE = 16
 _FLOOD_S = 20.0
 _TIMES_CAPACITY = 5
+#: Exponent of how often texts are asked.
+_ZIPF = 1.3
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -97,7 +107,7 @@ def _run(args: argparse.Namespace) -> int:
     results: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     for part in args.parts or PARTS:
         say(part)
-        measure = {"overload": _overload, "locust": _locust}.get(part)
+        measure = {"overload": _overload, "options": _options, "locust": _locust}.get(part)
         found = measure(args) if measure else _compare(part, args)
         results[part] = found | {"machine": _machine()}
         path.write_text(json.dumps(results, indent=1), encoding="utf-8")
@@ -231,17 +241,17 @@ def _overload(args: argparse.Namespace) -> dict[str, Any]:
     built = _build("classifier", args.work, precisions=["fp32"])
     texts = draw_texts(args.texts)
     with tempfile.TemporaryDirectory(prefix="mooring-bench-") as folder:
-        bounded = _copy_with(built, f"serving.max_queue_size={_QUEUE}", Path(folder))
+        bounded = _build_with(built, [f"serving.max_queue_size={_QUEUE}"], Path(folder))
         with served(bounded, args.work / "overload.log") as server:
             return asyncio.run(_flood_rounds(server, built.name, texts, args.rounds))
 
 
-def _copy_with(built: Built, override: str, repository: Path) -> Path:
+def _build_with(built: Built, more: Sequence[str], repository: Path) -> Path:
     from mooring_build.building import build
     from mooring_build.recipe import load_recipe
 
     _, _, overrides = MODELS["classifier"]
-    recipe = load_recipe(built.name, [*overrides, *_SETTINGS, override])
+    recipe = load_recipe(built.name, [*overrides, *_SETTINGS, *more])
     build(recipe, repository=repository, artifacts=built.repositories["fp32"].parent / "builds")
     return repository
 
@@ -291,6 +301,39 @@ def _cpu_s(server: TritonServer) -> dict[str, float]:
         name = {"onnx": "engine", "": "tritonserver"}.get(step, step)
         used[name] = used.get(name, 0.0) + sum(process.cpu_times()[:2])
     return used
+
+
+def _options(args: argparse.Namespace) -> dict[str, Any]:
+    """What single keys of the recipe do where few texts are asked often, as Zipf's law has it."""
+    built = _build("classifier", args.work, precisions=["fp32"])
+    texts = draw_texts(args.texts)
+    random = np.random.default_rng(0)
+    numbers = np.minimum(random.zipf(_ZIPF, len(texts)) - 1, len(texts) - 1).tolist()
+    repeated = 1 - len(set(numbers)) / len(numbers)
+    say(f"  {repeated:.0%} of {len(numbers)} requests repeat an earlier one")
+    seen: dict[str, list[dict[str, float]]] = {}
+    with tempfile.TemporaryDirectory(prefix="mooring-bench-") as folder:
+        repositories = {
+            name: _build_with(built, more, Path(folder) / str(number))
+            for number, (name, more) in enumerate(OPTIONS.items())
+        }
+        for _ in range(args.rounds):
+            for name, repository in repositories.items():
+                # Cores, where a recipe names them; other servers need not know.
+                extra = ["--rate-limit-resource=cores:2"] if "cores" in name else []
+                with TritonServer(repository, log_file=args.work / "options.log", extra_args=extra) as server:
+                    run = asyncio.run(_drive_pipeline(server, built.name, texts, numbers))
+                seen.setdefault(name, []).append(asdict(run))
+                say(f"  {name:<36} {run.per_s:.4g}/s, p50 {run.p50_ms:.4g} ms, p99 {run.p99_ms:.4g} ms")
+    return {"rounds": args.rounds, "repeated": repeated, "callers": CONCURRENCIES[-1], "sides": seen}
+
+
+async def _drive_pipeline(
+    server: TritonServer, name: str, texts: Sequence[str], numbers: Sequence[int]
+) -> Run:
+    async with AsyncClient(server.grpc_url, timeout_s=60.0) as client:
+        pipeline = await client.task(name)
+        return await drive(lambda number: pipeline(texts[number]), numbers, concurrency=CONCURRENCIES[-1])
 
 
 def _per_s(seen: Flood) -> float:

@@ -130,6 +130,8 @@ def _report(results: Mapping[str, Any]) -> Iterator[str]:
             yield from _model(title, results[part])
     if "overload" in results:
         yield from _overload(results["overload"])
+    if "options" in results:
+        yield from _options(results["options"])
     if "locust" in results:
         yield from _locust(results["locust"])
 
@@ -216,6 +218,21 @@ def _overload(result: Mapping[str, Any]) -> Iterator[str]:
     for name in result["rounds"][0]["cores"]:
         used = [statistics.median(one[key].get(name, 0.0) for one in result["rounds"]) for key in _CORES]
         yield f"| {name} | {used[0]:.2f} | {used[1]:.2f} |"
+    yield from ("", _machine(result["machine"]), "")
+
+
+def _options(result: Mapping[str, Any]) -> Iterator[str]:
+    sides: Sides = result["sides"]
+    yield "### Keys of the recipe"
+    yield ""
+    yield (
+        f"The classifier's pipeline over gRPC, {result['callers']} callers; {result['repeated']:.0%} of the "
+        f"requests repeat an earlier one; medians of {result['rounds']} rounds."
+    )
+    yield ""
+    yield from ("| recipe | texts/s | p50 | p99 |", "|---|---:|---:|---:|")
+    for name in sides:
+        yield f"| {name} | {_cells(sides, name)} |"
     yield from ("", _machine(result["machine"]), "")
 
 

@@ -283,7 +283,7 @@ def test_the_package_example_runs(
     grpc_url: str, fake: FakeTransport, capsys: pytest.CaptureFixture[str]
 ) -> None:
     ids = ("INT64", [-1, -1])
-    fake.models_by_name["ner_onnx"] = FakeModel(
+    fake.models_by_name["ner_onnx_ragged"] = FakeModel(
         inputs={"input_ids": ids, "attention_mask": ids},
         outputs={"logits": ids},
         max_batch_size=2,

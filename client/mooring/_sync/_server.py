@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import random
 import threading
 import time
 from collections.abc import Callable, Generator
@@ -20,6 +19,7 @@ from mooring._errors import (
     ServerError,
     TransportError,
 )
+from mooring._jitter import JITTER
 from mooring._log import LOG, describe_error
 from mooring._operations import GetServerReady, Infer, InferAnswer, Operation
 from mooring._policies import CircuitPolicy, ConnectionPolicy
@@ -40,7 +40,7 @@ class Line:
         self.users = 0
         self.retired = False
         # Lines that were opened together are not replaced together.
-        self.ends_at_s = time.monotonic() + max_age_s * random.uniform(0.9, 1.1)
+        self.ends_at_s = time.monotonic() + max_age_s * JITTER.uniform(0.9, 1.1)
 
 
 class Server:
