@@ -20,12 +20,13 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from mooring import ConfigError, MooringError
+from mooring import ConfigError
 from mooring_loadtests.client_bench_echo import write_echo
 from mooring_loadtests.client_bench_import import measure_import
 from mooring_loadtests.client_bench_infer import CASES, compare_infer
 from mooring_loadtests.client_bench_map import time_map
 from mooring_loadtests.client_bench_memory import measure_memory
+from mooring_loadtests.commands import exit_code
 from mooring_loadtests.summary import table
 from mooring_loadtests.texts import endless_sentences
 
@@ -47,14 +48,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         0 if everything was measured, whatever came out, 1 if something failed, 2 if something is missing.
     """
     args = _parser().parse_args(argv)
+    return exit_code(lambda: _measure(args))
+
+
+def _measure(args: argparse.Namespace) -> int:
     began_s = time.monotonic()
-    try:
-        figures = _run(args)
-    except (MooringError, ImportError) as exc:
-        print(f"mooring: error: {exc}", file=sys.stderr)
-        return 2 if isinstance(exc, ConfigError | ImportError) else 1
-    except KeyboardInterrupt:
-        return 130
+    figures = _run(args)
     _say("")
     for line in verdicts(figures):
         _say(line)

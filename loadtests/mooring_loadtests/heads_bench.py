@@ -21,8 +21,9 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from mooring import Client, ConfigError, MooringError, TextMultiClassifier
+from mooring import Client, ConfigError, TextMultiClassifier
 from mooring_loadtests.client_bench_pairs import Comparison, Side, compare
+from mooring_loadtests.commands import exit_code
 from mooring_loadtests.texts import endless_sentences
 
 
@@ -33,14 +34,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         0 if it was measured, whatever came out, 1 if something failed, 2 if something is missing.
     """
     args = _parser().parse_args(argv)
+    return exit_code(lambda: _measure(args))
+
+
+def _measure(args: argparse.Namespace) -> int:
     began_s = time.monotonic()
-    try:
-        seen = _run(args)
-    except (MooringError, ImportError) as exc:
-        print(f"mooring: error: {exc}", file=sys.stderr)
-        return 2 if isinstance(exc, ConfigError | ImportError) else 1
-    except KeyboardInterrupt:
-        return 130
+    seen = _run(args)
     low, high = seen.quartiles
     figures = {
         "heads_texts_per_s": round(seen.sdk_per_s, 1),

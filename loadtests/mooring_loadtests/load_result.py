@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +132,7 @@ class LoadResult:
                     whole.cpu.update(self.recorder.health[second].cpu)
         return whole
 
-    @property
+    @cached_property
     def doubts(self) -> list[str]:
         """Why the generator can't be trusted; empty where it can."""
         health, doubts = self.health(), []

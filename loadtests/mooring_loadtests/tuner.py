@@ -159,7 +159,7 @@ def probe_all(
 ) -> list[Probe]:
     """Probe every candidate as the last round does, around one rate; for comparison with :func:`search`."""
     seconds, _ = _ROUNDS[-1]
-    rates = [share * rate for share in (0.4, 0.6, 0.75, 0.85, 0.95, 1.05, 1.15)]
+    rates = [share * rate for share in (0.4, 0.6, 0.75, 0.85, 0.95, 1.05, 1.15, 1.3)]
     probes = []
     for candidate in candidates:
         probe = _probe(run, candidate, len(_ROUNDS), rates, seconds)

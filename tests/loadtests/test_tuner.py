@@ -3,6 +3,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from random import Random
 
 import pytest
 
+from mooring_loadtests import tune_check
 from mooring_loadtests.tune_command import Journal, slo
 from mooring_loadtests.tune_plot import plot
 from mooring_loadtests.tuner import Candidate, Probe, Stage, grid, rate_within, search
@@ -129,3 +131,35 @@ def test_the_picture_names_the_best(tmp_path: Path) -> None:
     plot(noted, BOUND_MS, tmp_path / "probes.svg")
     assert "<svg" in (tmp_path / "probes.svg").read_text(encoding="utf-8")
     assert json.dumps(best.candidate.serving())
+
+
+class FakeRelease:
+    engines = ("onnx",)
+    default = DEFAULT
+
+    def __init__(self, repository: Path, model: str) -> None:
+        assert (repository, model) == (Path("models"), "intent")
+
+
+@pytest.mark.parametrize(("crippled", "status"), [(False, 0), (True, 1)])
+def test_the_choice_is_held_against_the_grid(
+    crippled: bool,
+    status: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    server = Server(noise=0.0)
+    monkeypatch.setattr(tune_check, "Release", FakeRelease)
+    monkeypatch.setattr(tune_check, "Prober", lambda *args, **options: server)
+    monkeypatch.setattr(tune_check, "first_guess", lambda prober, candidate: 150.0)
+    if crippled:
+        # A search that stays with what it is given, which is the worst that there is.
+        worst = replace(DEFAULT, instance_count=1, max_batch_size=1)
+        probe = Probe(candidate=worst, round=2, stages=tuple(server.run(worst, [50.0], 5)))
+        monkeypatch.setattr(tune_check, "search", lambda *args, **options: [probe])
+    arguments = ["intent", "--repository", "models", "--work", str(tmp_path), "--slo", "p99=50ms"]
+    assert tune_check.main(arguments) == status
+    figures = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (figures["tuner_over_grid"] < 0.95) == crippled
+    assert figures["candidates"] == len(grid(cores=os.cpu_count() or 1, engines=["onnx"], default=DEFAULT))

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import mooring_serve
 from mooring_serve.cli import add_command, run
 
@@ -35,3 +37,14 @@ def test_the_commands_defaults() -> None:
         "resource": [],
         "run": run,
     }
+
+
+def test_resources_as_tritonserver_takes_them(capsys: pytest.CaptureFixture[str]) -> None:
+    parser = argparse.ArgumentParser()
+    add_command(parser.add_subparsers())
+    args = parser.parse_args(["serve", "--resource", "cores=2", "--resource", "memory=10"])
+    assert args.resource == ["cores:2", "memory:10"]
+    for wrong in ("cores", "cores=0", "cores=two", "=2", "a b=1"):
+        with pytest.raises(SystemExit):
+            parser.parse_args(["serve", "--resource", wrong])
+        assert f"{wrong!r} is not of the form NAME=COUNT" in capsys.readouterr().err
