@@ -314,13 +314,15 @@ class Serving(Table):
     #: Longest that a request may wait in one queue; a request may ask for less, as the client does with what
     #: is left of a call's budget. 0 is no limit: ``triton_config`` says what a limit costs.
     queue_timeout_microseconds: Annotated[int, Field(ge=0)] = 0
-    #: Most requests that may wait for the engine; further ones are refused at once. 0 is no limit.
+    #: Most requests that may wait for the engine; further ones are refused at once. 0 is no limit:
+    #: ``triton_config`` says what a limit costs.
     max_queue_size: Annotated[int, Field(ge=0)] = 0
     #: Keep answers of the pipeline, and give them again to the same request. ``mooring serve`` holds 64 MiB
-    #: of them; elsewhere tritonserver needs ``--cache-config``.
+    #: of them; elsewhere tritonserver needs ``--cache-config=local,size=67108864``.
     response_cache: bool = False
     #: Resources that a run of the engine takes while it lasts, by name, such as ``{cores = 1}``: what several
-    #: models name alike they share. ``mooring serve --resource cores=2`` says how many there are.
+    #: models name alike they share. ``mooring serve --resource cores=2`` says how many there are; elsewhere
+    #: tritonserver needs ``--rate-limit=execution_count`` and ``--rate-limit-resource=cores:2``.
     resources: dict[Annotated[str, Field(pattern=r"^[A-Za-z]\w*$")], _PositiveInt] = {}
     #: ``auto`` runs on a GPU where Triton finds one, otherwise on the CPU.
     kind: Literal["auto", "cpu", "gpu"] = "auto"

@@ -1,9 +1,9 @@
 """Every ``config.pbtxt`` of a served recipe, built as Triton's own protobuf message.
 
-A recipe ``ner`` gives the models ``ner_tokenizer``, one engine per export format (``ner_onnx``,
-``ner_torchscript``), ``ner_postprocessor``, and the ensemble ``ner`` that chains them. A release has the
-same version number in all of them. The ensemble pins it for every step, so that replacing the ensemble's
-``config.pbtxt`` is what switches releases.
+A recipe ``ner`` gives the models ``ner_tokenizer``, one engine per export format (``ner_onnx`` and
+``ner_torchscript``, or ``ner_onnx_ragged`` and ``ner_torchscript_ragged``), ``ner_postprocessor``, and the
+ensemble ``ner`` that chains them. A release has the same version number in all of them. The ensemble pins it
+for every step, so that replacing the ensemble's ``config.pbtxt`` is what switches releases.
 
 A part's config belongs to all its versions. What differs between them therefore stays out of it: labels lie
 in the postprocessor's version folder and in the parameters of the ensemble, whose config belongs to one
@@ -133,8 +133,8 @@ def _engine(recipe: Recipe, step: EngineStep, export_format: ExportFormat) -> pb
     config.dynamic_batching.preferred_batch_size[:] = sorted(set(serving.preferred_batch_size))
     config.dynamic_batching.max_queue_delay_microseconds = serving.max_queue_delay_microseconds
     _limit_waiting(config, recipe)
-    # The engine is what requests wait for. The other steps' queues fill and empty in bursts: a limit there
-    # refuses what the engine has time for (at five times its rate, 98 texts/s were answered instead of 135).
+    # The engine is what requests wait for. The other steps' queues fill and empty in bursts, and a limit
+    # there refuses what the engine has time for. Any limit has the cost that `_limit_waiting` tells of.
     if serving.max_queue_size > 0:
         config.dynamic_batching.default_queue_policy.max_queue_size = serving.max_queue_size
     for key, value in _thread_parameters(recipe, export_format).items():
@@ -225,7 +225,8 @@ def _ensemble(recipe: Recipe, layout: Layout, labels: Sequence[str], version: in
         name=recipe.name, platform="ensemble", max_batch_size=recipe.serving.max_batch_size
     )
     _declare(config, layout.inputs, layout.answers)
-    config.response_cache.enable = recipe.serving.response_cache
+    if recipe.serving.response_cache:
+        config.response_cache.enable = True
     serve_versions(config, [version])
     for step in layout.steps:
         if isinstance(step, ModelStep):

@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 import psutil
 
-from mooring import AsyncClient, MooringError
+from mooring import AsyncClient, MooringError, RetryPolicy
 from mooring_loadtests.alternatives import ALTERNATIVES, ServingSettings, candidate_settings
 from mooring_loadtests.alternatives import install as install_alternative
 from mooring_loadtests.bench_clients import Ask, Flood, Run, draw_texts, drive, flood, http_caller
@@ -75,7 +75,7 @@ _QUEUE = 16
 _FLOOD_S = 20.0
 _TIMES_CAPACITY = 5
 #: Exponent of how often texts are asked.
-_ZIPF = 1.3
+_ZIPF = 1.0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -180,9 +180,18 @@ def _compare(part: str, args: argparse.Namespace) -> dict[str, Any]:
         for alternative in [one for one in ALTERNATIVES if one.name in chosen]:
             python, settings = chosen[alternative.name]
             log_file = args.work / f"{alternative.folder}.log"
-            for concurrency, run in drive_alternative(
-                alternative, python, built, texts, settings=settings, log_file=log_file
-            ).items():
+            try:
+                runs = drive_alternative(
+                    alternative, python, built, texts, settings=settings, log_file=log_file
+                )
+            except (MooringError, OSError) as exc:
+                # Rounds are compared with one another: a side that misses one has none.
+                del chosen[alternative.name]
+                missing[alternative.name] = f"in round {number + 1}: {exc}"
+                for concurrency in CONCURRENCIES:
+                    seen.pop(f"{alternative.name} {concurrency}", None)
+                continue
+            for concurrency, run in runs.items():
                 note(f"{alternative.name} {concurrency}", asdict(run))
     return {
         "texts": len(texts),
@@ -202,25 +211,27 @@ def _choose_settings(
     chosen: dict[str, tuple[Path, ServingSettings]] = {}
     missing: dict[str, str] = {}
     for alternative in ALTERNATIVES:
-        best = 0.0
+        best, reasons = 0.0, []
         try:
             python = install_alternative(alternative, work / "alternatives")
-            for settings in candidate_settings(os.cpu_count() or 1):
+        except (MooringError, OSError) as exc:
+            missing[alternative.name] = str(exc)
+            continue
+        for settings in candidate_settings(os.cpu_count() or 1):
+            log_file = work / f"{alternative.folder}.log"
+            try:
                 runs = drive_alternative(
-                    alternative,
-                    python,
-                    built,
-                    texts,
-                    settings=settings,
-                    log_file=work / f"{alternative.folder}.log",
+                    alternative, python, built, texts, settings=settings, log_file=log_file
                 )
-                rate = statistics.geometric_mean(run.per_s for run in runs.values())
-                say(f"  {alternative.name:<36} {rate:.1f}/s with {asdict(settings)}")
-                if rate > best:
-                    best, chosen[alternative.name] = rate, (python, settings)
-        except* (MooringError, OSError) as group:
-            chosen.pop(alternative.name, None)
-            missing[alternative.name] = "; ".join(map(str, group.exceptions))
+            except (MooringError, OSError) as exc:
+                reasons.append(str(exc))
+                continue
+            rate = statistics.geometric_mean(run.per_s for run in runs.values())
+            say(f"  {alternative.name:<36} {rate:.1f}/s with {asdict(settings)}")
+            if rate > best:
+                best, chosen[alternative.name] = rate, (python, settings)
+        if alternative.name not in chosen:
+            missing[alternative.name] = "; ".join(reasons)
             say(f"  {alternative.name:<36} not measured: {missing[alternative.name]}")
     return chosen, missing
 
@@ -297,7 +308,7 @@ def _cpu_s(server: TritonServer) -> dict[str, float]:
     tritonserver = psutil.Process(server.pid)
     for process in [tritonserver, *tritonserver.children(recursive=True)]:
         words = " ".join(process.cmdline())
-        step = next((step for step in ("tokenizer", "onnx", "postprocessor") if f"_{step}_0" in words), "")
+        step = next((step for step in ("tokenizer", "onnx", "postprocessor") if f"_{step}_" in words), "")
         name = {"onnx": "engine", "": "tritonserver"}.get(step, step)
         used[name] = used.get(name, 0.0) + sum(process.cpu_times()[:2])
     return used
@@ -308,7 +319,8 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
     built = _build("classifier", args.work, precisions=["fp32"])
     texts = draw_texts(args.texts)
     random = np.random.default_rng(0)
-    numbers = np.minimum(random.zipf(_ZIPF, len(texts)) - 1, len(texts) - 1).tolist()
+    shares = np.arange(1, len(texts) + 1) ** -_ZIPF
+    numbers = random.choice(len(texts), size=len(texts), p=shares / shares.sum()).tolist()
     repeated = 1 - len(set(numbers)) / len(numbers)
     say(f"  {repeated:.0%} of {len(numbers)} requests repeat an earlier one")
     seen: dict[str, list[dict[str, float]]] = {}
@@ -331,7 +343,7 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
 async def _drive_pipeline(
     server: TritonServer, name: str, texts: Sequence[str], numbers: Sequence[int]
 ) -> Run:
-    async with AsyncClient(server.grpc_url, timeout_s=60.0) as client:
+    async with AsyncClient(server.grpc_url, timeout_s=60.0, retry=RetryPolicy(max_retries=0)) as client:
         pipeline = await client.task(name)
         return await drive(lambda number: pipeline(texts[number]), numbers, concurrency=CONCURRENCIES[-1])
 
@@ -366,8 +378,10 @@ def _locust(args: argparse.Namespace) -> dict[str, Any]:
             )
             used = result.health().cpu
             core_s = sum(share * count for share, count in used.items())
-            answered, _ = result.count()
-            rates.append({"per_s": result.figures()["throughput"].value, "per_core_s": answered / core_s})
+            sent, failed = result.count()
+            rates.append(
+                {"per_s": result.figures()["throughput"].value, "per_core_s": (sent - failed) / core_s}
+            )
             say(
                 f"  round {number + 1}: {rates[-1]['per_s']:.0f}/s, "
                 f"{rates[-1]['per_core_s']:.0f} for each second of a core"

@@ -12,7 +12,7 @@ from random import Random
 
 import numpy as np
 
-from mooring import MooringError, Overloaded
+from mooring import MooringError, Overloaded, TransportError
 from mooring_loadtests.load_profile import Payload
 from mooring_loadtests.payloads import draw_text
 
@@ -53,7 +53,7 @@ async def drive(ask: Ask, numbers: Sequence[int], *, concurrency: int) -> Run:
     """Ask about every text once, ``concurrency`` at a time.
 
     Raises:
-        Exception: what ``ask`` raised first; a side that fails has no figures.
+        Exception: what ``ask`` raised; a side that fails has no figures.
     """
     waiting: Iterator[int] = iter(numbers)
     latencies_s: list[float] = []
@@ -67,9 +67,7 @@ async def drive(ask: Ask, numbers: Sequence[int], *, concurrency: int) -> Run:
     # The first ones find caches empty, connections closed and clocks low.
     await asyncio.gather(*(ask(number) for number in islice(numbers, concurrency)))
     began_s = time.perf_counter()
-    async with asyncio.TaskGroup() as group:
-        for _ in range(concurrency):
-            group.create_task(call())
+    await asyncio.gather(*(call() for _ in range(concurrency)))
     lasted_s = time.perf_counter() - began_s
     p50, p99 = np.quantile(latencies_s, [0.5, 0.99], method="inverted_cdf") * 1000
     return Run(per_s=len(latencies_s) / lasted_s, p50_ms=float(p50), p99_ms=float(p99))
@@ -122,12 +120,15 @@ async def http_caller(url: str, post: Post) -> AsyncIterator[Ask]:
 
         async def ask(number: int) -> bytes:
             path, body = post(number)
-            async with session.post(path, data=body) as answer:
-                said = await answer.read()
-                if answer.status in _OVERLOADED:
-                    raise Overloaded(f"{url}{path} answered {answer.status}")
-                if answer.status != 200:
-                    raise MooringError(f"{url}{path} answered {answer.status}: {said[:300]!r}")
-                return said
+            try:
+                async with session.post(path, data=body) as answer:
+                    said = await answer.read()
+            except aiohttp.ClientError as exc:
+                raise TransportError(f"{url}{path}: {exc!r}") from exc
+            if answer.status in _OVERLOADED:
+                raise Overloaded(f"{url}{path} answered {answer.status}")
+            if answer.status != 200:
+                raise MooringError(f"{url}{path} answered {answer.status}: {said[:300]!r}")
+            return said
 
         yield ask

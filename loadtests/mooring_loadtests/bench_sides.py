@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from mooring import AsyncClient, RetryPolicy
+from mooring import AsyncClient, DecodeError, RetryPolicy
 from mooring_loadtests.alternatives import Alternative, ServingSettings, serve
 from mooring_loadtests.bench_clients import Run, drive, http_caller
 from mooring_serve import TritonServer
@@ -78,7 +78,7 @@ class BareSettings:
 
 
 class BareOnnxRuntime:
-    """ONNX Runtime in this process, fed with token ids: no server could answer more.
+    """ONNX Runtime in this process, fed with token ids.
 
     Args:
         built: whose engine.
@@ -156,6 +156,13 @@ def post_text(name: str, text: str) -> tuple[str, bytes]:
     return f"/v2/models/{name}/infer", json.dumps({"inputs": [tensor]}).encode("utf-8")
 
 
+def _check_answer(alternative: Alternative, body: bytes) -> None:
+    try:
+        alternative.read(body)
+    except (ValueError, LookupError, TypeError) as exc:
+        raise DecodeError(f"{alternative.name} answers {body[:200]!r}, which is none ({exc!r})") from exc
+
+
 def drive_alternative(
     alternative: Alternative,
     python: Path,
@@ -168,11 +175,12 @@ def drive_alternative(
     """Runs of another server, by concurrency.
 
     Raises:
-        MooringError: it does not start, or an answer is none.
+        MooringError: it does not start, its first answer is none, or a request fails.
     """
 
     async def run(url: str) -> dict[str, Run]:
         async with http_caller(url, lambda number: alternative.request(texts[number])) as ask:
+            _check_answer(alternative, await ask(0))
             return {
                 str(concurrency): await drive(ask, range(len(texts)), concurrency=concurrency)
                 for concurrency in CONCURRENCIES

@@ -21,7 +21,7 @@ _METRICS = {
 class EngineParity:
     """How far an exported engine is from the PyTorch model."""
 
-    #: The engine's model name, such as ``ner_onnx``.
+    #: The engine's model name, such as ``ner_onnx_ragged``.
     model: str
     #: Largest difference of any logit.
     max_abs_difference: float

@@ -72,6 +72,8 @@ def _run(args: argparse.Namespace) -> int:
     print(f"Every candidate ({search_s:.0f} s went into the search)", flush=True)
     everything = probe_all(candidates, prober.run, rate=rate, note=say)
     everything.sort(key=lambda probe: -probe.rate_within(args.slo))
+    # Where the best took the highest rate that was tried, the last turns go on beyond it.
+    rate = max(rate, everything[0].rate_within(args.slo))
     finalists = dict.fromkeys([chosen.candidate, *(probe.candidate for probe in everything[:_FINALISTS])])
     print(f"The choice and the best of the grid again, {args.turns} turns", flush=True)
     rates: dict[Candidate, list[float]] = {candidate: [] for candidate in finalists}

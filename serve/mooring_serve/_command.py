@@ -159,20 +159,23 @@ def server_command(
 
 def _asked_by_configs(options: ServerOptions) -> list[str]:
     """What some model's config needs of the server; without it Triton ignores the config's wish."""
-    wishes = {
-        "response_cache": f"--cache-config=local,size={_CACHE_BYTES}",
-        "rate_limiter": "--rate-limit=execution_count",
-    }
+    # By the config's text: this room has no protobuf of Triton's configs.
+    wishes = [
+        (r"response_cache\s*:?\s*{\s*enable\s*:\s*true", ("--cache-config", f"local,size={_CACHE_BYTES}")),
+        (r"rate_limiter\s*:?\s*{", ("--rate-limit", "execution_count")),
+    ]
     configs = [
-        (folder / "config.pbtxt").read_text(encoding="utf-8", errors="replace")
+        re.sub(r"#.*", "", (folder / "config.pbtxt").read_text(encoding="utf-8", errors="replace"))
         for folder in _model_folders(options.model_repository)
         if (folder / "config.pbtxt").is_file()
     ]
+    given = {argument.partition("=")[0] for argument in options.extra_args}
+    if "--response-cache-byte-size" in given:
+        given.add("--cache-config")
     return [
-        argument
-        for field, argument in wishes.items()
-        if any(re.search(rf"(?m)^\s*{field}\s*:?\s*{{", config) for config in configs)
-        and not any(given.startswith(argument.partition("=")[0] + "=") for given in options.extra_args)
+        f"{option}={value}"
+        for pattern, (option, value) in wishes
+        if option not in given and any(re.search(pattern, config) for config in configs)
     ]
 
 

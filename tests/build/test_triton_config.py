@@ -195,7 +195,7 @@ def test_the_pipelines_answers_are_kept_where_the_recipe_says_so() -> None:
         if config.response_cache.enable
     ]
     assert kept == ["ner"]
-    assert not any(config.response_cache.enable for config in _configs("ner").values())
+    assert not any(config.HasField("response_cache") for config in _configs("ner").values())
 
 
 def test_an_engines_runs_take_the_recipes_resources() -> None:

@@ -114,7 +114,7 @@ def test_a_damaged_engine_is_made_again(command: Command, damage: Callable[[Path
     damage(engine)
     assert command("--set=text.top_k=2") == 0
     assert len(engine.read_bytes()) == len(whole)
-    assert (command.repository / "intent_torchscript" / "2" / "model.pt").stat().st_size == len(whole)
+    assert (command.repository / "intent_torchscript_ragged" / "2" / "model.pt").stat().st_size == len(whole)
 
 
 def test_a_build_is_alone(command: Command, capsys: pytest.CaptureFixture[str]) -> None:
@@ -161,7 +161,7 @@ def test_an_exporter_that_fails(
 
     monkeypatch.setattr(mooring_build.export, "export_engine", fail)
     assert command() == 1
-    assert "intent_torchscript is not published: no such operator" in capsys.readouterr().err
+    assert "intent_torchscript_ragged is not published: no such operator" in capsys.readouterr().err
 
 
 def test_an_engine_that_fails_verification_is_not_published(
@@ -184,7 +184,10 @@ def test_an_engine_that_fails_verification_is_not_published(
     monkeypatch.setattr(mooring_build.export, "export_engine", export_with_other_label_order)
     assert command("--set=verify.tolerance=1e-3") == 1
     message = capsys.readouterr().err
-    assert "intent_torchscript is not published: output 'logits' differs from the PyTorch model by" in message
+    assert (
+        "intent_torchscript_ragged is not published: output 'logits' differs from the PyTorch model by"
+        in message
+    )
     assert command.files() == before
 
 

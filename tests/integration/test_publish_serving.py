@@ -17,6 +17,7 @@ import tritonclient.grpc as triton_grpc
 import tritonclient.http as triton_http
 from tritonclient.utils import InferenceServerException
 
+from mooring import Client
 from mooring._served.softmax import softmax
 from mooring_build.publish import publish_release, released_version
 from mooring_build.recipe import Recipe
@@ -215,3 +216,17 @@ def _ask(server: TritonServer) -> bytes:
         result = client.infer("ner", [_input(triton_grpc, [b"Anna"])])
     label: bytes = result.as_numpy("label")[0, 0]
     return label
+
+
+def test_answers_are_kept_and_runs_take_turns_where_the_recipe_says_so(tmp_path: Path) -> None:
+    keys = ["serving.response_cache=true", "serving.resources={cores = 1}", 'export.formats=["onnx"]']
+    _publish(tmp_path / "repository", tmp_path / "files", *keys)
+    extra = ["--rate-limit-resource=cores:1"]
+    with TritonServer(tmp_path / "repository", extra_args=extra) as server, Client(server.grpc_url) as client:
+        ner = client.task("ner")
+        first, again, other = ner("Anna Smith"), ner("Anna Smith"), ner("Porto")
+        assert first == again != other
+        (pipeline,) = client.statistics("ner")
+        (engine,) = client.statistics("ner_onnx")
+    assert (pipeline.cache_hit.count, pipeline.cache_miss.count) == (1, 2)
+    assert engine.inference_count == 2

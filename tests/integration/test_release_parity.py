@@ -20,6 +20,7 @@ from mooring_build.datasets import read_conll, read_csv
 from mooring_build.models import load_fine_tuned_model, load_tokenizer
 from mooring_build.recipe import Recipe, load_recipe
 from mooring_build.repository import read_manifest, released_version
+from mooring_build.triton_config import engine_name
 from mooring_serve import TritonServer
 from random_texts import random_texts
 from shared_data import shared_data
@@ -173,11 +174,12 @@ def test_the_client_tokenizes_as_the_server_does(
 def test_the_manifest_carries_parity_and_quality(
     name: str, built: str, request: pytest.FixtureRequest, server: TritonServer
 ) -> None:
-    repository = request.getfixturevalue(built).repositories["onnx"]
+    made = request.getfixturevalue(built)
+    repository = made.repositories["onnx"]
     version = released_version(repository, name)
     assert version == 1
     for engine in ("onnx", "torchscript"):
-        parity = read_manifest(repository, f"{name}_{engine}", version)["parity"][engine]
+        parity = read_manifest(repository, engine_name(made.recipe, engine), version)["parity"][engine]
         assert parity["passed"] is True
         assert parity["max_abs_difference"] <= parity["tolerance"] == 1e-4
         assert parity["cases"] > 50

@@ -161,7 +161,10 @@ def test_models_that_are_not_built_are_left_out(mode: Any, tmp_path: Path) -> No
             ["--cache-config=redis,host=cache"],
         ),
         ("instance_group {\n  rate_limiter {\n  }\n}", [], ["--rate-limit=execution_count"]),
-        ("instance_group { count: 1 }\n# no response_cache {", [], []),
+        ("instance_group [{ count: 1 rate_limiter { priority: 1 } }]", [], ["--rate-limit=execution_count"]),
+        ("response_cache {\n  enable: true\n}", ["--response-cache-byte-size=9"], []),
+        ("response_cache {\n  enable: false\n}", [], []),
+        ("instance_group { count: 1 }\n# no response_cache { enable: true }", [], []),
     ],
 )
 def test_the_server_does_what_a_config_asks_of_it(
