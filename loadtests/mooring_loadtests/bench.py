@@ -55,12 +55,19 @@ MODELS = {
     "classifier": ("intent", "text-classification", ("data.out_of_scope=", "data.out_of_scope_train=")),
     "ner": ("ner", "token-classification", ()),
 }
-#: Recipe keys whose effect is measured, by what they are called in the report.
-OPTIONS = {
-    "as the recipe says": (),
-    "serving.response_cache = true": ("serving.response_cache=true",),
-    "serving.instance_count = 4": ("serving.instance_count=4",),
-    "the same, a run takes 1 of 2 cores": ("serving.instance_count=4", "serving.resources={cores = 1}"),
+#: Recipe keys whose effect is measured, by what they are called in the report; whether texts repeat.
+OPTIONS: dict[str, tuple[tuple[str, ...], bool]] = {
+    "as the recipe says": ((), False),
+    'serving.mixed_lengths = "padded"': (("serving.mixed_lengths=padded",), False),
+    'serving.mixed_lengths = "none"': (("serving.mixed_lengths=none",), False),
+    "serving.max_batch_size = 8": (("serving.max_batch_size=8",), False),
+    "serving.instance_count = 4": (("serving.instance_count=4",), False),
+    "the same, a run takes 1 of 2 cores": (
+        ("serving.instance_count=4", "serving.resources={cores = 1}"),
+        False,
+    ),
+    "as the recipe says, texts repeat": ((), True),
+    "serving.response_cache = true, texts repeat": (("serving.response_cache=true",), True),
 }
 PARTS = (*MODELS, "overload", "options", "locust")
 #: Of every release: one engine is enough, and nothing may refuse a long text. The shipped sets are small: one
@@ -315,28 +322,28 @@ def _cpu_s(server: TritonServer) -> dict[str, float]:
 
 
 def _options(args: argparse.Namespace) -> dict[str, Any]:
-    """What single keys of the recipe do where few texts are asked often, as Zipf's law has it."""
+    """What single keys of the recipe do; texts that repeat do so by Zipf's law."""
     built = _build("classifier", args.work, precisions=["fp32"])
     texts = draw_texts(args.texts)
     random = np.random.default_rng(0)
     shares = np.arange(1, len(texts) + 1) ** -_ZIPF
-    numbers = random.choice(len(texts), size=len(texts), p=shares / shares.sum()).tolist()
-    repeated = 1 - len(set(numbers)) / len(numbers)
-    say(f"  {repeated:.0%} of {len(numbers)} requests repeat an earlier one")
+    repeating = random.choice(len(texts), size=len(texts), p=shares / shares.sum()).tolist()
+    repeated = 1 - len(set(repeating)) / len(repeating)
     seen: dict[str, list[dict[str, float]]] = {}
     with tempfile.TemporaryDirectory(prefix="mooring-bench-") as folder:
         repositories = {
             name: _build_with(built, more, Path(folder) / str(number))
-            for number, (name, more) in enumerate(OPTIONS.items())
+            for number, (name, (more, _)) in enumerate(OPTIONS.items())
         }
         for _ in range(args.rounds):
             for name, repository in repositories.items():
                 # Cores, where a recipe names them; other servers need not know.
                 extra = ["--rate-limit-resource=cores:2"] if "cores" in name else []
+                numbers = repeating if OPTIONS[name][1] else range(len(texts))
                 with TritonServer(repository, log_file=args.work / "options.log", extra_args=extra) as server:
                     run = asyncio.run(_drive_pipeline(server, built.name, texts, numbers))
                 seen.setdefault(name, []).append(asdict(run))
-                say(f"  {name:<36} {run.per_s:.4g}/s, p50 {run.p50_ms:.4g} ms, p99 {run.p99_ms:.4g} ms")
+                say(f"  {name:<44} {run.per_s:.4g}/s, p50 {run.p50_ms:.4g} ms, p99 {run.p99_ms:.4g} ms")
     return {"rounds": args.rounds, "repeated": repeated, "callers": CONCURRENCIES[-1], "sides": seen}
 
 

@@ -227,8 +227,8 @@ def _options(result: Mapping[str, Any]) -> Iterator[str]:
     yield "### Keys of the recipe"
     yield ""
     yield (
-        f"The classifier's pipeline over gRPC, {result['callers']} callers; {result['repeated']:.0%} of the "
-        f"requests repeat an earlier one; medians of {result['rounds']} rounds."
+        f"The classifier's pipeline over gRPC, {result['callers']} callers; medians of {result['rounds']} "
+        f"rounds. Where texts repeat, {result['repeated']:.0%} of the requests have had the same text before."
     )
     yield ""
     yield from ("| recipe | texts/s | p50 | p99 |", "|---|---:|---:|---:|")
