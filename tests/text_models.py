@@ -92,6 +92,7 @@ def write_text_models(repository: Path, *, refused: str = "") -> Path:
             "base_checkpoint": {"name": "tiny"},
             "data": {"train_examples": 10, "evaluation_examples": 5},
             "metrics": metrics,
+            "recipe": {"serving": {"mixed_lengths": "none"}},
             "parity": {"onnx": {"max_abs_difference": 2e-6, "tolerance": 1e-4, "cases": 3}},
         }
         (repository / name / "1" / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")

@@ -25,7 +25,12 @@ from shared_data import shared_data
 
 pytestmark = pytest.mark.integration
 
-_SMALL = ["training.learning_rate=1e-3", "training.batch_size=16", 'export.formats=["onnx"]']
+_SMALL = [
+    "training.learning_rate=1e-3",
+    "training.batch_size=16",
+    'export.formats=["onnx"]',
+    "serving.mixed_lengths=padded",
+]
 #: Name, citizenship and post in the words of the data set, between what it has none of.
 MIXED = "🎉ＯＫ！王建国先生，中国国籍，1963年出生，曾任ABC集团有限公司董事长。"
 

@@ -219,8 +219,9 @@ def _ask(server: TritonServer) -> bytes:
 
 
 def test_answers_are_kept_and_runs_take_turns_where_the_recipe_says_so(tmp_path: Path) -> None:
-    keys = ["serving.response_cache=true", "serving.resources={cores = 1}", 'export.formats=["onnx"]']
-    _publish(tmp_path / "repository", tmp_path / "files", *keys)
+    keys = ["serving.response_cache=true", "serving.resources={cores = 1}"]
+    cheap = ['export.formats=["onnx"]', "serving.warm_up=false"]
+    _publish(tmp_path / "repository", tmp_path / "files", *keys, *cheap)
     extra = ["--rate-limit-resource=cores:1"]
     with TritonServer(tmp_path / "repository", extra_args=extra) as server, Client(server.grpc_url) as client:
         ner = client.task("ner")
