@@ -69,6 +69,16 @@ class Stage:
         unfinished.replace(self.folder / _RECORD)
 
 
+def newest_stage(artifacts: Path, recipe_name: str, name: str) -> Path:
+    """Folder of a recipe's stage that was finished last.
+
+    Raises:
+        ValueError: none was.
+    """
+    records = (artifacts / recipe_name).glob(f"{name}-*/{_RECORD}")
+    return max(records, key=lambda path: path.stat().st_mtime).parent
+
+
 def source_digest(*modules: str) -> str:
     """SHA-256 over source files or folders of this package: a changed step is done again."""
     return digest_files(_sources(modules), root=_SOURCES)

@@ -33,17 +33,24 @@ import psutil
 from mooring import AsyncClient, MooringError, RetryPolicy
 from mooring_loadtests.alternatives import ALTERNATIVES, ServingSettings, candidate_settings
 from mooring_loadtests.alternatives import install as install_alternative
-from mooring_loadtests.bench_clients import Ask, Flood, Run, draw_texts, drive, flood, http_caller
+from mooring_loadtests.bench_clients import (
+    CONCURRENCIES,
+    Ask,
+    Flood,
+    Run,
+    draw_texts,
+    drive,
+    flood,
+    http_caller,
+)
 from mooring_loadtests.bench_report import summary, write_report
 from mooring_loadtests.bench_sides import (
-    CONCURRENCIES,
     BareOnnxRuntime,
     BareSettings,
     Built,
     drive_alternative,
     drive_mooring,
     post_text,
-    served,
 )
 from mooring_loadtests.commands import exit_code
 from mooring_loadtests.load_profile import Profile, Stage
@@ -75,6 +82,8 @@ PARTS = (*MODELS, "overload", "options", "locust")
 _SETTINGS = ('export.formats=["onnx"]', "text.truncation=true", "quality.max_drop=0.01")
 _PLAIN = "serving.mixed_lengths=none"
 _PRECISIONS = ("fp32", "int8")
+#: Folder of what is trained and exported.
+_BUILDS = "builds"
 _TEXTS = 2000
 #: For choosing among settings.
 _FEW_TEXTS = 400
@@ -116,7 +125,7 @@ def _run(args: argparse.Namespace) -> int:
         say(part)
         measure = {"overload": _overload, "options": _options, "locust": _locust}.get(part)
         found = measure(args) if measure else _compare(part, args)
-        results[part] = found | {"machine": _machine()}
+        results[part] = found | {"machine": {**machine(), "python": platform.python_version()}}
         path.write_text(json.dumps(results, indent=1), encoding="utf-8")
     write_report(args.report, results)
     say(json.dumps(summary(results)))
@@ -128,29 +137,36 @@ def say(line: str) -> None:
     print(line, flush=True)
 
 
-def _machine() -> dict[str, Any]:
-    return {**machine(), "python": platform.python_version()}
-
-
-def _build(part: str, work: Path, *, precisions: Sequence[str] = _PRECISIONS) -> Built:
+def _release(recipe: str, overrides: Sequence[str], repository: Path, work: Path) -> Path:
+    """Build a shipped recipe with overrides; returns the repository."""
     from mooring_build.building import build
     from mooring_build.recipe import load_recipe
 
+    build(
+        load_recipe(recipe, overrides),
+        repository=repository,
+        artifacts=work / _BUILDS,
+        say=lambda line: say(f"  {line}"),
+    )
+    return repository
+
+
+def _build(part: str, work: Path) -> Built:
+    from mooring_build.stages import newest_stage
+
     name, task, overrides = MODELS[part]
-    repositories = {precision: work / f"{part}-{precision}" for precision in precisions}
-    plain = {precision: work / f"{part}-{precision}-plain" for precision in precisions}
-    for precision in precisions:
+    repositories, plain = {}, {}
+    for precision in _PRECISIONS:
         settings = [*overrides, *_SETTINGS, f"export.precision={precision}"]
-        for repository, more in ((repositories[precision], []), (plain[precision], [_PLAIN])):
-            build(
-                load_recipe(name, [*settings, *more]),
-                repository=repository,
-                artifacts=work / "builds",
-                say=lambda line: say(f"  {line}"),
-            )
-    stages = (work / "builds" / name).glob("trained-*/stage.json")
-    checkpoint = max(stages, key=lambda path: path.stat().st_mtime).parent
+        repositories[precision] = _release(name, settings, work / f"{part}-{precision}", work)
+        plain[precision] = _release(name, [*settings, _PLAIN], work / f"{part}-{precision}-plain", work)
+    checkpoint = newest_stage(work / _BUILDS, name, "trained")
     return Built(name=name, task=task, repositories=repositories, plain=plain, checkpoint=checkpoint)
+
+
+def _release_classifier(more: Sequence[str], repository: Path, work: Path) -> Path:
+    name, _, overrides = MODELS["classifier"]
+    return _release(name, [*overrides, *_SETTINGS, *more], repository, work)
 
 
 def _compare(part: str, args: argparse.Namespace) -> dict[str, Any]:
@@ -163,7 +179,7 @@ def _compare(part: str, args: argparse.Namespace) -> dict[str, Any]:
         f"  {len(texts)} texts of {lengths[0]} to {lengths[-1]} tokens, "
         f"{lengths[len(lengths) // 2]} at the median"
     )
-    chosen, missing = _choose_settings(built, texts[: min(_FEW_TEXTS, len(texts))], args.work)
+    chosen, missing = _choose_settings(built, texts[:_FEW_TEXTS], args.work)
     bare = {precision: _best_bare(built, precision, inputs[:_FEW_TEXTS]) for precision in _PRECISIONS}
     seen: dict[str, list[dict[str, float]]] = {}
 
@@ -179,7 +195,7 @@ def _compare(part: str, args: argparse.Namespace) -> dict[str, Any]:
             note(f"ONNX Runtime {precision}", {"per_s": session.per_s(inputs)})
             del session
             log_file = args.work / f"{part}-{precision}.log"
-            with served(built.repositories[precision], log_file) as server:
+            with TritonServer(built.repositories[precision], log_file=log_file) as server:
                 runs = asyncio.run(drive_mooring(server, built, texts, inputs))
             for side, run in runs.items():
                 name, _, concurrency = side.rpartition(" ")
@@ -256,22 +272,11 @@ def _best_bare(built: Built, precision: str, inputs: Sequence[Mapping[str, np.nd
 
 def _overload(args: argparse.Namespace) -> dict[str, Any]:
     """What is answered at capacity and at a multiple of it, with queues that are bounded."""
-    built = _build("classifier", args.work, precisions=["fp32"])
     texts = draw_texts(args.texts)
     with tempfile.TemporaryDirectory(prefix="mooring-bench-") as folder:
-        bounded = _build_with(built, [f"serving.max_queue_size={_QUEUE}"], Path(folder))
-        with served(bounded, args.work / "overload.log") as server:
-            return asyncio.run(_flood_rounds(server, built.name, texts, args.rounds))
-
-
-def _build_with(built: Built, more: Sequence[str], repository: Path) -> Path:
-    from mooring_build.building import build
-    from mooring_build.recipe import load_recipe
-
-    _, _, overrides = MODELS["classifier"]
-    recipe = load_recipe(built.name, [*overrides, *_SETTINGS, *more])
-    build(recipe, repository=repository, artifacts=built.repositories["fp32"].parent / "builds")
-    return repository
+        bounded = _release_classifier([f"serving.max_queue_size={_QUEUE}"], Path(folder), args.work)
+        with TritonServer(bounded, log_file=args.work / "overload.log") as server:
+            return asyncio.run(_flood_rounds(server, MODELS["classifier"][0], texts, args.rounds))
 
 
 async def _flood_rounds(server: TritonServer, name: str, texts: Sequence[str], rounds: int) -> dict[str, Any]:
@@ -323,7 +328,6 @@ def _cpu_s(server: TritonServer) -> dict[str, float]:
 
 def _options(args: argparse.Namespace) -> dict[str, Any]:
     """What single keys of the recipe do; texts that repeat do so by Zipf's law."""
-    built = _build("classifier", args.work, precisions=["fp32"])
     texts = draw_texts(args.texts)
     random = np.random.default_rng(0)
     shares = np.arange(1, len(texts) + 1) ** -_ZIPF
@@ -332,7 +336,7 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
     seen: dict[str, list[dict[str, float]]] = {}
     with tempfile.TemporaryDirectory(prefix="mooring-bench-") as folder:
         repositories = {
-            name: _build_with(built, more, Path(folder) / str(number))
+            name: _release_classifier(more, Path(folder) / str(number), args.work)
             for number, (name, (more, _)) in enumerate(OPTIONS.items())
         }
         for _ in range(args.rounds):
@@ -341,7 +345,7 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
                 extra = ["--rate-limit-resource=cores:2"] if "cores" in name else []
                 numbers = repeating if OPTIONS[name][1] else range(len(texts))
                 with TritonServer(repository, log_file=args.work / "options.log", extra_args=extra) as server:
-                    run = asyncio.run(_drive_pipeline(server, built.name, texts, numbers))
+                    run = asyncio.run(_drive_pipeline(server, MODELS["classifier"][0], texts, numbers))
                 seen.setdefault(name, []).append(asdict(run))
                 say(f"  {name:<44} {run.per_s:.4g}/s, p50 {run.p50_ms:.4g} ms, p99 {run.p99_ms:.4g} ms")
     return {"rounds": args.rounds, "repeated": repeated, "callers": CONCURRENCIES[-1], "sides": seen}
@@ -365,16 +369,11 @@ def _p99(values: Sequence[float]) -> float:
 
 def _locust(args: argparse.Namespace) -> dict[str, Any]:
     """What one generating process sends for each second of a core, to a model that costs nothing."""
-    from mooring_build.building import build
-    from mooring_build.recipe import load_recipe
-
-    repository = args.work / "locust"
-    recipe = load_recipe("tabular", ['export.formats=["onnx"]'])
-    build(recipe, repository=repository, artifacts=args.work / "builds", say=lambda line: say(f"  {line}"))
+    repository = _release("tabular", ['export.formats=["onnx"]'], args.work / "locust", args.work)
     stages = (Stage(seconds=3, measured=False), Stage(seconds=15))
     profile = Profile(loop="closed", users=16, stages=stages)
     rates = []
-    with served(repository, args.work / "locust-server.log") as server:
+    with TritonServer(repository, log_file=args.work / "locust-server.log") as server:
         for number in range(args.rounds):
             result = run_load(
                 model="tabular",

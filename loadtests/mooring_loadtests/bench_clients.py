@@ -16,6 +16,8 @@ from mooring import MooringError, Overloaded, TransportError
 from mooring_loadtests.load_profile import Payload
 from mooring_loadtests.payloads import draw_text
 
+#: Callers at a time, of sides that are compared.
+CONCURRENCIES = (8, 32)
 _OVERLOADED = (429, 503)
 #: Asks about the text of this number.
 Ask = Callable[[int], Awaitable[object]]

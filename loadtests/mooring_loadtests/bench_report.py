@@ -9,6 +9,7 @@ from typing import Any
 
 from mooring import DataError
 from mooring_loadtests.alternatives import ALTERNATIVES
+from mooring_loadtests.bench_clients import CONCURRENCIES
 from mooring_loadtests.load_result import finite
 
 #: What each ratio should reach.
@@ -38,7 +39,6 @@ _RATIOS = {
 }
 #: Of the 99th percentiles: the lower, the better.
 _LATENCY_RATIO = "pipeline_p99_over_best_alternative"
-_CALLERS = (8, 32)
 _CORES = ("cores", "cores_beyond")
 Sides = Mapping[str, Sequence[Mapping[str, float]]]
 
@@ -53,7 +53,7 @@ def summary(results: Mapping[str, Any]) -> dict[str, Any]:
     raw: dict[str, Any] = {}
     models = {part: results[part]["sides"] for part in ("classifier", "ner") if part in results}
     for sides in models.values():
-        for callers in _CALLERS:
+        for callers in CONCURRENCIES:
             for name, ratio in ratios(sides, callers).items():
                 lowest = name != _LATENCY_RATIO
                 if name not in found or (ratio < found[name]) == lowest:
@@ -161,9 +161,9 @@ def _model(title: str, result: Mapping[str, Any]) -> Iterator[str]:
         f"{result['rounds']} rounds, lowest and highest throughput in brackets; latency in milliseconds."
     )
     yield ""
-    heads = [f"{callers} callers: texts/s | p50 | p99" for callers in _CALLERS]
+    heads = [f"{callers} callers: texts/s | p50 | p99" for callers in CONCURRENCIES]
     yield f"| side | {' | '.join(heads)} |"
-    yield "|---|" + "---:|---:|---:|" * len(_CALLERS)
+    yield "|---|" + "---:|---:|---:|" * len(CONCURRENCIES)
     names = dict.fromkeys(side.rpartition(" ")[0] for side in sides if not side.startswith("ONNX Runtime"))
     for precision in ("fp32", "int8"):
         if f"ONNX Runtime {precision}" in sides:
@@ -171,16 +171,16 @@ def _model(title: str, result: Mapping[str, Any]) -> Iterator[str]:
             name = f"ONNX Runtime {precision} in process, {way['sessions']} x {way['threads']} threads"
             name += f", {way['batch']} texts packed" if way["batch"] > 1 else ""
             yield f"| {name} | {_cells(sides, f'ONNX Runtime {precision}')} | | | |"
-    best = {best_alternative(sides, callers) for callers in _CALLERS}
+    best = {best_alternative(sides, callers) for callers in CONCURRENCIES}
     for name in names:
         shown = f"Mooring, {name}" if name.split()[0] in ("engine", "pipeline") else name
         shown = f"**{shown}**" if name in best else shown
-        cells = [_cells(sides, f"{name} {callers}") for callers in _CALLERS]
+        cells = [_cells(sides, f"{name} {callers}") for callers in CONCURRENCIES]
         yield f"| {shown} | {' | '.join(cells)} |"
     yield ""
-    yield "| ratio | " + " | ".join(f"{callers} callers" for callers in _CALLERS) + " |"
-    yield "|---|" + "---:|" * len(_CALLERS)
-    columns = [ratios(sides, callers) for callers in _CALLERS]
+    yield "| ratio | " + " | ".join(f"{callers} callers" for callers in CONCURRENCIES) + " |"
+    yield "|---|" + "---:|" * len(CONCURRENCIES)
+    columns = [ratios(sides, callers) for callers in CONCURRENCIES]
     for name in columns[0]:
         yield f"| `{name}` | {' | '.join(f'{column[name]:.3f}' for column in columns)} |"
     yield ""

@@ -207,10 +207,10 @@ def evaluate(client: Client, recipe: Recipe, recorded: Mapping[str, Any], artifa
 
 def _evaluate_checkpoint(client: Client, recipe: Recipe, artifacts: Path) -> dict[str, Any]:
     from mooring_build.datasets import load_dataset
+    from mooring_build.stages import newest_stage
     from mooring_build.training import evaluate_checkpoint
 
-    stages = (artifacts / recipe.name).glob("trained-*/stage.json")
-    newest = max(stages, key=lambda path: path.stat().st_mtime).parent
+    newest = newest_stage(artifacts, recipe.name, "trained")
     labels = json.loads(client.config(recipe.name).parameters.get("labels", "null"))
     dataset = load_dataset(recipe, labels=labels, evaluation_only=True)
     return evaluate_checkpoint(recipe, newest, dataset, newest / "test")

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from mooring_loadtests.commands import exit_code
 from mooring_loadtests.load_profile import Payload
-from mooring_loadtests.tune_command import first_guess, slo
+from mooring_loadtests.tune_command import first_guess, request_timeout_s, slo
 from mooring_loadtests.tune_probe import Prober, Release
 from mooring_loadtests.tuner import Candidate, Probe, grid, probe_all, search
 
@@ -54,7 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(args: argparse.Namespace) -> int:
     release = Release(args.repository, args.model)
     args.work.mkdir(parents=True, exist_ok=True)
-    prober = Prober(release, payload=Payload(), timeout_s=max(1.0, args.slo * 4 / 1000), folder=args.work)
+    timeout_s = request_timeout_s(args.slo)
+    prober = Prober(release, payload=Payload(), timeout_s=timeout_s, folder=args.work)
     engines = [args.engine] if args.engine else release.engines
     candidates = grid(cores=os.cpu_count() or 1, engines=engines, default=release.default)
 

@@ -75,9 +75,9 @@ def run(args: argparse.Namespace) -> int:
     release = Release(args.repository, args.model)
     folder = args.reports / f"{args.model}-tune"
     folder.mkdir(parents=True, exist_ok=True)
-    # Beyond the bound a request is of no use; waiting for it would only lengthen the probes.
-    timeout_s = max(1.0, args.slo * 4 / 1000)
-    prober = Prober(release, payload=Payload(file=args.items), timeout_s=timeout_s, folder=folder)
+    prober = Prober(
+        release, payload=Payload(file=args.items), timeout_s=request_timeout_s(args.slo), folder=folder
+    )
     journal = Journal(
         folder / "probes.jsonl", {"model": args.model, "version": release.version, "p99_ms": args.slo}
     )
@@ -115,6 +115,11 @@ def run(args: argparse.Namespace) -> int:
         release.apply(best.candidate)
         print(f"\nwritten into {args.repository}; a server takes it up when it loads the model again")
     return 0
+
+
+def request_timeout_s(p99_ms: float) -> float:
+    """Budget of a probe's request: beyond the bound it is of no use, and waiting lengthens the probes."""
+    return max(1.0, p99_ms * 4 / 1000)
 
 
 def first_guess(prober: Prober, candidate: Candidate) -> float:
