@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mooring import BuildError, CheckpointError
+from mooring_build.batch_strategy import STRATEGY_SOURCE, batch_strategy
 from mooring_build.checkpoints import (
     Checkpoint,
     read_label_count,
@@ -247,6 +248,7 @@ def _publish(
     artifacts: Path,
     say: Callable[[str], None],
 ) -> int:
+    strategy = batch_strategy(recipe, artifacts, say)
     extra = _step_files(recipe, fine_tuned, artifacts, say)
     audited = audit_release(
         recipe, engines[recipe.export.engine], dataset.labels, fine_tuned.folder, artifacts, say
@@ -265,7 +267,7 @@ def _publish(
             "engine": recipe.export.engine,
             "task": recipe.task,
             "search": fine_tuned.searched,
-            "sources": source_digest("served", "release.py", "triton_config.py", "layouts"),
+            "sources": source_digest("served", STRATEGY_SOURCE, "release.py", "triton_config.py", "layouts"),
             "shared_sources": digest_files(SHARED_SOURCES.glob("*.py"), root=SHARED_SOURCES),
         }
     )
@@ -283,6 +285,7 @@ def _publish(
             engines=engines,
             tokenizer_file=fine_tuned.folder / "tokenizer.json",
             tokenizer_config_file=fine_tuned.folder / "tokenizer_config.json",
+            batch_strategy=strategy,
             step_files=extra.files,
             inputs_digest=inputs_digest,
             facts=facts | {"card": model_card(recipe, facts, audit=audited)},

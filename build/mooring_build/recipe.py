@@ -200,6 +200,11 @@ class Recipe(Table):
                 f"serving.mixed_lengths {self.serving.mixed_lengths!r} is for texts, and the engine of task "
                 f"{self.task!r} takes none"
             )
+        if self.serving.max_batch_tokens and self.task not in TEXT_TASKS:
+            raise ValueError(
+                f"serving.max_batch_tokens {self.serving.max_batch_tokens}: the engine of task {self.task!r} "
+                "takes no tokens"
+            )
         lengths = self.serving.padded_lengths
         if not isinstance(lengths, int) and max(lengths) > self.text.max_length:
             raise ValueError(

@@ -305,6 +305,10 @@ class Serving(Table):
     max_batch_size: _PositiveInt = 32
     preferred_batch_size: list[_PositiveInt] = Field(default=[4, 8])
     max_queue_delay_microseconds: Annotated[int, Field(ge=0)] = 500
+    #: Most tokens that the engine takes in one batch, so that a long text does not hold up short ones; a text
+    #: that has more runs alone. Batches then take what waits, of whatever size and without delay. The build
+    #: compiles a library for it and needs a C compiler. 0 is no limit.
+    max_batch_tokens: Annotated[int, Field(ge=0)] = 0
     #: How texts of different lengths share a batch. ``none``: they do not, Triton batches equal lengths only.
     #: ``padded``: the tokenizer pads each request to one of ``padded_lengths``. ``ragged``: the engine takes
     #: them packed, without padding, and is another Triton model, ``<name>_<format>_ragged``.

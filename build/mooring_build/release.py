@@ -14,6 +14,7 @@ import mooring._served
 from mooring import PublishError
 from mooring._served.encoding import EncodingSettings
 from mooring._served.entities import BioLabels
+from mooring_build.batch_strategy import STRATEGY_FILE
 from mooring_build.engines import ENGINE_FILES
 from mooring_build.layouts import PythonStep, layout_of
 from mooring_build.layouts.text import padded_lengths
@@ -51,6 +52,8 @@ class Release:
     tokenizer_file: Path | None = None
     #: ``tokenizer_config.json``: names the padding token.
     tokenizer_config_file: Path | None = None
+    #: Library beside each engine that forms its batches; see :mod:`mooring_build.batch_strategy`.
+    batch_strategy: Path | None = None
     #: More files for the version folders of Python steps: by suffix and file name, the file to copy or the
     #: text to write.
     step_files: Mapping[str, Mapping[str, Path | str]] = field(default_factory=dict)
@@ -79,7 +82,10 @@ def version_files(recipe: Recipe, release: Release) -> dict[str, dict[str, Path 
     if layout.engine is not None:
         for export_format in recipe.export.formats:
             path = _verified_engine(recipe, release, export_format)
-            files[engine_name(recipe, export_format)] = {ENGINE_FILES[export_format]: path}
+            engine: dict[str, Path | str] = {ENGINE_FILES[export_format]: path}
+            if release.batch_strategy is not None:
+                engine[STRATEGY_FILE] = release.batch_strategy
+            files[engine_name(recipe, export_format)] = engine
     return files
 
 

@@ -130,8 +130,7 @@ def _engine(recipe: Recipe, step: EngineStep, export_format: ExportFormat) -> pb
     group = config.instance_group.add(count=serving.instance_count, kind=_KINDS[serving.kind])
     for name, count in serving.resources.items():
         group.rate_limiter.resources.add(name=name, count=count)
-    config.dynamic_batching.preferred_batch_size[:] = sorted(set(serving.preferred_batch_size))
-    config.dynamic_batching.max_queue_delay_microseconds = serving.max_queue_delay_microseconds
+    _form_batches(config, recipe)
     _limit_waiting(config, recipe)
     # The engine is what requests wait for. The other steps' queues fill and empty in bursts, and a limit
     # there refuses what the engine has time for. Any limit has the cost that `_limit_waiting` tells of.
@@ -142,6 +141,23 @@ def _engine(recipe: Recipe, step: EngineStep, export_format: ExportFormat) -> pb
     if serving.warm_up:
         _warm_up(config, recipe, step)
     return config
+
+
+def _form_batches(config: pb.ModelConfig, recipe: Recipe) -> None:
+    """Say what the batcher aims at.
+
+    A limit of tokens is kept by a library beside the engine (``served/batch_by_tokens.c``), which Triton asks
+    about each request that it adds to a batch. It does not ask again about what a batch that waits for an
+    instance holds already, and lets it grow all the same, unless the batch has a preferred size and the delay
+    is 0 (``GetDynamicBatch`` in dynamic_batch_scheduler.cc of triton-inference-server/core).
+    """
+    serving, batching = recipe.serving, config.dynamic_batching
+    if serving.max_batch_tokens:
+        batching.preferred_batch_size[:] = range(1, serving.max_batch_size + 1)
+        config.parameters["max_batch_tokens"].string_value = str(serving.max_batch_tokens)
+        return
+    batching.preferred_batch_size[:] = sorted(set(serving.preferred_batch_size))
+    batching.max_queue_delay_microseconds = serving.max_queue_delay_microseconds
 
 
 def _pack(config: pb.ModelConfig, lengths: str) -> None:

@@ -25,7 +25,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import psutil
@@ -53,28 +53,34 @@ from mooring_loadtests.bench_sides import (
     post_text,
 )
 from mooring_loadtests.commands import exit_code
-from mooring_loadtests.load_profile import Profile, Stage
+from mooring_loadtests.load_profile import Payload, Profile, Stage
 from mooring_loadtests.load_run import machine, run_load
 from mooring_serve import TritonServer
 
+#: Which texts are asked: of mixed lengths; most of a few words and some of very many; or the same ones again.
+Texts = Literal["mixed", "few long", "repeating"]
 #: Models by part: the recipe, its task, and overrides.
 MODELS = {
     "classifier": ("intent", "text-classification", ("data.out_of_scope=", "data.out_of_scope_train=")),
     "ner": ("ner", "token-classification", ()),
 }
-#: Recipe keys whose effect is measured, by what they are called in the report; whether texts repeat.
-OPTIONS: dict[str, tuple[tuple[str, ...], bool]] = {
-    "as the recipe says": ((), False),
-    'serving.mixed_lengths = "padded"': (("serving.mixed_lengths=padded",), False),
-    'serving.mixed_lengths = "none"': (("serving.mixed_lengths=none",), False),
-    "serving.max_batch_size = 8": (("serving.max_batch_size=8",), False),
-    "serving.instance_count = 4": (("serving.instance_count=4",), False),
+#: Recipe keys whose effect is measured, by what they are called in the report, and the texts that show it.
+OPTIONS: dict[str, tuple[tuple[str, ...], Texts]] = {
+    "as the recipe says": ((), "mixed"),
+    'serving.mixed_lengths = "padded"': (("serving.mixed_lengths=padded",), "mixed"),
+    'serving.mixed_lengths = "none"': (("serving.mixed_lengths=none",), "mixed"),
+    "serving.max_batch_size = 8": (("serving.max_batch_size=8",), "mixed"),
+    "serving.instance_count = 4": (("serving.instance_count=4",), "mixed"),
     "the same, a run takes 1 of 2 cores": (
         ("serving.instance_count=4", "serving.resources={cores = 1}"),
-        False,
+        "mixed",
     ),
-    "as the recipe says, texts repeat": ((), True),
-    "serving.response_cache = true, texts repeat": (("serving.response_cache=true",), True),
+    "as the recipe says, few long texts": ((), "few long"),
+    "serving.max_batch_size = 8, few long texts": (("serving.max_batch_size=8",), "few long"),
+    "serving.max_batch_tokens = 128, few long texts": (("serving.max_batch_tokens=128",), "few long"),
+    "serving.max_batch_tokens = 256, few long texts": (("serving.max_batch_tokens=256",), "few long"),
+    "as the recipe says, texts repeat": ((), "repeating"),
+    "serving.response_cache = true, texts repeat": (("serving.response_cache=true",), "repeating"),
 }
 PARTS = (*MODELS, "overload", "options", "locust")
 #: Of every release: one engine is enough, and nothing may refuse a long text. The shipped sets are small: one
@@ -90,6 +96,8 @@ _FEW_TEXTS = 400
 _QUEUE = 16
 _FLOOD_S = 20.0
 _TIMES_CAPACITY = 5
+#: Half of the texts have up to five words, one of forty more than 50.
+_FEW_LONG = Payload(median_words=5.0, sigma=1.2, max_words=100)
 #: Exponent of how often texts are asked.
 _ZIPF = 1.0
 
@@ -328,11 +336,12 @@ def _cpu_s(server: TritonServer) -> dict[str, float]:
 
 def _options(args: argparse.Namespace) -> dict[str, Any]:
     """What single keys of the recipe do; texts that repeat do so by Zipf's law."""
-    texts = draw_texts(args.texts)
+    mixed = draw_texts(args.texts)
     random = np.random.default_rng(0)
-    shares = np.arange(1, len(texts) + 1) ** -_ZIPF
-    repeating = random.choice(len(texts), size=len(texts), p=shares / shares.sum()).tolist()
+    shares = np.arange(1, len(mixed) + 1) ** -_ZIPF
+    repeating = [mixed[number] for number in random.choice(len(mixed), len(mixed), p=shares / shares.sum())]
     repeated = 1 - len(set(repeating)) / len(repeating)
+    texts = {"mixed": mixed, "few long": draw_texts(args.texts, _FEW_LONG), "repeating": repeating}
     seen: dict[str, list[dict[str, float]]] = {}
     with tempfile.TemporaryDirectory(prefix="mooring-bench-") as folder:
         repositories = {
@@ -343,20 +352,20 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
             for name, repository in repositories.items():
                 # Cores, where a recipe names them; other servers need not know.
                 extra = ["--rate-limit-resource=cores:2"] if "cores" in name else []
-                numbers = repeating if OPTIONS[name][1] else range(len(texts))
+                asked = texts[OPTIONS[name][1]]
                 with TritonServer(repository, log_file=args.work / "options.log", extra_args=extra) as server:
-                    run = asyncio.run(_drive_pipeline(server, MODELS["classifier"][0], texts, numbers))
+                    run = asyncio.run(_drive_pipeline(server, MODELS["classifier"][0], asked))
                 seen.setdefault(name, []).append(asdict(run))
                 say(f"  {name:<44} {run.per_s:.4g}/s, p50 {run.p50_ms:.4g} ms, p99 {run.p99_ms:.4g} ms")
     return {"rounds": args.rounds, "repeated": repeated, "callers": CONCURRENCIES[-1], "sides": seen}
 
 
-async def _drive_pipeline(
-    server: TritonServer, name: str, texts: Sequence[str], numbers: Sequence[int]
-) -> Run:
+async def _drive_pipeline(server: TritonServer, name: str, texts: Sequence[str]) -> Run:
     async with AsyncClient(server.grpc_url, timeout_s=60.0, retry=RetryPolicy(max_retries=0)) as client:
         pipeline = await client.task(name)
-        return await drive(lambda number: pipeline(texts[number]), numbers, concurrency=CONCURRENCIES[-1])
+        return await drive(
+            lambda number: pipeline(texts[number]), range(len(texts)), concurrency=CONCURRENCIES[-1]
+        )
 
 
 def _per_s(seen: Flood) -> float:

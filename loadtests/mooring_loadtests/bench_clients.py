@@ -45,9 +45,11 @@ class Flood:
     late_ms: list[float] = field(default_factory=list)
 
 
-def draw_texts(count: int, *, seed: int = 0) -> list[str]:
-    """Texts of mixed lengths, as the load tests draw them: lognormal, median 15 words, at most 80."""
-    random, payload = Random(seed), Payload()
+def draw_texts(count: int, payload: Payload | None = None) -> list[str]:
+    """Texts of mixed lengths, as the load tests draw them: lognormal, by default as :class:`Payload`
+    says."""
+    payload = payload or Payload()
+    random = Random(payload.seed)
     return [draw_text(random, payload) for _ in range(count)]
 
 

@@ -188,6 +188,16 @@ def test_the_engines_queue_alone_is_bounded() -> None:
     assert bounds["intent_onnx"] == 16
 
 
+def test_batches_of_limited_tokens_take_what_waits() -> None:
+    configs = _configs("intent", "serving.max_batch_tokens=512", "serving.max_batch_size=8")
+    limited = {name for name, config in configs.items() if "max_batch_tokens" in config.parameters}
+    assert limited == {"intent_onnx", "intent_torchscript"}
+    engine = configs["intent_onnx"]
+    assert engine.parameters["max_batch_tokens"].string_value == "512"
+    assert list(engine.dynamic_batching.preferred_batch_size) == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert engine.dynamic_batching.max_queue_delay_microseconds == 0
+
+
 def test_the_pipelines_answers_are_kept_where_the_recipe_says_so() -> None:
     kept = [
         name

@@ -13,6 +13,7 @@ import pytest
 from mooring import DataError, MooringError, Overloaded
 from mooring_loadtests.bench_clients import draw_texts, drive, flood, http_caller
 from mooring_loadtests.bench_report import BEGIN, END, best_alternative, ratios, summary, write_report
+from mooring_loadtests.load_profile import Payload
 
 
 def rounds(*rates: float, p99_ms: float = 10.0) -> list[dict[str, float]]:
@@ -107,7 +108,7 @@ def test_a_report_without_marks_is_left_alone(tmp_path: Path) -> None:
 
 def test_texts_are_the_same_for_the_same_seed_and_of_mixed_lengths() -> None:
     texts = draw_texts(200)
-    assert texts == draw_texts(200) != draw_texts(200, seed=1)
+    assert texts == draw_texts(200) != draw_texts(200, Payload(seed=1))
     lengths = sorted(len(text.split()) for text in texts)
     assert lengths[0] < 8
     assert 12 <= lengths[100] <= 18
