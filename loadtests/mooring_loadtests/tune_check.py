@@ -56,8 +56,8 @@ def _run(args: argparse.Namespace) -> int:
     args.work.mkdir(parents=True, exist_ok=True)
     timeout_s = request_timeout_s(args.slo)
     prober = Prober(release, payload=Payload(), timeout_s=timeout_s, folder=args.work)
-    engines = [args.engine] if args.engine else release.engines
-    candidates = grid(cores=os.cpu_count() or 1, engines=engines, default=release.default)
+    variants = [variant for variant in release.variants if args.engine in (None, variant.engine)]
+    candidates = grid(cores=os.cpu_count() or 1, variants=variants, default=release.default)
 
     def say(probe: Probe) -> None:
         said = probe.error or f"{probe.rate_within(args.slo):.1f} requests/s"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import itertools
 import json
 import math
 import os
@@ -13,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mooring import ConfigError
+from mooring import CheckpointError, ConfigError, RecipeError, VerificationError
 from mooring_loadtests.load_profile import Payload
 from mooring_loadtests.load_profile import Stage as ProfileStage
 from mooring_loadtests.load_result import finite
@@ -52,10 +53,34 @@ def add_command(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
     parser.add_argument("model", metavar="MODEL", help="name of a released pipeline, such as ner")
     parser.add_argument("--slo", required=True, type=slo, metavar="p99=TIME", help="such as p99=50ms")
     parser.add_argument("--repository", type=Path, default=Path("model_repository"), metavar="FOLDER")
+    parser.add_argument(
+        "--mixed-lengths",
+        nargs="+",
+        default=[],
+        choices=["none", "padded", "ragged"],
+        metavar="WAY",
+        help="also try these ways for texts of different lengths to share a batch: none, padded, ragged",
+    )
+    parser.add_argument(
+        "--precision",
+        nargs="+",
+        default=[],
+        choices=["fp32", "int8"],
+        help="also try engines of these precisions",
+    )
+    parser.add_argument(
+        "--recipe", metavar="RECIPE", help="what the release was built from (default: the recipe MODEL)"
+    )
+    parser.add_argument(
+        "--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE", help="as it was built"
+    )
+    parser.add_argument("--artifacts", type=Path, default=Path("artifacts"), metavar="FOLDER")
     parser.add_argument("--items", metavar="FILE", help="JSON lines to ask; texts are drawn otherwise")
     parser.add_argument("--reports", type=Path, default=Path("reports"), metavar="FOLDER")
     parser.add_argument(
-        "--apply", action="store_true", help="write the settings into the repository's configs"
+        "--apply",
+        action="store_true",
+        help="write the settings into the repository; publish a version if need be",
     )
     parser.set_defaults(run=run)
 
@@ -75,6 +100,7 @@ def run(args: argparse.Namespace) -> int:
     release = Release(args.repository, args.model)
     folder = args.reports / f"{args.model}-tune"
     folder.mkdir(parents=True, exist_ok=True)
+    _add_variants(release, args, folder)
     prober = Prober(
         release, payload=Payload(file=args.items), timeout_s=request_timeout_s(args.slo), folder=folder
     )
@@ -83,7 +109,7 @@ def run(args: argparse.Namespace) -> int:
     )
     guess = journal.guess or first_guess(prober, release.default)
     journal.start(guess)
-    candidates = grid(cores=os.cpu_count() or 1, engines=release.engines, default=release.default)
+    candidates = grid(cores=os.cpu_count() or 1, variants=release.variants, default=release.default)
     best, *_ = search(
         candidates,
         prober.run,
@@ -102,7 +128,7 @@ def run(args: argparse.Namespace) -> int:
     if not tuned.rate:
         print(f"\nno settings keep p99 within {args.slo:g} ms; the closest: {best.candidate}")
         return 1
-    if best.candidate == release.default or tuned.rate <= now.rate:
+    if best.candidate == release.default or not _better(tuned, now):
         print(f"\nThe present settings are the best: {_words(release.default, now)}")
         return 0
     print(f"\npresent  {_words(release.default, now)}\nbest     {_words(best.candidate, tuned)}")
@@ -112,9 +138,30 @@ def run(args: argparse.Namespace) -> int:
         encoding="utf-8",
     )
     if args.apply:
-        release.apply(best.candidate)
+        release.apply(best.candidate, artifacts=args.artifacts)
         print(f"\nwritten into {args.repository}; a server takes it up when it loads the model again")
     return 0
+
+
+def _add_variants(release: Release, args: argparse.Namespace, folder: Path) -> None:
+    """Build what is to be tried beside the release's own engines; what a recipe can't be is left out."""
+    from mooring_build.recipe import load_recipe
+
+    default = release.default
+    wanted = itertools.product(
+        dict.fromkeys([default.precision, *args.precision]),
+        dict.fromkeys([default.mixed_lengths, *args.mixed_lengths]),
+    )
+    for precision, mixed_lengths in wanted:
+        if (precision, mixed_lengths) == (default.precision, default.mixed_lengths):
+            continue
+        settings = [f"export.precision={precision}", f"serving.mixed_lengths={mixed_lengths}"]
+        print(f"Building {precision}, {mixed_lengths}", flush=True)
+        try:
+            recipe = load_recipe(args.recipe or args.model, [*args.overrides, *settings])
+            release.add(recipe, folder=folder / "variants", artifacts=args.artifacts)
+        except (CheckpointError, RecipeError, VerificationError) as exc:
+            print(f"  left out: {exc}", flush=True)
 
 
 def request_timeout_s(p99_ms: float) -> float:
@@ -146,6 +193,10 @@ def _confirm(prober: Prober, candidate: Candidate, rate: float, p99_ms: float) -
     return Confirmed(rate=0.0, p99_ms=estimate, doubts=result.doubts)
 
 
+def _better(tuned: Confirmed, now: Confirmed) -> bool:
+    return tuned.rate > now.rate
+
+
 def _note(journal: Journal, probe: Probe, p99_ms: float) -> None:
     journal.add(probe)
     said = probe.error or f"{probe.rate_within(p99_ms):.1f} requests/s"
@@ -175,8 +226,12 @@ def _proposal(release: Release, candidate: Candidate) -> Iterator[str]:
     yield "\nIn the recipe, so that the next build keeps them:\n"
     yield "[export]"
     yield f'engine = "{candidate.engine}"'
+    yield f'precision = "{candidate.precision}"'
     yield "[serving]"
     yield from (f"{key} = {json.dumps(value)}" for key, value in candidate.serving().items())
+    if not release.is_configured(candidate):
+        yield "\nThis takes a build: these settings are not in the configs alone."
+        return
     before, after = release.configs(release.default), release.configs(candidate)
     for model, text in after.items():
         path = f"{release.repository / model}/config.pbtxt"

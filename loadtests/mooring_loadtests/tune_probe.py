@@ -5,13 +5,13 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mooring import ConfigError
 from mooring_loadtests.load_profile import Payload, Profile
 from mooring_loadtests.load_profile import Stage as ProfileStage
 from mooring_loadtests.load_run import run_load
-from mooring_loadtests.tuner import Candidate, Stage
+from mooring_loadtests.tuner import Candidate, Stage, Variant
 
 if TYPE_CHECKING:
     from mooring_build.recipe import Recipe
@@ -19,6 +19,14 @@ if TYPE_CHECKING:
 
 #: Failures of a stage that do not matter.
 _ERROR_RATE = 0.01
+
+
+class Build(NamedTuple):
+    """A variant that was built."""
+
+    recipe: Recipe
+    repository: Path
+    version: int
 
 
 class Release:
@@ -47,11 +55,54 @@ class Release:
         self._recipe = Recipe.model_validate(manifest["recipe"])
         if not manifest["parity"]:
             raise ConfigError(f"{model!r} has no engine of its own: tune the models that it calls")
+        self._builds = {self._built: Build(self._recipe, repository, version)}
 
     @property
-    def engines(self) -> list[str]:
-        """Export formats of the release."""
-        return list(self._recipe.export.formats)
+    def _built(self) -> tuple[str, str]:
+        """Precision and mixed lengths of the release."""
+        return self._recipe.export.precision, self._recipe.serving.mixed_lengths
+
+    @property
+    def variants(self) -> list[Variant]:
+        """What may be tried out: the release's engines and those of :meth:`add`."""
+        return [
+            Variant(engine, precision, mixed_lengths)
+            for precision, mixed_lengths in self._builds
+            for engine in self._recipe.export.formats
+            # Of int8 there is no TorchScript.
+            if (engine, precision) != ("torchscript", "int8")
+        ]
+
+    def add(self, recipe: Recipe, *, folder: Path, artifacts: Path) -> None:
+        """Build a variant of the release, so that it may be tried out; what was trained is used again.
+
+        Args:
+            recipe: what the release was built from, with another precision or other mixed lengths.
+            folder: gets a repository.
+            artifacts: working folder of the release's build.
+
+        Raises:
+            ConfigError: the recipe differs in more than that.
+            VerificationError: the variant costs more than the recipe allows.
+        """
+        from mooring_build.building import build
+
+        wanted, given = (self._comparable(one) for one in (self._recipe, recipe))
+        different = sorted(key for key in wanted if wanted[key] != given[key])
+        if different:
+            raise ConfigError(
+                f"recipe {recipe.name!r} is not what version {self.version} of {self.model!r} was built from "
+                f"(see {', '.join(different)}): name the recipe (--recipe) and its overrides (--set)"
+            )
+        precision, mixed_lengths = recipe.export.precision, recipe.serving.mixed_lengths
+        if (precision, mixed_lengths) not in self._builds:
+            repository = folder / f"{precision}-{mixed_lengths}"
+            version = build(recipe, repository=repository, artifacts=artifacts)
+            self._builds[precision, mixed_lengths] = Build(recipe, repository, version)
+
+    @staticmethod
+    def _comparable(recipe: Recipe) -> dict[str, Any]:
+        return recipe.model_dump(mode="json", exclude={"serving", "export"})
 
     @property
     def default(self) -> Candidate:
@@ -59,6 +110,8 @@ class Release:
         serving = self._recipe.serving
         return Candidate(
             engine=self._recipe.export.engine,
+            precision=self._recipe.export.precision,
+            mixed_lengths=serving.mixed_lengths,
             instance_count=serving.instance_count,
             intra_op_thread_count=serving.intra_op_thread_count,
             max_batch_size=serving.max_batch_size,
@@ -70,32 +123,52 @@ class Release:
         """Text of each model's ``config.pbtxt`` under a candidate's settings."""
         from mooring_build.triton_config import dumps_config, model_configs
 
-        configs = model_configs(self._tuned(candidate), self._labels, self.version)
+        version = self._build_of(candidate).version
+        configs = model_configs(self._tuned(candidate), self._labels, version)
         return {model: dumps_config(config) for model, config in configs.items()}
 
     def copy(self, candidate: Candidate, folder: Path) -> None:
         """Write a repository of this release with a candidate's settings; its files are links."""
+        build = self._build_of(candidate)
         for model, text in self.configs(candidate).items():
             (folder / model).mkdir(parents=True)
             (folder / model / "config.pbtxt").write_text(text, encoding="utf-8")
-            version = (self.repository / model / str(self.version)).resolve()
-            (folder / model / str(self.version)).symlink_to(version, target_is_directory=True)
+            version = (build.repository / model / str(build.version)).resolve()
+            (folder / model / str(build.version)).symlink_to(version, target_is_directory=True)
 
-    def apply(self, candidate: Candidate) -> None:
-        """Write a candidate's settings into the repository's configs.
+    def is_configured(self, candidate: Candidate) -> bool:
+        """Whether a candidate takes other configs alone, and no other build."""
+        return (candidate.precision, candidate.mixed_lengths) == self._built
+
+    def apply(self, candidate: Candidate, *, artifacts: Path) -> None:
+        """Write a candidate's settings into the repository's configs, or publish it where it takes a build.
+
+        Args:
+            candidate: the settings.
+            artifacts: working folder of the release's build.
 
         Raises:
             PublishError: another version was released meanwhile, or the repository can't be written.
         """
+        from mooring_build.building import build
         from mooring_build.publish import write_configs
 
-        write_configs(self.repository, self._tuned(candidate), self._labels, self.version)
+        recipe = self._tuned(candidate)
+        if self.is_configured(candidate):
+            write_configs(self.repository, recipe, self._labels, self.version)
+        else:
+            build(recipe, repository=self.repository, artifacts=artifacts)
+
+    def _build_of(self, candidate: Candidate) -> Build:
+        return self._builds[candidate.precision, candidate.mixed_lengths]
 
     def _tuned(self, candidate: Candidate) -> Recipe:
-        recipe = self._recipe
+        recipe = self._build_of(candidate).recipe
         # An engine that is not served keeps its settings: model_configs writes those of all formats alike.
         serving = recipe.serving.model_copy(update=candidate.serving())
-        export = recipe.export.model_copy(update={"engine": candidate.engine})
+        export = recipe.export.model_copy(
+            update={"engine": candidate.engine, "precision": candidate.precision}
+        )
         return recipe.model_copy(update={"serving": serving, "export": export})
 
 

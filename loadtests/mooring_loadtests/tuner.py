@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from random import Random
-from typing import Any
+from typing import Any, NamedTuple
 
 #: Candidates of the first round.
 _FIRST_ROUND = 27
@@ -27,12 +27,22 @@ _ROUNDS = (
 )
 
 
+class Variant(NamedTuple):
+    """What is built, not only configured; as in :class:`Candidate`."""
+
+    engine: str
+    precision: str
+    mixed_lengths: str
+
+
 @dataclass(frozen=True, kw_only=True, order=True)
 class Candidate:
     """Settings of one engine."""
 
     #: ``onnx`` or ``torchscript``.
     engine: str
+    precision: str
+    mixed_lengths: str
     instance_count: int
     intra_op_thread_count: int
     max_batch_size: int
@@ -42,14 +52,14 @@ class Candidate:
     def serving(self) -> dict[str, Any]:
         """As the recipe's table ``[serving]`` has them."""
         settings = asdict(self)
-        del settings["engine"]
+        del settings["engine"], settings["precision"]
         return settings | {"preferred_batch_size": list(self.preferred_batch_size)}
 
     def __str__(self) -> str:
         batch = f"batch up to {self.max_batch_size}" if self.max_batch_size > 1 else "no batches"
         delay = f", wait {self.max_queue_delay_microseconds} us" if self.max_queue_delay_microseconds else ""
         threads = f"{self.instance_count} x {self.intra_op_thread_count} threads"
-        return f"{self.engine}, {threads}, {batch}{delay}"
+        return f"{self.engine} {self.precision}, {self.mixed_lengths}, {threads}, {batch}{delay}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,12 +91,12 @@ class Probe:
 Run = Callable[[Candidate, Sequence[float], int], Sequence[Stage]]
 
 
-def grid(*, cores: int, engines: Sequence[str], default: Candidate) -> list[Candidate]:
+def grid(*, cores: int, variants: Iterable[Variant], default: Candidate) -> list[Candidate]:
     """Every candidate worth a thought on a machine, the present settings first.
 
     Args:
         cores: of the machine.
-        engines: export formats of the release.
+        variants: what the release's engines can be.
         default: the present settings.
     """
     threads = [
@@ -97,14 +107,14 @@ def grid(*, cores: int, engines: Sequence[str], default: Candidate) -> list[Cand
     batches = [(1, (), 0), (8, (4, 8), 0), (8, (4, 8), 2000), (32, (8, 16), 0), (32, (8, 16), 2000)]
     found = [
         Candidate(
-            engine=engine,
+            **variant._asdict(),
             instance_count=instances,
             intra_op_thread_count=per_instance,
             max_batch_size=size,
             preferred_batch_size=preferred,
             max_queue_delay_microseconds=delay,
         )
-        for engine in engines
+        for variant in variants
         for instances, per_instance in threads
         for size, preferred, delay in batches
     ]

@@ -235,6 +235,7 @@ def test_a_model_that_can_not_be_packed_is_named(exports: Exports) -> None:
 @pytest.mark.parametrize(
     ("shipped", "overrides", "complaint"),
     [
+        ("tabular", ["serving.max_batch_tokens=64"], "64: the engine of task 'tabular-classification'"),
         ("tabular", ["serving.mixed_lengths=ragged"], "'ragged' is for texts, .* 'tabular-classification'"),
         (
             "ner",

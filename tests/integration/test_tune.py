@@ -2,15 +2,20 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from mooring import ConfigError
 from mooring import _cli as cli
+from mooring_build.building import build
 from mooring_build.publish import publish_release
+from mooring_build.recipe import load_recipe
+from mooring_build.repository import released_version
 from mooring_loadtests import tune_command, tuner
 from mooring_loadtests.load_profile import Payload
 from mooring_loadtests.tune_probe import Prober, Release
+from tiny_checkpoint import make_tiny_checkpoint
 from tiny_release import make_release, padded_recipe
 
 pytestmark = pytest.mark.integration
@@ -37,7 +42,7 @@ def test_settings_are_tried_on_a_copy_and_written_when_asked(repository: Path, t
     assert all(0 < stage.p99_ms < 5000 for stage in stages)
     assert {path: path.read_text() for path in repository.glob("*/config.pbtxt")} == before
 
-    release.apply(other)
+    release.apply(other, artifacts=tmp_path / "artifacts")
     assert "max_batch_size: 8" in (repository / "intent_torchscript" / "config.pbtxt").read_text()
     assert 'model_name: "intent_torchscript"' in (repository / "intent" / "config.pbtxt").read_text()
 
@@ -64,3 +69,55 @@ def test_the_command_searches_confirms_and_proposes(
 def test_a_model_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="run 'mooring build intent' first"):
         Release(tmp_path, "intent")
+
+
+def test_other_builds_are_tried_and_published_when_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = make_tiny_checkpoint(tmp_path / "checkpoint", "text-classification", ["ask", "pay"])
+    recipe = tmp_path / "asked.toml"
+    recipe.write_text(
+        f"""
+        name = "asked"
+        task = "text-classification"
+        base.checkpoint = "{checkpoint}"
+        text = {{max_length = 48, truncation = true}}
+        export = {{formats = ["onnx"]}}
+        serving = {{instance_count = 1, warm_up = false}}
+        """
+    )
+    repository, artifacts = tmp_path / "models", tmp_path / "artifacts"
+    build(load_recipe(recipe), repository=repository, artifacts=artifacts)
+
+    # The packed engine wins, as no other is tried.
+    def packed_alone(**given: Any) -> list[tuner.Candidate]:
+        return [one for one in grid(**given) if one.mixed_lengths == "ragged"]
+
+    grid = tuner.grid
+    monkeypatch.setattr(tune_command, "grid", packed_alone)
+    monkeypatch.setattr(tuner, "_FIRST_ROUND", 1)
+    monkeypatch.setattr(tuner, "_ROUNDS", ((1, (0.1, 0.2)),))
+    monkeypatch.setattr(tune_command, "_CONFIRM_S", 2)
+    monkeypatch.setattr(tune_command, "_better", lambda tuned, now: True)
+    words = [
+        "tune",
+        "asked",
+        "--slo",
+        "p99=5s",
+        "--repository",
+        str(repository),
+        "--artifacts",
+        str(artifacts),
+    ]
+    words += ["--reports", str(tmp_path / "reports"), "--mixed-lengths", "ragged", "--precision", "int8"]
+    assert cli.main([*words, "--apply", "--recipe", str(recipe)]) == 0
+    shown = capsys.readouterr().out
+    # int8 is judged on evaluation data, and this recipe has none.
+    assert "Building int8, none\n  left out: " in shown
+    assert 'mixed_lengths = "ragged"' in shown
+    assert "This takes a build" in shown
+    assert released_version(repository, "asked") == 2
+    assert (repository / "asked_onnx_ragged" / "2" / "model.onnx").is_file()
+
+    assert cli.main([*words, "--recipe", "intent"]) == 2
+    assert "is not what version 2 of 'asked' was built from" in capsys.readouterr().err

@@ -14,16 +14,20 @@ import pytest
 from mooring_loadtests import tune_check
 from mooring_loadtests.tune_command import Journal, slo
 from mooring_loadtests.tune_plot import plot
-from mooring_loadtests.tuner import Candidate, Probe, Stage, grid, rate_within, search
+from mooring_loadtests.tuner import Candidate, Probe, Stage, Variant, grid, rate_within, search
 
 DEFAULT = Candidate(
     engine="onnx",
+    precision="fp32",
+    mixed_lengths="none",
     instance_count=2,
     intra_op_thread_count=1,
     max_batch_size=32,
     preferred_batch_size=(4, 8),
     max_queue_delay_microseconds=500,
 )
+ONNX = Variant("onnx", "fp32", "none")
+TORCHSCRIPT = ONNX._replace(engine="torchscript")
 BOUND_MS = 50.0
 
 
@@ -58,7 +62,7 @@ class Server:
 @pytest.mark.parametrize("seed", range(5))
 def test_the_search_finds_about_the_best_and_probes_few(seed: int) -> None:
     server = Server(noise=0.2, seed=seed)
-    candidates = grid(cores=2, engines=["onnx", "torchscript"], default=DEFAULT)
+    candidates = grid(cores=2, variants=[ONNX, TORCHSCRIPT], default=DEFAULT)
     assert len(candidates) == len(set(candidates)) > 30
     best, *_ = search(candidates, server.run, p99_ms=BOUND_MS, guess=150.0, seed=seed)
     most = max(server.capacity(candidate) for candidate in candidates)
@@ -81,7 +85,7 @@ def test_a_candidate_that_crashes_the_server_loses() -> None:
 
 def test_a_search_goes_on_where_it_was(tmp_path: Path) -> None:
     about = {"model": "ner", "version": 1, "p99_ms": BOUND_MS}
-    candidates = grid(cores=2, engines=["onnx"], default=DEFAULT)
+    candidates = grid(cores=2, variants=[ONNX], default=DEFAULT)
 
     def run(journal: Journal, server: Server) -> list[Probe]:
         journal.start(150.0)
@@ -126,7 +130,7 @@ def test_bounds_are_written_with_their_unit() -> None:
 
 def test_the_picture_names_the_best(tmp_path: Path) -> None:
     server, noted = Server(noise=0.0), []
-    candidates = grid(cores=2, engines=["onnx"], default=DEFAULT)
+    candidates = grid(cores=2, variants=[ONNX], default=DEFAULT)
     best, *_ = search(candidates, server.run, p99_ms=BOUND_MS, guess=150.0, note=noted.append)
     plot(noted, BOUND_MS, tmp_path / "probes.svg")
     assert "<svg" in (tmp_path / "probes.svg").read_text(encoding="utf-8")
@@ -134,7 +138,7 @@ def test_the_picture_names_the_best(tmp_path: Path) -> None:
 
 
 class FakeRelease:
-    engines = ("onnx",)
+    variants = (ONNX,)
     default = DEFAULT
 
     def __init__(self, repository: Path, model: str) -> None:
@@ -162,4 +166,4 @@ def test_the_choice_is_held_against_the_grid(
     assert tune_check.main(arguments) == status
     figures = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert (figures["tuner_over_grid"] < 0.95) == crippled
-    assert figures["candidates"] == len(grid(cores=os.cpu_count() or 1, engines=["onnx"], default=DEFAULT))
+    assert figures["candidates"] == len(grid(cores=os.cpu_count() or 1, variants=[ONNX], default=DEFAULT))
