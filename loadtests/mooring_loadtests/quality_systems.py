@@ -18,7 +18,7 @@ from mooring_build.recipe import Recipe
 from mooring_loadtests.quality import Files, Measured, Training, evaluate, figure
 
 #: One of so many training examples picks the best epoch, where a set has no validation split of its own.
-_EVERY = 20
+_EVERY = 10
 
 
 def _conll(source: Path, target: Path) -> Files:
@@ -44,7 +44,7 @@ def _converted(convert: Callable[[Path, Path], Mapping[str, Path]]) -> Callable[
 
 
 def _held_out(train: Path, test: Path, target: Path) -> Files:
-    """Part a validation split from the training rows: every twentieth."""
+    """Part a validation split from the training rows: every tenth."""
     with train.open(encoding="utf-8", newline="") as file:
         header, *rows = csv.reader(file)
     parts = {
@@ -185,7 +185,7 @@ TRAININGS = (
         recipe="sentiment",
         data="financial_phrasebank",
         prepare=_converted(real_data.phrasebank),
-        settings=["training.epochs=4", "training.learning_rate=2e-4", "training.label_smoothing=0.1"],
+        settings=["training.epochs=4", "training.learning_rate=2e-4"],
         figures=[figure("accuracy", 0.83), figure("macro_f1", 0.8)],
     ),
     Training(
