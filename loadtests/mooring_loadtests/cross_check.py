@@ -119,6 +119,8 @@ def _ours(args: argparse.Namespace, rate: float, folder: Path) -> dict[str, floa
 
 def _theirs(args: argparse.Namespace, rate: float, folder: Path) -> dict[str, float]:
     export = folder / "requests.json"
+    # It refuses to write over a file.
+    export.unlink(missing_ok=True)
     count = round(rate * (_WARM_UP_S + args.seconds))
     command = [str(args.perf_analyzer), "-m", args.model, "-u", args.url.partition("://")[2], "-i", "grpc"]
     command += ["--async", "--input-data", str(folder / "texts.json"), "--request-count", str(count)]
@@ -126,7 +128,7 @@ def _theirs(args: argparse.Namespace, rate: float, folder: Path) -> dict[str, fl
     command += ["--profile-export-file", str(export)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode or not export.is_file():
-        raise MooringError(f"perf_analyzer failed ({done.returncode}): {(done.stdout + done.stderr)[-500:]}")
+        raise MooringError(f"perf_analyzer failed ({done.returncode}): {(done.stderr + done.stdout)[:500]}")
     requests = json.loads(export.read_text(encoding="utf-8"))["experiments"][0]["requests"]
     sent = np.array([request["timestamp"] for request in requests]) / 1e9
     answered = np.array([request["response_timestamps"][0] for request in requests]) / 1e9

@@ -129,7 +129,7 @@ def _sigterm_as_ctrl_c() -> Iterator[None]:
 
 def _summary(server: TritonServer) -> str:
     states = [state for state in server.model_states() if state.state]
-    unbuilt = server.unbuilt_models()
+    unbuilt = without_parts(server.unbuilt_models())
     width = max((len(state.name) for state in states), default=0)
     models = [f"  {state.name:<{width}}  {state.version:>4}  {state.state}" for state in states]
     return "\n".join(
@@ -145,6 +145,11 @@ def _summary(server: TritonServer) -> str:
             "Ctrl-C stops the server.",
         ]
     )
+
+
+def without_parts(models: Sequence[str]) -> list[str]:
+    """Names that do not begin with another one's: ``ner`` stands for ``ner_tokenizer`` and its like too."""
+    return [name for name in models if not any(name.startswith(f"{other}_") for other in models)]
 
 
 def _example(server: TritonServer, states: Sequence[ModelState]) -> str:

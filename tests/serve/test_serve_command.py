@@ -16,6 +16,7 @@ from mooring_serve._command import (
     unbuilt_models,
 )
 from mooring_serve._installation import Installation
+from mooring_serve.cli import without_parts
 
 EMBEDDED = Installation(
     executable=Path("/wheel/tritonserver"),
@@ -131,6 +132,11 @@ def test_models_to_load(tmp_path: Path) -> None:
     assert unbuilt_models(options_for(tmp_path)) == {"intent"}
     only = options_for(tmp_path, model_control_mode="explicit", extra_args=["--load-model=ner"])
     assert models_to_load(only) == {"ner"}
+
+
+def test_parts_are_not_named_beside_their_pipeline() -> None:
+    models = ["faq", "faq_catalogue", "faq_tokenizer", "faqs", "ner_onnx"]
+    assert without_parts(models) == ["faq", "faqs", "ner_onnx"]
 
 
 @pytest.mark.parametrize("mode", ["none", "explicit"])
