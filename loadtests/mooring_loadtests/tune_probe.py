@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 #: Failures of a stage that do not matter.
 _ERROR_RATE = 0.01
+#: A server that is asked no more is killed soon: unloading models takes it seconds.
+_STOP_S = 0.5
 
 
 class Build(NamedTuple):
@@ -128,9 +130,17 @@ class Release:
         return {model: dumps_config(config) for model, config in configs.items()}
 
     def copy(self, candidate: Candidate, folder: Path) -> None:
-        """Write a repository of this release with a candidate's settings; its files are links."""
-        build = self._build_of(candidate)
+        """Write a repository of this release with a candidate's settings; its files are links.
+
+        Engines that the candidate does not use are left out: they would only take long to load.
+        """
+        from mooring_build.triton_config import engine_name
+
+        build, tuned = self._build_of(candidate), self._tuned(candidate)
+        unused = {engine_name(tuned, other) for other in tuned.export.formats if other != candidate.engine}
         for model, text in self.configs(candidate).items():
+            if model in unused:
+                continue
             (folder / model).mkdir(parents=True)
             (folder / model / "config.pbtxt").write_text(text, encoding="utf-8")
             version = (build.repository / model / str(build.version)).resolve()
@@ -213,7 +223,10 @@ class Prober:
 
         with tempfile.TemporaryDirectory(prefix="mooring-tune-") as folder:
             self._release.copy(candidate, Path(folder))
-            with TritonServer(Path(folder), log_file=self._folder / "tritonserver.log") as server:
+            server = TritonServer(
+                Path(folder), log_file=self._folder / "tritonserver.log", stop_timeout_s=_STOP_S
+            )
+            with server:
                 return run_load(
                     model=self._release.model,
                     name="tune",

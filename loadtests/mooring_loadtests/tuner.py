@@ -16,7 +16,7 @@ from random import Random
 from typing import Any, NamedTuple
 
 #: Candidates of the first round.
-_FIRST_ROUND = 27
+_FIRST_ROUND = 20
 #: One of so many goes on to the next.
 _KEPT = 3
 #: Length of a stage in seconds, a round each, and its rates as shares of the best known before.
@@ -54,6 +54,18 @@ class Candidate:
         settings = asdict(self)
         del settings["engine"], settings["precision"]
         return settings | {"preferred_batch_size": list(self.preferred_batch_size)}
+
+    def distance(self, other: Candidate) -> int:
+        """In how many respects another one differs: what is built, who computes, what shares a batch."""
+
+        def respects(one: Candidate) -> list[tuple[Any, ...]]:
+            return [
+                (one.engine, one.precision, one.mixed_lengths),
+                (one.instance_count, one.intra_op_thread_count),
+                (one.max_batch_size, one.preferred_batch_size, one.max_queue_delay_microseconds),
+            ]
+
+        return sum(mine != its for mine, its in zip(respects(self), respects(other), strict=True))
 
     def __str__(self) -> str:
         batch = f"batch up to {self.max_batch_size}" if self.max_batch_size > 1 else "no batches"
@@ -104,7 +116,10 @@ def grid(*, cores: int, variants: Iterable[Variant], default: Candidate) -> list
         for instances, per_instance in itertools.product(sorted({1, 2, cores, 2 * cores}), sorted({1, cores}))
         if instances * per_instance <= 2 * cores
     ]
-    batches = [(1, (), 0), (8, (4, 8), 0), (8, (4, 8), 2000), (32, (8, 16), 0), (32, (8, 16), 2000)]
+    batches = [
+        (default.max_batch_size, default.preferred_batch_size, default.max_queue_delay_microseconds),
+        *((1, (), 0), (8, (4, 8), 0), (8, (4, 8), 2000), (32, (8, 16), 0), (32, (8, 16), 2000)),
+    ]
     found = [
         Candidate(
             **variant._asdict(),
@@ -116,7 +131,7 @@ def grid(*, cores: int, variants: Iterable[Variant], default: Candidate) -> list
         )
         for variant in variants
         for instances, per_instance in threads
-        for size, preferred, delay in batches
+        for size, preferred, delay in dict.fromkeys(batches)
     ]
     return [default, *(candidate for candidate in found if candidate != default)]
 
@@ -134,7 +149,8 @@ def search(
     """Probe by successive halving.
 
     Args:
-        candidates: the first is in the first round in any case, others by the seed.
+        candidates: the first is in the first round in any case, and of the others those that are nearest to
+            it; which of those that are equally near, the seed says.
         run: serves a candidate at rates, each for so many seconds; an error counts against the candidate.
         p99_ms: bound on the 99th percentile of latency.
         guess: a rate of about what the first can take, in requests a second.
@@ -146,8 +162,10 @@ def search(
         The last round's probes, the best first.
     """
     done = {(probe.round, probe.candidate): probe for probe in known}
-    others = Random(seed).sample(list(candidates[1:]), min(len(candidates) - 1, _FIRST_ROUND - 1))
-    chosen = [candidates[0], *others]
+    default, *others = candidates
+    Random(seed).shuffle(others)
+    others.sort(key=default.distance)
+    chosen = [default, *others[: _FIRST_ROUND - 1]]
     best = guess
     probes: list[Probe] = []
     for number, (seconds, shares) in enumerate(_ROUNDS):

@@ -69,7 +69,7 @@ def test_the_search_finds_about_the_best_and_probes_few(seed: int) -> None:
     assert server.capacity(best.candidate) >= 0.9 * most
     # A load of 1 - 12/50 keeps the bound.
     assert best.rate_within(BOUND_MS) == pytest.approx(server.capacity(best.candidate) * 0.76, rel=0.1)
-    assert server.runs <= 27 + 9 + 3
+    assert server.runs <= 20 + 7 + 3
 
 
 def test_a_candidate_that_crashes_the_server_loses() -> None:
