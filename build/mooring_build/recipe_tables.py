@@ -304,7 +304,9 @@ class Serving(Table):
 
     max_batch_size: _PositiveInt = 32
     preferred_batch_size: list[_PositiveInt] = Field(default=[4, 8])
-    max_queue_delay_microseconds: Annotated[int, Field(ge=0)] = 500
+    #: How long a batch waits to become one of a preferred size. Above 0 Triton also joins batches that wait
+    #: for an instance, up to ``max_batch_size``, and whoever is in a large one waits for all of it.
+    max_queue_delay_microseconds: Annotated[int, Field(ge=0)] = 0
     #: Most tokens that the engine takes in one batch, so that a long text does not hold up short ones; a text
     #: that has more runs alone. Batches then take what waits, of whatever size and without delay. The build
     #: compiles a library for it and needs a C compiler. 0 is no limit.
