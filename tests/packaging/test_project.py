@@ -74,6 +74,7 @@ def test_the_wheel_holds_what_is_no_module(wheel: zipfile.ZipFile) -> None:
     assert {"mooring_build/recipes/ner.toml", "mooring_build/recipes/intent.toml"} <= names
     for backend in ("onnxruntime", "pytorch"):
         assert f"mooring_serve/backends/{backend}/model.py" in names
+    assert "mooring_build/served/batch_by_tokens.c" in names
 
 
 def test_the_wheel_holds_nothing_else(wheel: zipfile.ZipFile) -> None:
