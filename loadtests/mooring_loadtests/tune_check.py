@@ -57,7 +57,12 @@ def _run(args: argparse.Namespace) -> int:
     timeout_s = request_timeout_s(args.slo)
     prober = Prober(release, payload=Payload(), timeout_s=timeout_s, folder=args.work)
     variants = [variant for variant in release.variants if args.engine in (None, variant.engine)]
-    candidates = grid(cores=os.cpu_count() or 1, variants=variants, default=release.default)
+    candidates = grid(
+        cores=os.cpu_count() or 1,
+        variants=variants,
+        default=release.default,
+        vary_batches=release.varies_batches,
+    )
 
     def say(probe: Probe) -> None:
         said = probe.error or f"{probe.rate_within(args.slo):.1f} requests/s"

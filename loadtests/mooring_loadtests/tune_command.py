@@ -109,7 +109,12 @@ def run(args: argparse.Namespace) -> int:
     )
     guess = journal.guess or first_guess(prober, release.default)
     journal.start(guess)
-    candidates = grid(cores=os.cpu_count() or 1, variants=release.variants, default=release.default)
+    candidates = grid(
+        cores=os.cpu_count() or 1,
+        variants=release.variants,
+        default=release.default,
+        vary_batches=release.varies_batches,
+    )
     best, *_ = search(
         candidates,
         prober.run,

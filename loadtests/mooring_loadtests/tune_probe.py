@@ -121,6 +121,11 @@ class Release:
             max_queue_delay_microseconds=serving.max_queue_delay_microseconds,
         )
 
+    @property
+    def varies_batches(self) -> bool:
+        """Whether other ways to form batches would change anything: a limit of tokens takes what waits."""
+        return self._recipe.serving.max_batch_tokens == 0
+
     def configs(self, candidate: Candidate) -> dict[str, str]:
         """Text of each model's ``config.pbtxt`` under a candidate's settings."""
         from mooring_build.triton_config import dumps_config, model_configs

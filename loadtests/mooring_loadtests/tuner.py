@@ -103,23 +103,25 @@ class Probe:
 Run = Callable[[Candidate, Sequence[float], int], Sequence[Stage]]
 
 
-def grid(*, cores: int, variants: Iterable[Variant], default: Candidate) -> list[Candidate]:
+def grid(
+    *, cores: int, variants: Iterable[Variant], default: Candidate, vary_batches: bool = True
+) -> list[Candidate]:
     """Every candidate worth a thought on a machine, the present settings first.
 
     Args:
         cores: of the machine.
         variants: what the release's engines can be.
         default: the present settings.
+        vary_batches: whether other ways to form batches would change anything.
     """
     threads = [
         (instances, per_instance)
         for instances, per_instance in itertools.product(sorted({1, 2, cores, 2 * cores}), sorted({1, cores}))
         if instances * per_instance <= 2 * cores
     ]
-    batches = [
-        (default.max_batch_size, default.preferred_batch_size, default.max_queue_delay_microseconds),
-        *((1, (), 0), (8, (4, 8), 0), (8, (4, 8), 2000), (32, (8, 16), 0), (32, (8, 16), 2000)),
-    ]
+    batches = [(default.max_batch_size, default.preferred_batch_size, default.max_queue_delay_microseconds)]
+    if vary_batches:
+        batches += [(1, (), 0), (8, (4, 8), 0), (8, (4, 8), 2000), (32, (8, 16), 0), (32, (8, 16), 2000)]
     found = [
         Candidate(
             **variant._asdict(),

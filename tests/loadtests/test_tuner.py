@@ -72,6 +72,14 @@ def test_the_search_finds_about_the_best_and_probes_few(seed: int) -> None:
     assert server.runs <= 20 + 7 + 3
 
 
+def test_batches_are_left_alone_where_their_settings_count_for_nothing() -> None:
+    candidates = grid(cores=2, variants=[ONNX], default=DEFAULT, vary_batches=False)
+    assert len(candidates) > 1
+    assert {(one.max_batch_size, one.preferred_batch_size) for one in candidates} == {
+        (DEFAULT.max_batch_size, DEFAULT.preferred_batch_size)
+    }
+
+
 def test_a_candidate_that_crashes_the_server_loses() -> None:
     crashing = replace(DEFAULT, instance_count=1, intra_op_thread_count=2)
     noted: list[Probe] = []
@@ -140,6 +148,7 @@ def test_the_picture_names_the_best(tmp_path: Path) -> None:
 class FakeRelease:
     variants = (ONNX,)
     default = DEFAULT
+    varies_batches = True
 
     def __init__(self, repository: Path, model: str) -> None:
         assert (repository, model) == (Path("models"), "intent")
