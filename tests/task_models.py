@@ -21,6 +21,7 @@ _ENTITIES = {
 }
 _LABELS = {"label": ("BYTES", [-1, 2]), "score": ("FP32", [-1, 2])}
 _RANKING = {"item": ("BYTES", [-1, -1]), "score": ("FP32", [-1, -1])}
+_ANSWERS = {**_RANKING, "answer": ("BYTES", [-1, -1])}
 
 
 def make_task_server() -> FakeTransport:
@@ -33,7 +34,7 @@ def make_task_server() -> FakeTransport:
             "ner": _model("token-classification", _ENTITIES, _find_entities),
             "intent": _model("text-classification", _LABELS, _classify_length),
             "embed": _model("feature-extraction", {"embedding": ("FP32", [-1, 8])}, _embed),
-            "rank": _model("text-ranking", _RANKING, lambda inputs: _rank(inputs["text"])),
+            "rank": _model("text-ranking", _ANSWERS, _answer),
             "recommend": _model(
                 "recommendation",
                 _RANKING,
@@ -107,6 +108,12 @@ def _classify_sum(inputs: Arrays) -> Arrays:
 
 def _embed(inputs: Arrays) -> Arrays:
     return {"embedding": np.tile(np.arange(8, dtype=np.float32) / 10, (len(inputs["text"]), 1))}
+
+
+def _answer(inputs: Arrays) -> Arrays:
+    """As :func:`_rank`; only the lamp has an answer."""
+    ranking = _rank(inputs["text"])
+    return {**ranking, "answer": np.where(ranking["item"] == b"lamp", b"Rub it.", b"").astype(np.object_)}
 
 
 def _rank(column: np.ndarray) -> Arrays:

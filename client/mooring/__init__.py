@@ -68,7 +68,7 @@ from mooring._models import (
 from mooring._operations import SequenceStep
 from mooring._outcomes import Outcome
 from mooring._policies import CircuitPolicy, ConnectionPolicy, HedgePolicy, RetryPolicy, TlsConfig
-from mooring._service_kinds import CustomerServiceAnswer, RankedAnswer
+from mooring._service_kinds import CustomerServiceAnswer
 from mooring._sync._client import Client
 from mooring._sync._shared_memory import SharedMemory
 from mooring._sync._tasks import (
@@ -83,7 +83,7 @@ from mooring._sync._tasks import (
     TextRanker,
     TokenClassifier,
 )
-from mooring._task_kind import Label, RankedItem
+from mooring._task_kind import Label, RankedAnswer, RankedItem
 from mooring._task_kinds import Entity, Opinion
 
 __all__ = [

@@ -13,7 +13,7 @@ import numpy as np
 from mooring._commands import printable
 from mooring._errors import InvalidInput
 from mooring._service_kinds import CustomerServiceAnswer
-from mooring._task_kind import Label, RankedItem
+from mooring._task_kind import Label, RankedAnswer, RankedItem
 from mooring._task_kinds import Entity, Opinion
 
 #: Values of an embedding that are shown to people.
@@ -104,13 +104,18 @@ def format_readable(word: str, answer: Any) -> str:
         lines = _service(answer)
     else:
         lines = _embedding(answer) if isinstance(answer, np.ndarray) else _parts(answer)
+        if isinstance(answer, list) and answer and isinstance(answer[0], RankedAnswer):
+            lines += _quoted(answer[0].text)
     return "\n".join([printable(word), *lines])
 
 
 def _service(answer: CustomerServiceAnswer) -> list[str]:
-    reply = [f"  > {printable(line)}" for line in answer.reply.split("\n")]
     end = ["  a person takes over"] if answer.handover else []
-    return [*_parts([answer.intent, *answer.answers]), *reply, *end]
+    return [*_parts([answer.intent, *answer.answers]), *_quoted(answer.reply), *end]
+
+
+def _quoted(text: str) -> list[str]:
+    return [f"  > {printable(line)}" for line in text.split("\n")] if text else []
 
 
 def _indented(lines: Sequence[str]) -> list[str]:

@@ -95,10 +95,10 @@ def _add_entry_point(
 
 def _explain_import(command: str, module: str, exc: ImportError) -> str:
     room = module.partition(".")[0]
-    if "pip install" in str(exc) or not room.startswith("mooring_"):
+    if "install Mooring's extra" in str(exc) or not room.startswith("mooring_"):
         return f"mooring {command}: {exc}"
     extra = room.removeprefix("mooring_")
-    return f"mooring {command} needs more than the client ({exc}): pip install 'mooring[{extra}]'"
+    return f"mooring {command} needs more than the client ({exc}): install Mooring's extra [{extra}]"
 
 
 def _report(message: str, code: int) -> int:

@@ -158,12 +158,12 @@ def require_tokenizers() -> None:
     """Check that token ids can be made here.
 
     Raises:
-        ImportError: ``tokenizers`` is not installed; the message names the command.
+        ImportError: ``tokenizers`` is not installed; the message names the extra that brings it.
     """
     try:
         import tokenizers  # noqa: F401
     except ModuleNotFoundError as exc:
-        raise ImportError("tokenize='client' needs tokenizers: pip install 'mooring[tokenize]'") from exc
+        raise ImportError("tokenize='client' needs tokenizers: install Mooring's extra [tokenize]") from exc
 
 
 def read_tokenizer(folder: str | os.PathLike[str]) -> bytes:

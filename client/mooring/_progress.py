@@ -28,13 +28,13 @@ def progress_bar(items: Any, *, shown: bool, label: str) -> ProgressBar:
     """A bar on standard error over ``items``, with their number where they have one.
 
     Raises:
-        ImportError: ``shown``, but ``tqdm`` is not installed; the message names the command.
+        ImportError: ``shown``, but ``tqdm`` is not installed; the message names the extra that brings it.
     """
     if not shown:
         return _NoBar()
     try:
         from tqdm import tqdm
     except ModuleNotFoundError as exc:
-        raise ImportError("progress=True needs tqdm: pip install 'mooring[progress]'") from exc
+        raise ImportError("progress=True needs tqdm: install Mooring's extra [progress]") from exc
     bar: ProgressBar = tqdm(total=len(items) if isinstance(items, Sized) else None, desc=label, unit=" items")
     return bar

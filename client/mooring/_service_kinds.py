@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
@@ -12,19 +11,12 @@ import numpy as np
 from mooring._task_kind import (
     Contradiction,
     Label,
-    RankedItem,
+    RankedAnswer,
     TaskKind,
+    read_answers,
     read_probability,
     read_text,
-    until_padding,
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class RankedAnswer(RankedItem):
-    """An item of a knowledge base with its answer."""
-
-    text: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,17 +60,9 @@ class CustomerService(TaskKind[str, CustomerServiceAnswer]):
         reply = read_text("reply", row["reply"][0])
         if not reply:
             raise Contradiction("the reply is empty")
-        items = until_padding("item", row["item"])
-        scores = row["item_score"].tolist()[: len(items)]
-        if not all(math.isfinite(score) for score in scores):
-            raise Contradiction(f"scores {scores} are not all finite")
-        texts = [read_text("answer", raw) for raw in row["answer"].tolist()[: len(items)]]
         return CustomerServiceAnswer(
             intent=intent,
-            answers=[
-                RankedAnswer(item=name, score=score, text=text)
-                for name, score, text in zip(items, scores, texts, strict=True)
-            ],
+            answers=read_answers(row["item"], row["item_score"], row["answer"]),
             reply=reply,
             handover=bool(row["handover"][0]),
         )

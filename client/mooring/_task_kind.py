@@ -38,6 +38,14 @@ class RankedItem:
     score: float
 
 
+@dataclass(frozen=True, kw_only=True)
+class RankedAnswer(RankedItem):
+    """An item of a knowledge base with its answer."""
+
+    #: Empty where the knowledge base has none.
+    text: str
+
+
 class TaskKind(ABC, Generic[ItemT, ResultT]):
     """One task: its tensors, and the way from items to inputs and from outputs to results."""
 
@@ -197,6 +205,33 @@ def until_padding(name: str, column: np.ndarray) -> list[str]:
     if any(texts[count:]):
         raise Contradiction(f"{name} {count} is empty, but later ones are not: {texts}")
     return texts[:count]
+
+
+def read_ranking(items: np.ndarray, scores: np.ndarray) -> list[RankedItem]:
+    """A row's items with their scores.
+
+    Raises:
+        Contradiction: a score is not finite, or as :func:`until_padding`.
+    """
+    names = until_padding("item", items)
+    values = scores.tolist()[: len(names)]
+    if not all(math.isfinite(value) for value in values):
+        raise Contradiction(f"scores {values} are not all finite")
+    return [RankedItem(item=name, score=value) for name, value in zip(names, values, strict=True)]
+
+
+def read_answers(items: np.ndarray, scores: np.ndarray, texts: np.ndarray) -> list[RankedAnswer]:
+    """A row's items with their scores and answers.
+
+    Raises:
+        Contradiction: an answer is no text, or as :func:`read_ranking`.
+    """
+    ranking = read_ranking(items, scores)
+    answers = [read_text("answer", raw) for raw in texts.tolist()[: len(ranking)]]
+    return [
+        RankedAnswer(item=one.item, score=one.score, text=answer)
+        for one, answer in zip(ranking, answers, strict=True)
+    ]
 
 
 def read_probability(raw: float) -> float:

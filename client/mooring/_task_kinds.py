@@ -11,7 +11,8 @@ text-classification        ``text`` BYTES [B, 1]       ``label`` BYTES, ``score`
 text-multi-classification  ``text`` BYTES [B, 1]       ``<head>`` BYTES, ``<head>_score`` FP32, each
                                                        [B, K], for each of ``parameters.heads``
 feature-extraction         ``text`` BYTES [B, 1]       ``embedding`` FP32 [B, D]
-text-ranking               ``text`` BYTES [B, 1]       ``item`` BYTES, ``score`` FP32, each [B, K]
+text-ranking               ``text`` BYTES [B, 1]       ``item`` ``answer`` BYTES, ``score`` FP32, each
+                                                       [B, K]
 recommendation             ``history`` BYTES [B, H]    ``item`` BYTES, ``score`` FP32, each [B, K]
 image-classification       ``image`` BYTES [B, 1]      ``label`` BYTES, ``score`` FP32, each [B, K]
 tabular-classification     ``features`` FP32 [B, F]    ``label`` BYTES, ``score`` FP32, each [B, K]
@@ -28,7 +29,6 @@ file, or an array as a ``.npy`` file.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -42,14 +42,16 @@ from mooring._models import ModelConfig, ModelMetadata, TensorSpec
 from mooring._service_kinds import CustomerService
 from mooring._task_kind import (
     Contradiction,
-    ItemT,
     Label,
     Labels,
+    RankedAnswer,
     RankedItem,
     TaskKind,
     check_text,
     invalid,
+    read_answers,
     read_probability,
+    read_ranking,
     read_text,
     until_padding,
 )
@@ -126,29 +128,21 @@ class FeatureExtraction(TaskKind[str, np.ndarray]):
         return np.stack(results)
 
 
-class _Ranking(TaskKind[ItemT, list[RankedItem]]):
-    """Items, best first."""
-
-    outputs: ClassVar[Mapping[str, str]] = {"item": "BYTES", "score": "FP32"}
-
-    def read_row(self, item: ItemT, row: Mapping[str, np.ndarray]) -> list[RankedItem]:
-        items = until_padding("item", row["item"])
-        scores = row["score"].tolist()[: len(items)]
-        if not all(math.isfinite(score) for score in scores):
-            raise Contradiction(f"scores {scores} are not all finite")
-        return [RankedItem(item=name, score=score) for name, score in zip(items, scores, strict=True)]
-
-
-class TextRanking(_Ranking[str]):
-    """Items that suit a text."""
+class TextRanking(TaskKind[str, list[RankedAnswer]]):
+    """Items that suit a text, best first, with their answers."""
 
     name = "text-ranking"
+    outputs: ClassVar[Mapping[str, str]] = {"item": "BYTES", "score": "FP32", "answer": "BYTES"}
+
+    def read_row(self, item: str, row: Mapping[str, np.ndarray]) -> list[RankedAnswer]:
+        return read_answers(row["item"], row["score"], row["answer"])
 
 
-class Recommendation(_Ranking[Sequence[str]]):
-    """Items that suit a history of items, oldest first."""
+class Recommendation(TaskKind[Sequence[str], list[RankedItem]]):
+    """Items that suit a history of items, oldest first; best first."""
 
     name = "recommendation"
+    outputs: ClassVar[Mapping[str, str]] = {"item": "BYTES", "score": "FP32"}
     item = "history"
     items = "histories"
     input_name = "history"
@@ -170,6 +164,9 @@ class Recommendation(_Ranking[Sequence[str]]):
 
     def _expected(self) -> str:
         return "a history (a sequence of str) or a sequence of histories"
+
+    def read_row(self, item: Sequence[str], row: Mapping[str, np.ndarray]) -> list[RankedItem]:
+        return read_ranking(row["item"], row["score"])
 
     def write(self, items: Sequence[Sequence[str]]) -> dict[str, np.ndarray]:
         width = max(1, max(map(len, items)))

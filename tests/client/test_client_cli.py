@@ -88,9 +88,13 @@ def test_commands_of_other_rooms_run(monkeypatch: pytest.MonkeyPatch) -> None:
             ModuleNotFoundError("No module named 'torch'"),
             2,
             "mooring harbour needs more than the client (No module named 'torch'): "
-            "pip install 'mooring[harbour]'",
+            "install Mooring's extra [harbour]",
         ),
-        (ImportError("x is missing: pip install 'y'"), 2, "mooring harbour: x is missing: pip install 'y'"),
+        (
+            ImportError("x is missing: install Mooring's extra [y]"),
+            2,
+            "mooring harbour: x is missing: install Mooring's extra [y]",
+        ),
     ],
 )
 def test_errors_of_other_rooms_are_reported(
@@ -135,7 +139,7 @@ def test_a_command_whose_extra_is_missing_says_which(
 ) -> None:
     plug(monkeypatch, quay="mooring_quay.cli:add_command")
     assert main(["quay", *options]) == 2
-    said = "needs more than the client (No module named 'mooring_quay'): pip install 'mooring[quay]'"
+    said = "needs more than the client (No module named 'mooring_quay'): install Mooring's extra [quay]"
     assert capsys.readouterr().err == f"mooring: error: mooring quay {said}\n"
 
 

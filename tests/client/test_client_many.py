@@ -335,7 +335,7 @@ def test_without_tqdm_a_progress_bar_says_what_to_install() -> None:
         "next(client.infer_many('m', [{}], progress=True))\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-    assert done.stderr.endswith("ImportError: progress=True needs tqdm: pip install 'mooring[progress]'\n")
+    assert done.stderr.endswith("ImportError: progress=True needs tqdm: install Mooring's extra [progress]\n")
 
 
 def test_an_outcome_is_its_value_or_its_error() -> None:

@@ -83,7 +83,7 @@ def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]
             ["x"],
             "x\n  8 values, norm 1.1832: 0.0000 0.1000 0.2000 0.3000 0.4000 0.5000 …\n",
         ),
-        ("rank", ["sofa"], "sofa\n  lamp  12.5000\n  sofa  -3.2500\n"),
+        ("rank", ["sofa"], "sofa\n  lamp  12.5000\n  sofa  -3.2500\n  > Rub it.\n"),
         ("recommend", ["tent, rope"], "tent, rope\n  lamp  12.5000\n  tent  -3.2500\n"),
         ("recommend", ['["a, b"]'], '["a, b"]\n  lamp  12.5000\n  a, b  -3.2500\n'),
     ],
@@ -119,7 +119,13 @@ def test_answers_are_printed_for_people(
         (
             "rank",
             "sofa",
-            {"text": "sofa", "items": [{"item": "lamp", "score": 12.5}, {"item": "sofa", "score": -3.25}]},
+            {
+                "text": "sofa",
+                "items": [
+                    {"item": "lamp", "score": 12.5, "text": "Rub it."},
+                    {"item": "sofa", "score": -3.25, "text": ""},
+                ],
+            },
         ),
         (
             "recommend",

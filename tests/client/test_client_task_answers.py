@@ -27,6 +27,7 @@ DTYPES = {
     "end": np.int32,
     "entity": np.object_,
     "item": np.object_,
+    "answer": np.object_,
     "embedding": np.float32,
 }
 
@@ -131,15 +132,23 @@ BAD_RANKINGS = [
 def test_rankings_that_can_not_be_are_decode_errors(
     task_of: Any, model: str, task: str, item: Any, answer: dict[str, Any], said: str
 ) -> None:
+    if task == "text-ranking":
+        answer = {**answer, "answer": answer["item"]}
     with pytest.raises(
         DecodeError, match=f"^model '{model}' says task '{task}', but answers otherwise: .*{said}"
     ):
         task_of(model, answer)(item)
 
 
+def test_an_answer_that_is_no_text_is_a_decode_error(task_of: Any) -> None:
+    with pytest.raises(DecodeError, match=r"answer b'\\xff' is not UTF-8"):
+        task_of("rank", {"item": [[b"a"]], "score": [[1]], "answer": [[b"\xff"]]})(TEXT)
+
+
 def test_scores_of_a_ranking_are_on_any_scale(task_of: Any) -> None:
-    [found] = task_of("rank", {"item": [[b"a", b""]], "score": [[1e9, float("nan")]]})(TEXT)
-    assert (found.item, found.score) == ("a", 1e9)
+    answer = {"item": [[b"a", b""]], "score": [[1e9, float("nan")]], "answer": [[b"Yes.", b""]]}
+    [found] = task_of("rank", answer)(TEXT)
+    assert (found.item, found.score, found.text) == ("a", 1e9, "Yes.")
 
 
 @pytest.mark.parametrize(("answer", "said"), BAD_LABELS, ids=range(len(BAD_LABELS)))
@@ -171,6 +180,7 @@ SIGNATURES: list[tuple[str, dict[str, Any]]] = [
     ("ner", {"outputs": {"label": ("BYTES", [-1, -1])}}),
     ("embed", {"outputs": {"embedding": ("FP16", [-1, 8])}}),
     ("rank", {"outputs": {"label": ("BYTES", [-1, -1]), "score": ("FP32", [-1, -1])}}),
+    ("rank", {"outputs": {"item": ("BYTES", [-1, -1]), "score": ("FP32", [-1, -1])}}),
     ("recommend", {"inputs": {"history": ("BYTES", [-1, 1])}}),
     ("images", {"inputs": {"text": ("BYTES", [-1, 1])}}),
     ("rows", {"inputs": {"features": ("FP64", [-1, 3])}}),

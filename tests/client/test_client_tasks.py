@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mooring import ConfigError, Entity, InvalidInput, Label, RankedItem
+from mooring import ConfigError, Entity, InvalidInput, Label, RankedAnswer, RankedItem
 from mooring._task_kinds import KINDS
 from mooring.testing import FakeModel
 
@@ -70,11 +70,11 @@ def test_embedder_gives_one_vector_or_a_matrix(wired: Any) -> None:
 
 def test_rankers_give_items_best_first(wired: Any) -> None:
     rank = wired.client.task("rank")
-    lamp = RankedItem(item="lamp", score=12.5)
-    assert rank("grün") == [lamp, RankedItem(item="grün", score=-3.25)]
+    lamp = RankedAnswer(item="lamp", score=12.5, text="Rub it.")
+    assert rank("grün") == [lamp, RankedAnswer(item="grün", score=-3.25, text="")]
     assert rank(["a", "b"]) == [
-        [lamp, RankedItem(item="a", score=-3.25)],
-        [lamp, RankedItem(item="b", score=-3.25)],
+        [lamp, RankedAnswer(item="a", score=-3.25, text="")],
+        [lamp, RankedAnswer(item="b", score=-3.25, text="")],
     ]
 
 

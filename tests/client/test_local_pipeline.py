@@ -339,12 +339,12 @@ def test_logits_that_do_not_fit_are_told(make_task: MakeTask, transport: Release
         local("anna")
 
 
-def test_without_tokenizers_the_command_is_named(
+def test_without_tokenizers_the_extra_is_named(
     make_task: MakeTask, transport: ReleaseTransport, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     assert make_task(transport)("anna") is not None
-    with pytest.raises(ImportError, match=r"pip install 'mooring\[tokenize\]'"):
+    with pytest.raises(ImportError, match=r"install Mooring's extra \[tokenize\]"):
         make_task(transport, tokenize="client")
 
 

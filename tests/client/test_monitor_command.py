@@ -197,7 +197,7 @@ def test_without_matplotlib_the_extra_is_named(
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     code, _, err = run(capsys, "--replay", news, "--plot", "timeline.png")
     assert code == 2
-    assert "pip install 'mooring[plot]'" in err
+    assert "install Mooring's extra [plot]" in err
 
 
 @pytest.mark.usefixtures("served")

@@ -83,7 +83,7 @@ def test_what_can_not_be_drawn(tmp_path: Path) -> None:
             call()
 
 
-def test_without_matplotlib_the_command_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_without_matplotlib_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(ImportError, match=r"pip install 'mooring\[plot\]'"):
+    with pytest.raises(ImportError, match=r"install Mooring's extra \[plot\]"):
         watched(Timeline()).plot(tmp_path / "timeline.png")

@@ -15,7 +15,7 @@ from mooring._head_kinds import TextMultiClassification
 from mooring._outcomes import Outcome
 from mooring._progress import progress_bar
 from mooring._service_kinds import CustomerServiceAnswer
-from mooring._task_kind import Label, RankedItem, TaskKind
+from mooring._task_kind import Label, RankedAnswer, RankedItem, TaskKind
 from mooring._task_kinds import Entity, Opinion
 
 if TYPE_CHECKING:
@@ -233,8 +233,8 @@ class AsyncEmbedder(AsyncTask[str, np.ndarray, np.ndarray]):
     """Embeds texts: one as ``[D]``, ``B`` of them as ``[B, D]``, float32."""
 
 
-class AsyncTextRanker(AsyncTask[str, list[RankedItem], list[list[RankedItem]]]):
-    """Ranks items for a text: a list of :class:`RankedItem` per text, best first."""
+class AsyncTextRanker(AsyncTask[str, list[RankedAnswer], list[list[RankedAnswer]]]):
+    """Ranks items for a text: a list of :class:`RankedAnswer` per text, best first."""
 
 
 class AsyncRecommender(AsyncTask[Sequence[str], list[RankedItem], list[list[RankedItem]]]):

@@ -152,7 +152,7 @@ def check_picture(path: str | os.PathLike[str]) -> type[Any]:
     try:
         from matplotlib.figure import Figure
     except ModuleNotFoundError as exc:
-        raise ImportError("the timeline needs matplotlib: pip install 'mooring[plot]'") from exc
+        raise ImportError("the timeline needs matplotlib: install Mooring's extra [plot]") from exc
     endings = sorted(Figure().canvas.get_supported_filetypes())
     if Path(path).suffix.lower().removeprefix(".") not in endings:
         raise ConfigError(f"the picture {os.fspath(path)} must end in one of .{', .'.join(endings)}")

@@ -294,7 +294,7 @@ class Client(ServerClient):
         Raises:
             ConfigError: the model names no task, or one that this client does not know; or the client can't
                 tokenize for it, or not with that ``tokenizer``.
-            ImportError: ``tokenize="client"`` without ``tokenizers`` (``pip install 'mooring[tokenize]'``).
+            ImportError: ``tokenize="client"`` without ``tokenizers``: install Mooring's extra [tokenize].
             DecodeError: the model's signature is not that of its task.
             ModelNotFound: the server does not know the model or the version.
             ModelNotReady: no version of it is loaded.

@@ -16,7 +16,7 @@ from mooring._outcomes import Outcome
 from mooring._progress import progress_bar
 from mooring._service_kinds import CustomerServiceAnswer
 from mooring._sync_work import SyncWork
-from mooring._task_kind import Label, RankedItem, TaskKind
+from mooring._task_kind import Label, RankedAnswer, RankedItem, TaskKind
 from mooring._task_kinds import Entity, Opinion
 
 if TYPE_CHECKING:
@@ -231,8 +231,8 @@ class Embedder(Task[str, np.ndarray, np.ndarray]):
     """Embeds texts: one as ``[D]``, ``B`` of them as ``[B, D]``, float32."""
 
 
-class TextRanker(Task[str, list[RankedItem], list[list[RankedItem]]]):
-    """Ranks items for a text: a list of :class:`RankedItem` per text, best first."""
+class TextRanker(Task[str, list[RankedAnswer], list[list[RankedAnswer]]]):
+    """Ranks items for a text: a list of :class:`RankedAnswer` per text, best first."""
 
 
 class Recommender(Task[Sequence[str], list[RankedItem], list[list[RankedItem]]]):
