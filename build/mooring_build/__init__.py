@@ -4,5 +4,5 @@ from importlib.util import find_spec
 
 if missing := [name for name in ("pydantic", "torch", "transformers") if find_spec(name) is None]:
     raise ImportError(
-        f"mooring_build needs {', '.join(missing)}: pip install 'mooring[build]'", name=missing[0]
+        f"mooring_build needs {', '.join(missing)}: install Mooring's extra [build]", name=missing[0]
     )

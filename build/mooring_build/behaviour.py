@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import datetime
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from mooring import DataError
 from mooring_build.datasets import NextItem, Split, Visits, data_file, read_rows
 from mooring_build.digests import digest_of
+from mooring_build.hub_data import read_hub_rows
 from mooring_build.recipe import Recipe
 from mooring_build.recipe_tables import Data
 
@@ -25,28 +26,35 @@ def read_behaviour(recipe: Recipe, data: Data, name: str) -> Split:
     chosen yet changes the catalogue, but nothing that is trained.
 
     Raises:
-        DataError: a file is missing or malformed, an item is not in the catalogue, or no user has enough
-            events; with path and row.
+        DataError: a file or a split of the hub is missing or malformed, an item is not in the catalogue, or
+            no user has enough events; with path and row.
+        RecipeError: the recipe names no events.
     """
-    path = data_file(recipe, data, "train")
-    users = [
-        items
-        for items in read_events(path, min_rating=data.min_rating).values()
-        if len(items) >= FEWEST_EVENTS
-    ]
+    histories, source = _read_histories(recipe, data)
+    users = [items for items in histories.values() if len(items) >= FEWEST_EVENTS]
     if not users:
-        raise DataError(f"{path}: no user has {FEWEST_EVENTS} events or more")
+        raise DataError(f"{source}: no user has {FEWEST_EVENTS} events or more")
     texts = read_items(recipe)
     used = {item for items in users for item in items}
     unknown = sorted(used - texts.keys())
     if unknown:
-        raise DataError(f"{path} has {len(unknown)} item(s) that are not in the catalogue: {unknown[:5]}")
+        raise DataError(f"{source} has {len(unknown)} item(s) that are not in the catalogue: {unknown[:5]}")
     if name == "evaluation":
         asked = [NextItem(tuple(items[:-1]), items[-1]) for items in users]
-        return Split(asked, str(path), digest_of([[*example.history, example.item] for example in asked]))
+        return Split(asked, source, digest_of([[*example.history, example.item] for example in asked]))
     visits = [Visits(tuple(items[:-1])) for items in users]
     digest = digest_of([[example.items for example in visits], sorted((item, texts[item]) for item in used)])
-    return Split(visits, str(path), digest)
+    return Split(visits, source, digest)
+
+
+def _read_histories(recipe: Recipe, data: Data) -> tuple[dict[str, list[str]], str]:
+    """Items of each user, and where they came from."""
+    if data.format != "hub":
+        path = data_file(recipe, data, "train")
+        return read_events(path, min_rating=data.min_rating), str(path)
+    rows, source = read_hub_rows(recipe, data, "train", _columns(data.min_rating))
+    events = ((f"{source}, row {number}", row) for number, row in enumerate(rows))
+    return _histories(events, data.min_rating), source
 
 
 def read_events(path: Path, *, min_rating: float | None = None) -> dict[str, list[str]]:
@@ -65,10 +73,19 @@ def read_events(path: Path, *, min_rating: float | None = None) -> dict[str, lis
     Raises:
         DataError: with path and row.
     """
-    columns = ["user", "item", "time"] + (["rating"] if min_rating is not None else [])
+    rows = enumerate(read_rows(path, _columns(min_rating)), start=1)
+    return _histories(((f"{path}, row {number} after the header", row) for number, row in rows), min_rating)
+
+
+def _columns(min_rating: float | None) -> list[str]:
+    return ["user", "item", "time"] + (["rating"] if min_rating is not None else [])
+
+
+def _histories(
+    rows: Iterable[tuple[str, Mapping[str, str]]], min_rating: float | None
+) -> dict[str, list[str]]:
     events: list[tuple[float, str, str]] = []
-    for number, row in enumerate(read_rows(path, columns), start=1):
-        where = f"{path}, row {number} after the header"
+    for where, row in rows:
         if min_rating is None or _number(row["rating"], "rating", where) >= min_rating:
             events.append((_time(row["time"], where), row["user"], row["item"]))
     users: dict[str, dict[str, None]] = {}

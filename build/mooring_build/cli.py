@@ -52,12 +52,15 @@ def run(args: argparse.Namespace) -> int:
     """Build every recipe that was named; all are validated before the first is built."""
     from mooring import ConfigError
     from mooring_build.building import build
-    from mooring_build.recipe import load_recipe
+    from mooring_build.recipe import COMPOSED_TASKS, load_recipe
 
     if args.checkpoint is not None and len(args.recipes) > 1:
         raise ConfigError(f"--checkpoint fits one recipe, not {' and '.join(args.recipes)}")
     overrides = list(args.overrides)
     recipes = [load_recipe(name, overrides, fine_tuned=args.checkpoint) for name in args.recipes]
+    joined = [recipe.name for recipe in recipes if recipe.task in COMPOSED_TASKS]
+    if args.search and joined:
+        raise ConfigError(f"--search: {' and '.join(joined)} train nothing; search for their parts")
     for recipe in recipes:
         print(f"{recipe.name}: {recipe.task}", flush=True)
         try:

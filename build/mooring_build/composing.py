@@ -31,11 +31,12 @@ def compose(recipe: Recipe, *, repository: Path, artifacts: Path, say: Callable[
     parts = _released_parts(recipe, repository)
     for name, manifest in parts.items():
         say(f"{name:<11} {recipe.parts[name]} version {manifest['version']}")
-    key, step_files, metrics = _files(recipe, repository, artifacts, say)
+    key, step_files, more = _files(recipe, repository, artifacts, say)
     inputs_digest = digest_of(
         {
             "parts": recipe.parts,
             "step_files": key,
+            "facts": more,
             "card": recipe.card.model_dump(),
             "serving": recipe.serving.model_dump(),
             "task": recipe.task,
@@ -54,7 +55,8 @@ def compose(recipe: Recipe, *, repository: Path, artifacts: Path, say: Callable[
             name: {"model": recipe.parts[name], "version": manifest["version"]}
             for name, manifest in parts.items()
         },
-        "metrics": metrics,
+        "metrics": {},
+        **more,
         "libraries": library_versions("numpy"),
         "git_commit": git_commit(recipe.folder),
     }
@@ -97,9 +99,9 @@ def _released_parts(recipe: Recipe, repository: Path) -> dict[str, dict[str, Any
 def _files(
     recipe: Recipe, repository: Path, artifacts: Path, say: Callable[[str], None]
 ) -> tuple[str | None, Mapping[str, Mapping[str, Path | str]], Mapping[str, Any]]:
-    """What a release holds beside its steps' sources, with its digest and metrics."""
+    """What a release holds beside its steps' sources, with its digest and further facts of the manifest."""
     if recipe.task not in _FILES:
         return None, {}, {}
     make = importlib.import_module(f"mooring_build.{_FILES[recipe.task]}").compose_files
-    key, files, metrics = make(recipe, repository, artifacts, say)
-    return key, files, metrics
+    key, files, facts = make(recipe, repository, artifacts, say)
+    return key, files, facts

@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import tomllib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from mooring import BuildError, DataError
 from mooring._served.ranking import Catalogue
 from mooring._served.replies import PLACEHOLDER, Replies, Reply
-from mooring_build.datasets import read_rows, read_text
+from mooring_build.datasets import Message, read_rows, read_text
 from mooring_build.digests import digest_of
 from mooring_build.recipe import Recipe
 from mooring_build.released import Classified, Ranked, ReleasedPipeline, classify, rank
@@ -81,18 +80,6 @@ class Thresholds(NamedTuple):
     answer: float
 
 
-@dataclass(frozen=True)
-class Message:
-    """A message of the evaluation data, with what is right for it."""
-
-    text: str
-    #: Empty where it has none of the known ones.
-    intent: str
-    #: Empty where the knowledge base does not answer it.
-    item: str
-    handover: bool
-
-
 def compose_files(
     recipe: Recipe, repository: Path, artifacts: Path, say: Callable[[str], None]
 ) -> tuple[str, dict[str, dict[str, Path | str]], dict[str, Any]]:
@@ -105,7 +92,7 @@ def compose_files(
         say: receives a line.
 
     Returns:
-        A digest of the file, the file, and the metrics.
+        A digest of the file, the file, and the manifest's ``metrics`` and ``data``.
 
     Raises:
         BuildError: a part can't say what is needed.
@@ -121,7 +108,7 @@ def compose_files(
         "answer": content.answer.text,
         "handover": content.handover.text,
     }
-    messages = _read_messages(recipe)
+    messages = read_messages(recipe)
     stage = Stage(
         artifacts,
         recipe.name,
@@ -129,7 +116,7 @@ def compose_files(
         {
             "parts": {name: manifest["inputs_digest"] for name, manifest in manifests.items()},
             "replies": texts,
-            "messages": digest_of([vars(message) for message in messages]),
+            "messages": messages_digest(messages),
             "service": recipe.service.model_dump(),
             "sources": source_digest("customer_service.py", "released.py"),
         },
@@ -149,7 +136,11 @@ def compose_files(
         ensure_ascii=False,
         indent=1,
     )
-    return digest_of(file), {"reply": {"replies.json": file}}, result["metrics"]
+    facts = {
+        "metrics": result["metrics"],
+        "data": {"evaluation_examples": len(messages), "evaluation_digest": messages_digest(messages)},
+    }
+    return digest_of(file), {"reply": {"replies.json": file}}, facts
 
 
 def _read_replies(recipe: Recipe, intents: Sequence[str]) -> _ReplyFile:
@@ -172,7 +163,12 @@ def _read_replies(recipe: Recipe, intents: Sequence[str]) -> _ReplyFile:
     return content
 
 
-def _read_messages(recipe: Recipe) -> list[Message]:
+def read_messages(recipe: Recipe) -> list[Message]:
+    """Read the evaluation data.
+
+    Raises:
+        DataError: there are none, or a row is malformed.
+    """
     if recipe.data is None or recipe.data.evaluation is None:
         raise DataError(f"{recipe.name} needs data.evaluation, to find out when its parts are sure")
     path = recipe.path(recipe.data.evaluation)
@@ -183,6 +179,11 @@ def _read_messages(recipe: Recipe) -> list[Message]:
     if wrong:
         raise DataError(f"{path}: handover {wrong.pop()!r} is neither true nor false")
     return [Message(row["text"], row["intent"], row["item"], row["handover"] == "true") for row in rows]
+
+
+def messages_digest(messages: Sequence[Message]) -> str:
+    """SHA-256 over the evaluation data."""
+    return digest_of([vars(message) for message in messages])
 
 
 def _decide(

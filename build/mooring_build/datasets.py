@@ -87,7 +87,19 @@ class NextItem:
     item: str
 
 
-Example = TaggedSentence | LabelledText | LabelledRow | LabelledImage | HeadText | Visits | NextItem
+@dataclass(frozen=True)
+class Message:
+    """A customer's message, with what is right for it."""
+
+    text: str
+    #: Empty where it has none of the known ones.
+    intent: str
+    #: Empty where the knowledge base does not answer it.
+    item: str
+    handover: bool
+
+
+Example = TaggedSentence | LabelledText | LabelledRow | LabelledImage | HeadText | Visits | NextItem | Message
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +143,7 @@ def load_dataset(
     if recipe.data is not None and recipe.task not in COMPOSED_TASKS:
         trains = recipe.training is not None and not evaluation_only
         for name in ["train", "evaluation"] if trains else ["evaluation"]:
-            split = _read_split(recipe, recipe.data, name, labels or recipe.labels)
+            split = read_split(recipe, recipe.data, name, labels or recipe.labels)
             splits[name], sources[name], digests[name] = split.examples, split.source, split.digest
         if trains and recipe.data.out_of_scope_train is not None:
             outside = read_texts(recipe, recipe.data.out_of_scope_train)
@@ -178,7 +190,7 @@ def _load_heads(recipe: Recipe, *, evaluation_only: bool) -> Dataset:
             # Without training, evaluation may be left out.
             if getattr(head, part) is None:
                 continue
-            split = _read_split(recipe, head, part, head.labels)
+            split = read_split(recipe, head, part, head.labels)
             _check_labels(split.source, split.examples, head.labels)
             examples[part] += [HeadText(example.text, name, example.label) for example in split.examples]
             digests[part].append(split.digest)
@@ -272,7 +284,19 @@ class Split:
     digest: str
 
 
-def _read_split(recipe: Recipe, data: Data, name: str, labels: Sequence[str] | None) -> Split:
+def read_split(recipe: Recipe, data: Data, name: str, labels: Sequence[str] | None = None) -> Split:
+    """Read one split.
+
+    Args:
+        recipe: that ``data`` is part of.
+        data: format and place.
+        name: ``train`` or ``evaluation``.
+        labels: names of the classes, where image data has only their numbers.
+
+    Raises:
+        DataError: it is missing or malformed.
+        RecipeError: the recipe names none.
+    """
     # These modules import this one.
     if recipe.task == "image-classification":
         from mooring_build.image_data import read_images

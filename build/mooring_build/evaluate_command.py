@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 
 # Requests under way at a time.
 _CONCURRENCY = 8
+# Overrides that ask for other examples than those of the manifest.
+_OTHER_EXAMPLES = re.compile(r"(data|heads|catalogue)[.=]")
 
 
 def add_command(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -27,7 +30,8 @@ def add_command(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
         description=(
             "Ask a served model about every example of its recipe's evaluation set, score the answers and "
             "compare with what its manifest says of the PyTorch model. Exit code 1: the score is lower by "
-            "more than quality.max_drop of the recipe."
+            "more than quality.max_drop of the recipe, or there is nothing to compare with although neither "
+            "--limit nor --set asked for other examples than the manifest's."
         ),
     )
     parser.add_argument("model", help="the model's name on the server")
@@ -74,7 +78,8 @@ def run(args: argparse.Namespace) -> int:
     with Client(server_urls(args), **client_options(args)) as client:
         version, score = evaluate_served(client, recipe, model=args.model, limit=args.limit)
     recorded = recorded_metrics(args.repository, args.model, version, score)
-    verdict = judge(recipe, score.metrics, recorded)
+    others = args.limit is not None or any(_OTHER_EXAMPLES.match(one) for one in args.overrides)
+    verdict = None if recorded is None and others else judge(recipe, score.metrics, recorded)
     if args.json:
         print(json.dumps(_as_json(args.model, version, score, recorded, verdict)))
     else:
@@ -98,12 +103,11 @@ def evaluate_served(
     """
     from dataclasses import replace
 
-    from mooring_build.datasets import load_dataset
-    from mooring_build.scoring import score_served
+    from mooring_build.scoring import evaluation_set, score_served
 
     task = client.task(model)
     labels = json.loads(client.config(model).parameters.get("labels", "null"))
-    dataset = load_dataset(recipe, labels=labels, evaluation_only=True)
+    dataset = evaluation_set(recipe, labels)
     if limit is not None:
         dataset = replace(dataset, evaluation=dataset.evaluation[:limit])
 
@@ -117,13 +121,18 @@ def evaluate_served(
 def judge(recipe: Recipe, served: Mapping[str, float], recorded: Mapping[str, Any] | None) -> str | None:
     """What is wrong with a score, or ``None``.
 
-    The headline metric of the task may be lower than the manifest's by ``quality.max_drop`` at most.
+    The headline metric of the task may be lower than the manifest's by ``quality.max_drop`` at most. Where
+    there is nothing to compare, that is wrong too.
     """
     from mooring_build.scoring import HEADLINES
 
     name = HEADLINES[recipe.task]
-    if recorded is None or name not in recorded:
-        return None
+    if recorded is None:
+        return "no manifest of this version with figures of these examples: see --repository"
+    if name not in recorded:
+        return f"the manifest has no {name} to compare with"
+    if name not in served:
+        return f"{name} looks deeper than the {recipe.top_k} places that are served (catalogue.top_k)"
     drop = recorded[name] - served[name]
     if drop <= recipe.quality.max_drop:
         return None
@@ -152,8 +161,8 @@ def describe(
     for name, figure in score.metrics.items():
         other = (recorded or {}).get(name)
         lines.append(f"  {name:<18}  {figure:6.4f}  {'-' if other is None else f'{other:7.4f}'}")
-    if recorded is None:
-        lines += ["", "No manifest of this version with figures of these examples: nothing to compare with."]
+    if recorded is None and not verdict:
+        lines += ["", "Other examples than the manifest's: nothing to compare with."]
     if verdict:
         lines += ["", f"FAILED: {verdict}"]
     return lines

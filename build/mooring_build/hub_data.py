@@ -2,43 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple
 from typing import Any
 
-from mooring import DataError
+from mooring import DataError, RecipeError
 from mooring_build.datasets import Example, LabelledText, Split, TaggedSentence
 from mooring_build.digests import digest_of
 from mooring_build.recipe import Recipe
 from mooring_build.recipe_tables import Data
 
 
-def load_hub_split(data: Data, name: str, columns: Mapping[str, str]) -> tuple[Any, str]:
+def load_hub_split(recipe: Recipe, data: Data, name: str, columns: Mapping[str, str]) -> tuple[Any, str]:
     """Load a split with the ``datasets`` library.
 
     Args:
+        recipe: that ``data`` is part of; a relative folder starts from its own.
         data: ``dataset`` is its name or folder, ``train`` and ``evaluation`` are names of splits.
         name: ``train`` or ``evaluation``.
-        columns: those that it must have, by the recipe's keys.
+        columns: those that it must have, and what messages call each.
 
     Returns:
         The rows, and where they came from, for messages.
 
     Raises:
         DataError: it can't be loaded, has no rows, or lacks a column.
+        RecipeError: the recipe names no split.
     """
     from datasets import load_dataset
 
     split = getattr(data, name)
-    source = f"{data.dataset}, split {split!r}"
+    if split is None:
+        raise RecipeError(f"data.{name}: is missing")
+    configuration = "" if data.configuration is None else f", configuration {data.configuration!r}"
+    source = f"{data.dataset}{configuration}, split {split!r}"
+    folder = recipe.path(str(data.dataset))
+    # Of a folder the library would pass over the revision without a word.
+    path, revision = (str(folder), None) if folder.is_dir() else (data.dataset, data.revision)
     try:
-        rows = load_dataset(data.dataset, split=split)
+        rows = load_dataset(path, data.configuration, split=split, revision=revision)
     except Exception as exc:
         # The library lets through whatever hub, network and file formats raise.
         raise DataError(f"data.dataset: {source} can't be loaded: {exc}") from exc
-    for key, column in columns.items():
+    for column, called in columns.items():
         if column not in rows.column_names:
-            raise DataError(f"{source}: {key} {column!r} is not among its columns {rows.column_names}")
+            raise DataError(f"{source}: {called} {column!r} is not among its columns {rows.column_names}")
     if not len(rows):
         raise DataError(f"{source} holds no example")
     return rows, source
@@ -50,28 +58,71 @@ def read_hub_texts(recipe: Recipe, data: Data, name: str) -> Split:
     Labels and tags may be names, or numbers that the data set has names for (``ClassLabel``).
 
     Raises:
-        DataError: as :func:`load_hub_split`; or a row has no text, or not a tag for each token.
+        DataError: as :func:`load_hub_split`; or a row has no text, no label, or not a tag for each token.
+        RecipeError: as :func:`load_hub_split`.
     """
+    columns = {data.text_column: "data.text_column", data.label_column: "data.label_column"}
+    rows, source = load_hub_split(recipe, data, name, columns)
     tagged = recipe.task == "token-classification"
-    columns = {"data.text_column": data.text_column, "data.label_column": data.label_column}
-    rows, source = load_hub_split(data, name, columns)
     feature = rows.features[data.label_column]
-    named = _names(getattr(feature, "feature", feature) if tagged else feature)
+    named = label_names(getattr(feature, "feature", feature) if tagged else feature)
     examples: list[Example] = []
     pairs = zip(rows[data.text_column], rows[data.label_column], strict=True)
     for number, (text, label) in enumerate(pairs):
-        if not text or (tagged and len(text) != len(label)):
+        tokens, tags = (text, label) if tagged else ([_strip(text)], [_strip(label)])
+        names = _names_of(tokens, tags, named)
+        if not names:
             raise DataError(f"{source}, row {number}: {text!r} with {label!r} is no example")
         if tagged:
-            tags = tuple(named(tag) for tag in label)
-            examples.append(TaggedSentence(tuple(text), tags, data.token_separator))
+            examples.append(TaggedSentence(tuple(tokens), names, data.token_separator))
         else:
-            examples.append(LabelledText(text, named(label)))
+            examples.append(LabelledText(text, names[0]))
     return Split(examples, source, digest_of([astuple(example) for example in examples]))
 
 
-def _names(feature: Any) -> Callable[[Any], str]:
+def _strip(value: Any) -> Any:
+    return value.strip() if isinstance(value, str) else value
+
+
+def _names_of(tokens: Any, tags: Any, named: Callable[[Any], str]) -> tuple[str, ...]:
+    """A name for each token's tag; nothing where the two do not fit."""
+    if not isinstance(tokens, list) or not isinstance(tags, list) or len(tokens) != len(tags):
+        return ()
+    if not any(tokens) or not all(isinstance(token, str) for token in tokens):
+        return ()
+    names = tuple("" if isinstance(tag, list) else named(tag) for tag in tags)
+    return names if all(names) else ()
+
+
+def read_hub_rows(
+    recipe: Recipe, data: Data, name: str, columns: Sequence[str]
+) -> tuple[list[dict[str, str]], str]:
+    """Columns of a split as texts, as :func:`~mooring_build.datasets.read_rows` has those of a CSV file.
+
+    Returns:
+        The rows, and where they came from, for messages.
+
+    Raises:
+        DataError: as :func:`load_hub_split`; or a value is empty.
+        RecipeError: as :func:`load_hub_split`.
+    """
+    rows, source = load_hub_split(recipe, data, name, dict.fromkeys(columns, "column"))
+    named = {column: label_names(rows.features[column]) for column in columns}
+    texts: list[dict[str, str]] = []
+    for number, row in enumerate(rows.select_columns(list(columns))):
+        texts.append({column: named[column](row[column]).strip() for column in columns})
+        empty = [column for column, value in texts[-1].items() if not value]
+        if empty:
+            raise DataError(f"{source}, row {number}: empty {empty[0]}")
+    return texts, source
+
+
+def label_names(feature: Any) -> Callable[[Any], str]:
+    """What tells the name of a value in a column with this feature; nothing (``""``) where it has none, as
+    of -1, which the hub's data sets have where a label is not known."""
     from datasets import ClassLabel
 
-    name: Callable[[Any], str] = feature.int2str if isinstance(feature, ClassLabel) else str
-    return name
+    if isinstance(feature, ClassLabel):
+        names = dict(enumerate(feature.names))
+        return lambda number: names.get(number, "")
+    return lambda value: "" if value is None else str(value)

@@ -15,7 +15,7 @@ import numpy as np
 from mooring import DataError
 from mooring_build.datasets import LabelledImage, Split, data_file
 from mooring_build.digests import digest_of, file_sha256
-from mooring_build.hub_data import load_hub_split
+from mooring_build.hub_data import label_names, load_hub_split
 from mooring_build.recipe import Recipe
 from mooring_build.recipe_tables import Data
 
@@ -62,9 +62,10 @@ def read_images(recipe: Recipe, data: Data, name: str, labels: Sequence[str] | N
 
     Raises:
         DataError: the data is missing or malformed, or has no name for a class.
+        RecipeError: the recipe names no split.
     """
     if data.format == "hub":
-        return _read_hub(data, name)
+        return _read_hub(recipe, data, name)
     path = data_file(recipe, data, name)
     read = _read_idx if data.format == "idx" else _read_npz
     images, classes, files = read(path)
@@ -142,20 +143,19 @@ class _EncodedFiles(Sequence[bytes]):
         return cell["bytes"] if cell["bytes"] is not None else Path(cell["path"]).read_bytes()
 
 
-def _read_hub(data: Data, name: str) -> Split:
-    from datasets import ClassLabel, Image
+def _read_hub(recipe: Recipe, data: Data, name: str) -> Split:
+    from datasets import Image
 
-    rows, source = load_hub_split(
-        data, name, {"data.image_column": data.image_column, "data.label_column": data.label_column}
-    )
-    feature = rows.features[data.label_column]
+    columns = {data.image_column: "data.image_column", data.label_column: "data.label_column"}
+    rows, source = load_hub_split(recipe, data, name, columns)
     rows = rows.cast_column(data.image_column, Image(decode=False))
     labels = list(rows[data.label_column])
-    names = [feature.int2str(label) if isinstance(feature, ClassLabel) else str(label) for label in labels]
+    names = list(map(label_names(rows.features[data.label_column]), labels))
+    if "" in names:
+        row = names.index("")
+        raise DataError(f"{source}, row {row}: {labels[row]!r} is no label")
     images = _EncodedFiles(rows[data.image_column])
     digest = hashlib.sha256()
     for index in range(len(images)):
         digest.update(hashlib.sha256(images[index]).digest())
-    if not names:
-        raise DataError(f"{source} holds no example")
     return Split(LabelledImages(images, names), source, digest_of([digest.hexdigest(), names]))

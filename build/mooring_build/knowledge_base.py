@@ -18,7 +18,7 @@ import numpy as np
 
 from mooring import DataError
 from mooring._served.ranking import Catalogue
-from mooring_build.datasets import LabelledText, load_dataset, read_csv, read_rows
+from mooring_build.datasets import LabelledText, load_dataset, read_rows, read_split
 from mooring_build.digests import digest_of
 from mooring_build.metrics import ranking_metrics
 from mooring_build.recipe import Recipe
@@ -122,12 +122,11 @@ def step_files(
 def _training_texts(recipe: Recipe, entries: Sequence[Entry]) -> list[tuple[int, str]]:
     if recipe.data is None or recipe.data.train is None:
         raise DataError("catalogue.use_training_texts needs data.train")
-    path = recipe.path(recipe.data.train)
-    examples = read_csv(path, text_column=recipe.data.text_column, label_column=recipe.data.label_column)
+    split = read_split(recipe, recipe.data, "train")
     # Texts of an item that has since been taken out of the catalogue are no fault.
     known = {entry.item for entry in entries}
-    kept = [example for example in examples if example.label in known]
-    return list(zip(item_index(entries, kept, str(path)), [example.text for example in kept], strict=True))
+    kept = [example for example in split.examples if example.label in known]
+    return list(zip(item_index(entries, kept, split.source), [example.text for example in kept], strict=True))
 
 
 def _make(

@@ -70,6 +70,8 @@ TEXT_TASKS = frozenset(
         "text-ranking",
     }
 )
+#: Tasks whose encoder may get low-rank adapters.
+ADAPTER_TASKS: frozenset[Task] = frozenset({"text-classification", "token-classification"})
 #: Tasks that join the pipelines of other recipes and have no engine.
 COMPOSED_TASKS = frozenset({"customer-service", "opinion-monitoring"})
 #: Of each composed task, the parts that it joins and the task of each.
@@ -83,13 +85,18 @@ _FORMATS: dict[str, tuple[str, ...]] = {
     "text-classification": ("csv", "hub"),
     "text-multi-classification": (),
     "feature-extraction": (),
-    "text-ranking": ("csv",),
-    "recommendation": ("events",),
+    "text-ranking": ("csv", "hub"),
+    "recommendation": ("events", "hub"),
     "image-classification": ("idx", "npz", "hub"),
-    "tabular-classification": ("csv", "digits"),
+    "tabular-classification": ("csv", "digits", "hub"),
     "customer-service": ("csv",),
     "opinion-monitoring": ("csv",),
 }
+
+# Overrides that name a file; a file or the split of a hub data set; a folder or something on the hub.
+_FILE_KEYS = re.compile(r"(data|heads\.\w+)\.out_of_scope(_train)?|catalogue\.file|service\.replies")
+_SPLIT_KEYS = re.compile(r"(data|heads\.\w+)\.(train|evaluation)")
+_HUB_KEYS = re.compile(r"(data|heads\.\w+)\.dataset|base\.checkpoint")
 
 # Tables without which a task can't be built.
 _NEEDED: dict[str, frozenset[str]] = {
@@ -99,6 +106,8 @@ _NEEDED: dict[str, frozenset[str]] = {
     "parts": COMPOSED_TASKS,
     "service": frozenset({"customer-service"}),
 }
+# Overrides after which a recipe's [card] is no longer true.
+_OTHER_DATA = re.compile(r"(data|heads|(data|heads\.\w+)\.(train|dataset)|catalogue\.file)=")
 
 
 class Recipe(Table):
@@ -145,29 +154,25 @@ class Recipe(Table):
         return base
 
     @model_validator(mode="after")
-    def _tables_fit_task(self) -> Recipe:
+    def _data_fit_task(self) -> Recipe:
         if self.data is not None and self.data.format not in _FORMATS[self.task]:
             fitting = " or ".join(map(repr, _FORMATS[self.task])) or "none"
             raise ValueError(
                 f"data.format {self.data.format!r} does not fit task {self.task!r}: {fitting} does"
             )
-        if self.data is not None and (self.data.format == "hub") != (self.data.dataset is not None):
-            raise ValueError("data.dataset goes with data.format 'hub'")
-        if self.data is not None and self.data.format == "events" and self.data.evaluation is not None:
-            raise ValueError("data.evaluation: of data.format 'events' each user's last event is held out")
-        if self.task == "recommendation" and self.export.precision != "fp32":
-            precision = self.export.precision
-            raise ValueError(f"export.precision {precision!r}: a recommender's engine is too small for it")
-        if self.training is not None and not self._has_training_data():
-            wanted = (
-                "data.train and data.evaluation"
-                if self.heads is None
-                else "train and evaluation of each head"
+        for place, data in self._data_tables().items():
+            _check_hub_keys(place, data)
+        if self.task == "recommendation" and self.data is not None and self.data.evaluation is not None:
+            raise ValueError(
+                f"data.evaluation {self.data.evaluation!r}: of events each user's last event is held out"
             )
+        if self.training is not None and not self._has_training_data():
+            wanted = "data.train and data.evaluation"
+            if self.heads is not None:
+                wanted = "train and evaluation of each head"
+            elif self.task == "recommendation":
+                wanted = "data.train"
             raise ValueError(f"training needs {wanted}")
-        for table, tasks in _NEEDED.items():
-            if self.task in tasks and getattr(self, table) is None:
-                raise ValueError(f"task {self.task!r} needs the table [{table}]")
         if self.data is not None and self.data.out_of_scope is not None:
             if self.task != "text-classification":
                 raise ValueError(f"data.out_of_scope is for text-classification, not for {self.task}")
@@ -175,6 +180,13 @@ class Recipe(Table):
                 raise ValueError("data.out_of_scope needs data.evaluation")
         elif self.data is not None and self.data.out_of_scope_train is not None:
             raise ValueError("data.out_of_scope_train needs data.out_of_scope, which says what it is worth")
+        return self
+
+    @model_validator(mode="after")
+    def _tables_fit_task(self) -> Recipe:
+        for table, tasks in _NEEDED.items():
+            if self.task in tasks and getattr(self, table) is None:
+                raise ValueError(f"task {self.task!r} needs the table [{table}]")
         if self.task == "feature-extraction" and self.text.dimension is None:
             raise ValueError(f"task {self.task!r} needs text.dimension, the length of an embedding")
         if self.parts is not None and self.parts.keys() != PART_TASKS.get(self.task, {}).keys():
@@ -185,8 +197,18 @@ class Recipe(Table):
         taken = {f"{name}_score" for name in self.heads or {}} & (self.heads or {}).keys()
         if taken:
             raise ValueError(f"heads: {sorted(taken)} are what the scores of other heads are called")
+        if self.labels is not None and len(set(self.labels)) != len(self.labels):
+            raise ValueError("labels names a label twice")
+        return self
+
+    @model_validator(mode="after")
+    def _options_fit_task(self) -> Recipe:
         if self.audit is not None and self.task not in ("text-classification", "token-classification"):
             raise ValueError(f"audit: answers of task {self.task!r} can't be compared")
+        if self.adapter is not None and self.task not in ADAPTER_TASKS:
+            raise ValueError(
+                f"adapter: task {self.task!r} has none; these have: {', '.join(sorted(ADAPTER_TASKS))}"
+            )
         if self.export.precision != "fp32" and self.task not in LABELLED_TASKS:
             raise ValueError(
                 f"export.precision {self.export.precision!r}: task {self.task!r} is served in 'fp32' only"
@@ -210,16 +232,18 @@ class Recipe(Table):
             raise ValueError(
                 f"serving.padded_lengths {max(lengths)} is more than text.max_length {self.text.max_length}"
             )
-        if self.labels is not None and len(set(self.labels)) != len(self.labels):
-            raise ValueError("labels names a label twice")
         return self
+
+    def _data_tables(self) -> dict[str, Data]:
+        tables: dict[str, Data] = {} if self.data is None else {"data": self.data}
+        return tables | {f"heads.{name}": head for name, head in (self.heads or {}).items()}
 
     def _has_training_data(self) -> bool:
         if self.heads is not None:
             return all(None not in (head.train, head.evaluation) for head in self.heads.values())
         if self.data is None:
             return False
-        if self.data.format == "events":
+        if self.task == "recommendation":
             return self.data.train is not None
         return self.data.format == "digits" or None not in (self.data.train, self.data.evaluation)
 
@@ -242,6 +266,19 @@ class Recipe(Table):
         return self._folder
 
 
+def _check_hub_keys(place: str, data: Data) -> None:
+    if data.format == "hub":
+        if data.dataset is None:
+            raise ValueError(f"{place}.dataset goes with {place}.format 'hub', and is missing")
+        return
+    for key in ("dataset", "configuration", "revision"):
+        value = getattr(data, key)
+        if value != Data.model_fields[key].default:
+            raise ValueError(
+                f"{place}.{key} goes with {place}.format 'hub', not with {data.format!r} (got {value!r})"
+            )
+
+
 def shipped_recipes() -> dict[str, Path]:
     """Recipes that come with Mooring, by name: from the checkout, or from the installed package."""
     here = Path(__file__).resolve().parent
@@ -259,7 +296,8 @@ def load_recipe(
         overrides: ``key.path=value`` each, the value in TOML (a bare word is taken as a string);
             relative paths given here start from the current folder; no value takes the key away.
         fine_tuned: folder of a fine-tuned checkpoint that takes the place of the recipe's base, labels,
-            data, training and audit.
+            data, training, audit and card. Other training data or another catalogue by an override take the
+            card away too.
 
     Raises:
         RecipeError: the file is missing or not TOML, or has unknown keys or wrong values; the message
@@ -270,11 +308,15 @@ def load_recipe(
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
         raise RecipeError(f"{path} is not a TOML file: {exc}") from exc
+    if any(_OTHER_DATA.match(override) for override in overrides):
+        table.pop("card", None)
     if fine_tuned is not None:
-        # The recipe's labels, data and audit are for another checkpoint; overrides may name new ones.
-        table = {key: table[key] for key in table.keys() - {"training", "labels", "data", "audit"}}
+        # What the recipe says of them is of another checkpoint; overrides may say it anew.
+        kept = table.keys() - {"training", "labels", "data", "audit", "card"}
+        table = {key: table[key] for key in kept}
         table["base"] = {"checkpoint": str(Path(fine_tuned).absolute())}
-    for override in overrides:
+    # Formats first: they say whether train and evaluation are files or splits.
+    for override in sorted(overrides, key=lambda one: not one.partition("=")[0].endswith(".format")):
         _apply_override(table, override)
     try:
         recipe = Recipe.model_validate(table)
@@ -314,15 +356,8 @@ def _apply_override(table: dict[str, Any], override: str) -> None:
         table.pop(last, None)
         return
     path = Path(str(value))
-    is_split = table.get("format") == "hub"
-    names_file = (
-        re.fullmatch(
-            r"(data|heads\.\w+)\.(train|evaluation|out_of_scope(_train)?)|catalogue\.file|service\.replies",
-            key,
-        )
-        and not is_split
-    )
-    if names_file or (key == "base.checkpoint" and path.exists()):
+    names_file = _FILE_KEYS.fullmatch(key) or (_SPLIT_KEYS.fullmatch(key) and table.get("format") != "hub")
+    if names_file or (_HUB_KEYS.fullmatch(key) and path.exists()):
         value = str(path.absolute())
     table[last] = value
 

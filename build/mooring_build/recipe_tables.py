@@ -57,20 +57,24 @@ class Data(Table):
     format: Literal["conll", "csv", "events", "idx", "npz", "digits", "hub"]
     #: Needed only where the recipe trains. A file, or the split of a hub data set.
     train: str | None = None
-    #: Of ``events`` there is none: each user's last one is held out.
+    #: Of events there is none: each user's last one is held out.
     evaluation: str | None = None
     #: Events whose column ``rating`` is lower are left out; ``None`` takes every event.
     min_rating: float | None = None
-    #: Name of the data set on the hub, or folder of one; for ``hub`` alone.
-    dataset: str | None = None
-    #: CSV file with texts that fit no label (column ``text_column``). With it a text classifier also says how
-    #: surely a text fits one at all.
+    #: Name of the data set on the hub, or folder of one; for ``hub`` alone, as are the next two.
+    dataset: Annotated[str, Field(min_length=1)] | None = None
+    #: Which of its configurations, where it has several.
+    configuration: str | None = None
+    #: Branch, tag or commit on the hub; a folder has none.
+    revision: str = "main"
+    #: CSV file, also beside a hub data set, with texts that fit no label (column ``text_column``). With it a
+    #: text classifier also says how surely a text fits one at all.
     out_of_scope: str | None = None
-    #: The same for training: the classifier learns to be undecided about these.
+    #: The same for training, a file too: the classifier learns to be undecided about these.
     out_of_scope_train: str | None = None
     #: Share of the evaluation texts that count as fitting.
     accepted: Annotated[float, Field(gt=0, lt=1)] = 0.95
-    #: Column names of a CSV file or a hub data set.
+    #: Column names of a CSV file or a hub data set; those of events are always user, item, time and rating.
     text_column: str = "text"
     image_column: str = "image"
     label_column: str = "label"

@@ -7,13 +7,15 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
-from mooring import ConfigError, Entity, Label, Outcome, RankedItem
-from mooring_build.datasets import Dataset, HeadText, LabelledText, TaggedSentence
+from mooring import ConfigError, CustomerServiceAnswer, Entity, Label, Outcome, RankedItem
+from mooring_build.customer_service import messages_digest, read_messages
+from mooring_build.datasets import Dataset, HeadText, LabelledText, Message, TaggedSentence, load_dataset
 from mooring_build.metrics import heads_metrics, label_metrics, label_report, ranking_metrics, token_metrics
 from mooring_build.recipe import Recipe, Task
 
 #: The figure of each task that is held against the manifest's.
 HEADLINES: dict[Task, str] = {
+    "customer-service": "intent_accuracy",
     "image-classification": "accuracy",
     "recommendation": "ndcg_at_10",
     "tabular-classification": "accuracy",
@@ -41,6 +43,23 @@ class Score:
     first_failure: str = ""
 
 
+def evaluation_set(recipe: Recipe, labels: list[str] | None) -> Dataset:
+    """The examples that a served model is asked about.
+
+    Args:
+        recipe: names them.
+        labels: those of the served model; ``None`` where its task has none.
+
+    Raises:
+        DataError: they can't be read.
+    """
+    if recipe.task != "customer-service":
+        return load_dataset(recipe, labels=labels, evaluation_only=True)
+    messages = read_messages(recipe)
+    digest = messages_digest(messages)
+    return Dataset(train=[], evaluation=messages, labels=[], digest=digest, evaluation_digest=digest)
+
+
 def score_served(
     recipe: Recipe, dataset: Dataset, ask: Callable[[Sequence[Any]], Sequence[Outcome[Any]]]
 ) -> Score:
@@ -55,8 +74,9 @@ def score_served(
         ConfigError: the task has no metrics, or there are no examples.
     """
     if recipe.task not in _SCORERS:
+        parts = f"; evaluate its parts: {', '.join(recipe.parts.values())}" if recipe.parts else ""
         raise ConfigError(
-            f"task {recipe.task!r} has no evaluation of its own; tasks that have one: "
+            f"task {recipe.task!r} has no evaluation of its own{parts}; tasks that have one: "
             f"{', '.join(sorted(_SCORERS))}"
         )
     if not dataset.evaluation:
@@ -65,6 +85,9 @@ def score_served(
     examples = list(dataset.evaluation)
     outcomes = ask([item_of(recipe.task, example) for example in examples])
     metrics, report = score(examples, [outcome.value for outcome in outcomes], dataset.labels)
+    if recipe.catalogue is not None:
+        # What looks deeper than the served ranking goes would be lower than it is.
+        metrics = {name: value for name, value in metrics.items() if _depth(name) <= recipe.top_k}
     errors = [str(outcome.error) for outcome in outcomes if outcome.error is not None]
     return Score(
         metrics=metrics,
@@ -153,6 +176,41 @@ def _score_ranking(
     return ranking_metrics(ranks), {}
 
 
+def _depth(metric: str) -> int:
+    """How many places of a ranking a metric looks at."""
+    _, _, places = metric.rpartition("_at_")
+    # MRR looks at all; an item beyond fifty places adds less than 0.02 to its own query.
+    return int(places) if places.isdecimal() else 50
+
+
+def _score_service(
+    examples: Sequence[Message], answers: Sequence[CustomerServiceAnswer | None], labels: Sequence[str]
+) -> _Scored:
+    """What the parts answer, as the manifest has it, and the hand-overs.
+
+    The manifest's figures of hand-overs are cross-validated. Here all messages had their say in the
+    thresholds, so the names differ and nothing is compared.
+    """
+    pairs = list(zip(examples, answers, strict=True))
+    intents = [
+        answer is not None and answer.intent.label == one.intent for one, answer in pairs if one.intent
+    ]
+    items = [
+        answer is not None and bool(answer.answers) and answer.answers[0].item == one.item
+        for one, answer in pairs
+        if one.item
+    ]
+    handed = [one.handover for one, answer in pairs if answer is not None and answer.handover]
+    needed = [answer is not None and answer.handover for one, answer in pairs if one.handover]
+    shares = {
+        "intent_accuracy": intents,
+        "item_hit_at_1": items,
+        "handover_precision_in_sample": handed,
+        "handover_recall_in_sample": needed,
+    }
+    return {name: sum(hits) / max(1, len(hits)) for name, hits in shares.items()}, {}
+
+
 def _right_item(example: Any) -> str:
     """A query is labelled with its item, a history has the one that came next."""
     item: str = example.label if isinstance(example, LabelledText) else example.item
@@ -161,6 +219,7 @@ def _right_item(example: Any) -> str:
 
 # By task: the item that an example asks about, and what the answers are worth.
 _SCORERS: dict[Task, tuple[Callable[[Any], Any], Callable[..., _Scored]]] = {
+    "customer-service": (lambda example: example.text, _score_service),
     "image-classification": (lambda example: example.image, _score_labels),
     "recommendation": (lambda example: example.history, _score_ranking),
     "tabular-classification": (lambda example: example.features, _score_labels),

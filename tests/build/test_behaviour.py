@@ -133,7 +133,7 @@ def test_a_file_of_held_out_events_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_lower_precision_is_refused() -> None:
-    with pytest.raises(RecipeError, match="'fp16': a recommender's engine is too small for it"):
+    with pytest.raises(RecipeError, match="'fp16': task 'recommendation' is served in 'fp32' only"):
         load_recipe("recommender", ['export.precision="fp16"'])
 
 

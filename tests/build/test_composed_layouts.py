@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from mooring import RecipeError
+from mooring._cli import main
 from mooring_build.layouts import ModelStep, layout_of
 from mooring_build.real_data import FINANCIAL_TOPICS, financial_topic, phrasebank
 from mooring_build.recipe import COMPOSED_TASKS, load_recipe, shipped_recipes
@@ -108,3 +109,11 @@ def test_the_topic_set_has_labels_by_name_and_no_links(tmp_path: Path) -> None:
     # What was a link alone is left as it was.
     assert all(" " not in text.strip() for text in linked)
     assert not any("&amp;" in text for text, _ in train)
+
+
+@pytest.mark.parametrize("name", COMPOSED)
+def test_what_trains_nothing_is_not_searched(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    # Told before the first one is built.
+    assert main(["build", "intent", name, "--search", "2"]) == 2
+    said = f"--search: {name} train nothing; search for their parts"
+    assert capsys.readouterr() == ("", f"mooring: error: {said}\n")

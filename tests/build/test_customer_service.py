@@ -11,7 +11,8 @@ import pytest
 from mooring import BuildError, DataError, RecipeError
 from mooring._served.replies import Reply
 from mooring_build.building import build
-from mooring_build.customer_service import Message, Thresholds, _read_messages, _read_replies, _Said
+from mooring_build.customer_service import Thresholds, _read_replies, _Said, read_messages
+from mooring_build.datasets import Message
 from mooring_build.recipe import Recipe, load_recipe
 from mooring_build.released import Classified, Ranked
 
@@ -98,11 +99,11 @@ def test_malformed_replies(old: str, new: str, said: str, tmp_path: Path) -> Non
 )
 def test_malformed_messages(messages: str, said: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=said):
-        _read_messages(recipe_with(tmp_path, messages=messages))
+        read_messages(recipe_with(tmp_path, messages=messages))
 
 
 def test_messages_are_read(tmp_path: Path) -> None:
-    assert _read_messages(recipe_with(tmp_path, messages="Stop!,cancel,,false\n???,,,true\n")) == [
+    assert read_messages(recipe_with(tmp_path, messages="Stop!,cancel,,false\n???,,,true\n")) == [
         Message("Stop!", "cancel", "", False),
         Message("???", "", "", True),
     ]

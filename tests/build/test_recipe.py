@@ -6,6 +6,7 @@ import pytest
 
 from mooring import RecipeError
 from mooring_build.recipe import load_recipe, shipped_recipes
+from mooring_build.recipe_tables import Card
 
 MINIMAL = """
 name = "mine"
@@ -132,3 +133,29 @@ def test_a_fine_tuned_checkpoint_replaces_base_labels_data_and_training(tmp_path
     assert recipe.labels is None
     assert recipe.base.checkpoint == str(tmp_path.resolve())
     assert recipe.base.wheel is None
+    assert recipe.card == Card()
+
+
+@pytest.mark.parametrize(
+    ("name", "override"),
+    [
+        ("intent", "data.train=mine.csv"),
+        ("intent", "data.dataset=PolyAI/banking77"),
+        ("faq", "catalogue.file=mine.csv"),
+        ("opinion_heads", "heads.topic.train=mine.csv"),
+    ],
+)
+def test_other_data_take_the_card_away(name: str, override: str) -> None:
+    hub = ["data.format=hub"] if "dataset" in override else []
+    assert load_recipe(name).card.data_source
+    assert load_recipe(name, [*hub, override]).card == Card()
+    mine = load_recipe(name, [*hub, override, "card.data_source=mine"]).card
+    assert (mine.data_source, mine.limits) == ("mine", None)
+
+
+@pytest.mark.parametrize("name", ["faq", "image", "opinion_heads", "recommender", "tabular"])
+def test_adapters_are_refused_where_there_are_none(name: str) -> None:
+    with pytest.raises(
+        RecipeError, match=r"adapter: task '.+' has none; these have: text-classification, token"
+    ):
+        load_recipe(name, ["adapter.rank=4"])

@@ -1,15 +1,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from mooring import ConfigError, Entity, InvalidInput, Label, Outcome, RankedItem
-from mooring_build.datasets import Dataset, LabelledText, NextItem, TaggedSentence
+from mooring import (
+    ConfigError,
+    CustomerServiceAnswer,
+    Entity,
+    InvalidInput,
+    Label,
+    Outcome,
+    RankedAnswer,
+    RankedItem,
+)
+from mooring._cli import main
+from mooring_build import evaluate_command
+from mooring_build.datasets import Dataset, LabelledText, Message, NextItem, TaggedSentence
 from mooring_build.evaluate_command import describe, judge
 from mooring_build.recipe import load_recipe
-from mooring_build.scoring import score_served, word_tags
+from mooring_build.scoring import Score, evaluation_set, score_served, word_tags
 
 LABELS = ["O", "B-PER", "I-PER", "B-LOC", "I-LOC"]
 SENTENCE = TaggedSentence(
@@ -81,32 +93,110 @@ def test_no_examples() -> None:
 
 @pytest.mark.parametrize(
     ("served", "recorded", "failed"),
-    [(0.9, 0.905, False), (0.9, 0.906, True), (0.9, 0.5, False), (0.9, None, False)],
+    [(0.9, 0.905, False), (0.9, 0.906, True), (0.9, 0.5, False)],
 )
-def test_a_drop_beyond_the_bound_fails(served: float, recorded: float | None, failed: bool) -> None:
+def test_a_drop_beyond_the_bound_fails(served: float, recorded: float, failed: bool) -> None:
     recipe = load_recipe("intent", ["quality.max_drop=0.0055"])
-    verdict = judge(recipe, {"accuracy": served}, {} if recorded is None else {"accuracy": recorded})
+    verdict = judge(recipe, {"accuracy": served}, {"accuracy": recorded})
     assert (verdict is not None) == failed
     if verdict is not None:
         assert verdict == (
             "accuracy is 0.9000, the manifest says 0.9060: a drop of 0.0060, 0.0055 is allowed "
             "(quality.max_drop)"
         )
-    assert judge(recipe, {"accuracy": served}, None) is None
+
+
+def test_where_nothing_can_be_compared_that_is_said() -> None:
+    recipe = load_recipe("intent")
+    assert "see --repository" in judge(recipe, {"accuracy": 0.9}, None)
+    assert judge(recipe, {"accuracy": 0.9}, {"loss": 1.0}) == "the manifest has no accuracy to compare with"
+    short = load_recipe("recommender", ["catalogue.top_k=5"])
+    verdict = judge(short, {"hit_at_1": 0.5}, {"ndcg_at_10": 0.5})
+    assert verdict == "ndcg_at_10 looks deeper than the 5 places that are served (catalogue.top_k)"
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        ([], 1, "FAILED: no manifest of this version with figures of these examples: see --repository"),
+        (["--set", "quality.max_drop=0.5"], 1, "FAILED: no manifest"),
+        (["--limit", "2"], 0, "Other examples than the manifest's: nothing to compare with."),
+        (["--set", "data.label_column=label"], 0, "Other examples than the manifest's"),
+    ],
+)
+def test_a_manifest_that_is_not_there_fails_unless_others_were_asked_for(
+    words: list[str],
+    code: int,
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    score = Score(metrics={"accuracy": 0.9}, report={}, examples=2, evaluation_digest="e", failures=0)
+    monkeypatch.setattr(evaluate_command, "evaluate_served", lambda *args, **options: (1, score))
+    assert main(["evaluate", "intent", "--repository", str(tmp_path), *words]) == code
+    assert said in capsys.readouterr().out
 
 
 def test_a_query_is_scored_by_the_place_of_its_item() -> None:
     examples = [LabelledText("how", "returns"), LabelledText("when", "delivery")]
     ranked = [RankedItem(item=item, score=0.5) for item in ("delivery", "returns")]
+    deep = load_recipe("faq", ["catalogue.top_k=50"])
+    score = score_served(deep, dataset(*examples, labels=[]), answering([ranked, ranked]))
+    assert (score.metrics["hit_at_1"], score.metrics["mrr"]) == (0.5, 0.75)
+    # The ranking ends where the item might still come.
     score = score_served(load_recipe("faq"), dataset(*examples, labels=[]), answering([ranked, ranked]))
-    assert score.metrics["hit_at_1"] == 0.5
-    assert score.metrics["mrr"] == 0.75
+    assert score.metrics == {"hit_at_1": 0.5}
 
 
 def test_a_history_is_scored_by_the_place_of_what_came_next() -> None:
     ranked = [RankedItem(item=item, score=0.5) for item in ("a", "b")]
     examples = [NextItem(("x", "y"), "b"), NextItem(("x",), "z")]
     score = score_served(
-        load_recipe("recommender"), dataset(*examples, labels=[]), answering([ranked, ranked])
+        load_recipe("recommender", ["catalogue.top_k=50"]),
+        dataset(*examples, labels=[]),
+        answering([ranked, ranked]),
     )
     assert score.metrics["recall_at_50"] == 0.5
+
+
+def test_a_service_is_scored_by_its_parts_and_its_hand_overs() -> None:
+    def answer(intent: str, item: str, *, handover: bool = False) -> CustomerServiceAnswer:
+        return CustomerServiceAnswer(
+            intent=Label(label=intent, score=0.9),
+            answers=[RankedAnswer(item=item, score=0.5, text="Yes.")],
+            reply="Yes.",
+            handover=handover,
+        )
+
+    examples = [
+        Message("stop", "cancel", "", handover=False),
+        Message("when", "track", "delivery", handover=False),
+        Message("???", "", "", handover=True),
+        Message("a person", "talk", "", handover=True),
+    ]
+    answers = [
+        answer("cancel", "returns"),
+        answer("cancel", "delivery", handover=True),
+        answer("cancel", "returns", handover=True),
+        InvalidInput("text 3 is too long", model="customer_service"),
+    ]
+    score = score_served(load_recipe("customer_service"), dataset(*examples, labels=[]), answering(answers))
+    assert score.metrics == {
+        "intent_accuracy": pytest.approx(1 / 3),
+        "item_hit_at_1": 1.0,
+        "handover_precision_in_sample": 0.5,
+        "handover_recall_in_sample": 0.5,
+    }
+    assert score.failures == 1
+
+
+def test_a_pipeline_without_data_of_its_own_names_its_parts() -> None:
+    with pytest.raises(ConfigError, match="evaluate its parts: topic, sentiment"):
+        score_served(load_recipe("opinion_monitor"), dataset(labels=[]), answering([]))
+
+
+def test_a_services_examples_are_its_messages() -> None:
+    examples = evaluation_set(load_recipe("customer_service"), None).evaluation
+    assert len(examples) == 60
+    assert all(isinstance(example, Message) for example in examples)
