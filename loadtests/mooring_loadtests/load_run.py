@@ -65,7 +65,7 @@ def run_load(
         MooringError: the model does not answer, Locust stopped early, or its users crashed.
     """
     if importlib.util.find_spec("locust") is None:
-        raise ImportError("load tests need Locust: pip install 'mooring[loadtests]'")
+        raise ImportError("load tests need Locust: install Mooring's extra [loadtests]")
     if not _LOCUSTFILE.is_file():
         raise ConfigError(f"{_LOCUSTFILE} is missing: run load tests from a checkout of the project")
     urls = {"grpc": grpc_url, "http": http_url}

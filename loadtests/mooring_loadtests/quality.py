@@ -7,8 +7,8 @@
 
 Needs the real data sets, which are not part of the project (``--data``). Each system is trained as its recipe
 says but for the settings of ``quality_systems``, published into a repository of its own, served by a real
-tritonserver, and asked about every example of its test set. ``docs/quality.md`` gets the table; the last line
-is JSON.
+tritonserver, and asked about every example of its test set. ``docs/quality.md`` gets the table, where rows of
+systems that were not asked for stay as they are; the last line is JSON.
 """
 
 from __future__ import annotations
@@ -19,33 +19,52 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mooring import Client, ConfigError
+from mooring import Client, ConfigError, DataError
 from mooring_loadtests.commands import exit_code
 
 if TYPE_CHECKING:
     from mooring_build.recipe import Recipe
 
-_RESULTS = "results.json"
+#: Where results stay between runs.
+_PAGE = Path("docs/quality.md")
+_UNKNOWN = "-"
+_INTRODUCTION = """\
+# Quality on real data
+
+Written by `make quality` (or `make quality SYSTEM=ner`), which trains eight systems on real data sets, each
+as its recipe says but for the settings in `loadtests/mooring_loadtests/quality_systems.py`, serves it with
+tritonserver, and asks the client about every test example. *Served* is scored on those answers, *PyTorch* on
+the fine-tuned model before export; *minutes* is the whole build. Seeds are fixed. The best epoch
+is picked on other examples, but for `tabular` and `faq`, which have none to spare. `oos_recall` is the share
+of texts out of scope that is refused where 95 % of the validation texts in scope are accepted. The
+recommender is held against ranking by popularity and by similarity of the items' texts.
+
+The data sets are not part of the project: each lies in a folder named as in the column *data* under
+`../shared/data`, or where `python -m mooring_loadtests.quality --data FOLDER` says. `digits` comes with
+scikit-learn.
+
+Seeds make a training repeatable on one machine only: another kind of processor, or another number of threads,
+rounds otherwise and may move a figure by a point. `ner`, `intent`, `sentiment` and `tabular` are that near to
+what they should reach.
+
+| system | data | test examples | figure | at least | served | PyTorch | minutes |
+|---|---|---:|---|---:|---:|---:|---:|
+"""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Figure:
-    """One number of a system."""
+    """One number of a system, under its name among the metrics."""
 
-    #: Name in the closing line of JSON.
     name: str
-    #: Name among the metrics; the same unless it says otherwise.
-    metric: str
-    #: What it should reach.
-    at_least: float
-
-
-def figure(name: str, at_least: float, metric: str | None = None) -> Figure:
-    return Figure(name=name, metric=metric or name, at_least=at_least)
+    #: What it should reach; ``None``: whatever it is.
+    at_least: float | None = None
+    #: Whether it is in the closing line of JSON.
+    summed_up: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,11 +79,13 @@ class Files:
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """Figures by metric, and on how many examples."""
+    """Figures by name, and on how many examples."""
 
     served: Mapping[str, float]
     pytorch: Mapping[str, float]
     examples: int
+    #: That the build took; ``None`` where the model was there already.
+    minutes: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,36 +137,30 @@ def _parser(systems: Sequence[str]) -> argparse.ArgumentParser:
         metavar="FOLDER",
         help="what is made, and kept",
     )
-    parser.add_argument("--table", type=Path, default=Path("docs/quality.md"), metavar="FILE")
+    parser.add_argument("--table", type=Path, default=_PAGE, metavar="FILE")
     return parser
 
 
 def _run(chosen: Sequence[Training], data: Path, work: Path, table: Path) -> int:
-    results = _read_results(work)
-    for training in chosen:
-        results[f"{training.system} {training.data}"] = _measure(training, data, work)
-        work.mkdir(parents=True, exist_ok=True)
-        (work / _RESULTS).write_text(json.dumps(results, indent=2), encoding="utf-8")
     from mooring_loadtests.quality_systems import TRAININGS
 
-    rows = list(_rows(TRAININGS, results))
-    table.write_text(_table(rows), encoding="utf-8")
+    rows = read_rows(table)
+    for training in chosen:
+        measured = _measure(training, data, work)
+        known = next((row.minutes for row in rows if row.about == (training.system, training.data)), None)
+        found = _rows(training, measured, known)
+        rows = [row for row in rows if row.about != (training.system, training.data)] + found
+        order = [(one.system, one.data) for one in TRAININGS]
+        rows.sort(key=lambda row: order.index(row.about))
+        # At once: the others take hours.
+        table.write_text(_table(rows), encoding="utf-8")
     print(f"\n{_table(rows)}")
-    systems = {training.system for training in chosen}
-    reached = all(row.reached for row in rows if row.system in systems)
-    print(json.dumps(_summary(row for row in rows if row.system in systems)))
-    return 0 if reached else 1
+    chosen_rows = [row for row in rows if row.system in {training.system for training in chosen}]
+    print(json.dumps(_summary(chosen_rows)))
+    return 0 if all(row.reached for row in chosen_rows) else 1
 
 
-def _read_results(work: Path) -> dict[str, Any]:
-    try:
-        results: dict[str, Any] = json.loads((work / _RESULTS).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    return results
-
-
-def _measure(training: Training, data: Path, work: Path) -> dict[str, Any]:
+def _measure(training: Training, data: Path, work: Path) -> Measured:
     """Train, publish, serve and score one system."""
     from mooring_build.building import build
     from mooring_build.recipe import load_recipe
@@ -161,30 +176,26 @@ def _measure(training: Training, data: Path, work: Path) -> dict[str, Any]:
     recipe = load_recipe(training.recipe, [*training.settings, *files.training])
     tested = load_recipe(training.recipe, [*training.settings, *files.training, *files.test])
     repository, artifacts = work / "repositories" / training.data, work / "builds" / training.data
-    started = time.monotonic()
-    version = build(
-        recipe,
-        repository=repository,
-        artifacts=artifacts,
-        say=lambda line: print(f"  {line}", flush=True),
-    )
-    seconds = time.monotonic() - started
+    said: list[str] = []
+
+    def say(line: str) -> None:
+        said.append(line)
+        print(f"  {line}", flush=True)
+
+    started_s = time.monotonic()
+    version = build(recipe, repository=repository, artifacts=artifacts, say=say)
+    minutes = (time.monotonic() - started_s) / 60
     recorded = read_manifest(repository, recipe.name, version)["metrics"]
     with _served(repository, recipe.name, work) as client:
         if training.measure is not None:
             measured = training.measure(client, tested, recorded)
         else:
             measured = evaluate(client, tested, recorded, artifacts if files.test else None)
-    names = [figure.metric for figure in training.figures]
-    for name in names:
+    for name in (figure.name for figure in training.figures):
         served, pytorch = measured.served[name], measured.pytorch[name]
         print(f"  {name:<20} served {served:.4f}, PyTorch {pytorch:.4f}", flush=True)
-    return {
-        "served": {name: measured.served[name] for name in names},
-        "pytorch": {name: measured.pytorch[name] for name in names},
-        "examples": measured.examples,
-        "build_s": round(seconds, 1),
-    }
+    trained = any(line.startswith("training") for line in said)
+    return replace(measured, minutes=minutes if trained else None)
 
 
 def evaluate(client: Client, recipe: Recipe, recorded: Mapping[str, Any], artifacts: Path | None) -> Measured:
@@ -233,67 +244,90 @@ class Row:
 
     system: str
     data: str
+    examples: int
     figure: Figure
-    #: ``None`` where it was not measured.
-    served: float | None
-    pytorch: float | None
-    examples: int | None
+    served: float
+    pytorch: float
+    #: That the build took; ``None`` where nobody knows.
+    minutes: float | None
+
+    @property
+    def about(self) -> tuple[str, str]:
+        """System and data."""
+        return self.system, self.data
 
     @property
     def reached(self) -> bool:
-        return self.served is not None and self.served >= self.figure.at_least
+        return self.figure.at_least is None or self.served >= self.figure.at_least
+
+    def __str__(self) -> str:
+        goal = _UNKNOWN if self.figure.at_least is None else f"{self.figure.at_least:g}"
+        minutes = _UNKNOWN if self.minutes is None else f"{self.minutes:.0f}"
+        cells = [self.system, self.data, self.examples, self.figure.name, goal]
+        cells += [f"{self.served:.4f}", f"{self.pytorch:.4f}", minutes]
+        return f"| {' | '.join(map(str, cells))} |"
 
 
-def _rows(trainings: Sequence[Training], results: Mapping[str, Any]) -> Iterator[Row]:
-    for training in trainings:
-        result = results.get(f"{training.system} {training.data}", {})
-        for goal in training.figures:
-            yield Row(
-                system=training.system,
-                data=training.data,
-                figure=goal,
-                served=result.get("served", {}).get(goal.metric),
-                pytorch=result.get("pytorch", {}).get(goal.metric),
-                examples=result.get("examples"),
+def read_rows(table: Path) -> list[Row]:
+    """Read the lines of a table that :func:`main` wrote; none where there is no file.
+
+    Raises:
+        DataError: a line about one of the systems is something else.
+    """
+    from mooring_loadtests.quality_systems import TRAININGS
+
+    known = {
+        (training.system, training.data, figure.name): figure
+        for training in TRAININGS
+        for figure in training.figures
+    }
+    rows = []
+    for line in table.read_text(encoding="utf-8").splitlines() if table.is_file() else []:
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if cells[0] not in {system for system, _, _ in known}:
+            continue
+        try:
+            system, data, examples, name, _, served, pytorch, minutes = cells
+            row = Row(
+                system=system,
+                data=data,
+                examples=int(examples),
+                figure=known[system, data, name],
+                served=float(served),
+                pytorch=float(pytorch),
+                minutes=None if minutes == _UNKNOWN else float(minutes),
             )
+        except (ValueError, KeyError) as exc:
+            raise DataError(f"{table} has a row that this version does not know: {line!r}") from exc
+        rows.append(row)
+    return rows
 
 
-def _summary(rows: Iterator[Row]) -> dict[str, dict[str, float | None]]:
-    summary: dict[str, dict[str, float | None]] = {}
+def _rows(training: Training, measured: Measured, known_minutes: float | None) -> list[Row]:
+    return [
+        Row(
+            system=training.system,
+            data=training.data,
+            examples=measured.examples,
+            figure=figure,
+            served=measured.served[figure.name],
+            pytorch=measured.pytorch[figure.name],
+            minutes=known_minutes if measured.minutes is None else measured.minutes,
+        )
+        for figure in training.figures
+    ]
+
+
+def _summary(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
+    summary: dict[str, dict[str, float]] = {}
     for row in rows:
-        served = None if row.served is None else round(row.served, 4)
-        summary.setdefault(row.system, {})[row.figure.name] = served
+        if row.figure.summed_up:
+            summary.setdefault(row.system, {})[row.figure.name] = round(row.served, 4)
     return summary
 
 
 def _table(rows: Sequence[Row]) -> str:
-    lines = [
-        "# Quality on real data",
-        "",
-        "Written by `make quality` (or `make quality SYSTEM=ner`), which trains each system on a real",
-        "data set, serves it with tritonserver, and asks the client about every test example. *Served* is",
-        "scored on those answers, *PyTorch* on the fine-tuned model before export. Seeds are fixed. The best",
-        "epoch is picked on other examples, but for `tabular` and `faq`, which have none to spare.",
-        "`oos_recall` is the share of texts out of scope that is refused where 95 % of the validation texts",
-        "in scope are accepted. The data sets are not part of the project.",
-        "",
-        "Seeds make a training repeatable on one machine only: another kind of processor, or another number",
-        "of threads, rounds otherwise and may move a figure by a point. `ner`, `intent` and `sentiment` are",
-        "that near to what they should reach.",
-        "",
-        "| system | data | test examples | figure | at least | served | PyTorch |",
-        "|---|---|---:|---|---:|---:|---:|",
-    ]
-    for row in rows:
-        lines.append(
-            f"| {row.system} | {row.data} | {row.examples or '-'} | {row.figure.name} "
-            f"| {row.figure.at_least:g} | {_shown(row.served)} | {_shown(row.pytorch)} |"
-        )
-    return "\n".join([*lines, ""])
-
-
-def _shown(value: float | None) -> str:
-    return "not measured" if value is None else f"{value:.4f}"
+    return "\n".join([*_INTRODUCTION.splitlines(), *map(str, rows), ""])
 
 
 if __name__ == "__main__":

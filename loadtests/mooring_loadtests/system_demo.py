@@ -1,5 +1,7 @@
 """``make demo SYSTEM=<name>``: serve one built system, ask it over both protocols, and show its answers.
 
+A system for opinions also watches the shipped stream of headlines, and shows the alerts.
+
 ::
 
     python -m mooring_loadtests.system_demo sentiment --repository model_repository --reports reports
@@ -19,11 +21,22 @@ import numpy as np
 
 from mooring import Client, ConfigError
 from mooring._answers import format_readable
+from mooring.monitor import MonitorPolicy, OpinionMonitor, Timeline, read_texts, watch
 from mooring_loadtests.commands import exit_code
 
 if TYPE_CHECKING:
     from mooring_build.recipe import Recipe
 
+#: Two invented days of headlines, and a policy for so short a stream.
+_STREAM = "data/opinion_monitor/stream.csv"
+_POLICY = MonitorPolicy(
+    window_s=3 * 3600.0,
+    step_s=1800.0,
+    baseline_s=24 * 3600.0,
+    warm_up_s=12 * 3600.0,
+    min_texts=5,
+    min_baseline_texts=15,
+)
 #: Scores may differ in the last bits: the server may put the two requests into different batches.
 _TOLERANCE = 1e-4
 _SHOWN = 3
@@ -84,7 +97,8 @@ def _run(name: str, repository: Path, reports: Path) -> int:
     from mooring_build.recipe import load_recipe
     from mooring_serve import TritonServer
 
-    asked = _items(load_recipe(name))
+    recipe = load_recipe(name)
+    asked = _items(recipe)
     if not any((repository / name).glob("[0-9]*/manifest.json")):
         raise ConfigError(f"{repository} has no built model {name!r}: run 'mooring build {name}' first")
     reports.mkdir(parents=True, exist_ok=True)
@@ -101,11 +115,24 @@ def _run(name: str, repository: Path, reports: Path) -> int:
     ):
         tasks = grpc.task(name), http.task(name)
         answers = [(word, *(task(item) for task in tasks)) for word, item in asked]
-    agree = all(same(one, other) for _, one, other in answers)
-    print(f"\n{name}: {tasks[0].name}; gRPC and HTTP {'agree' if agree else 'DISAGREE'}\n")
-    for word, answer, _ in answers:
-        print(format_readable(word, answer), end="\n\n")
+        agree = all(same(one, other) for _, one, other in answers)
+        print(f"\n{name}: {tasks[0].name}; gRPC and HTTP {'agree' if agree else 'DISAGREE'}\n")
+        for word, answer, _ in answers:
+            print(format_readable(word, answer), end="\n\n")
+        if recipe.task == "opinion-monitoring":
+            print("\n".join(_watch(tasks[0], recipe.path(_STREAM), reports)))
     return 0 if agree else 1
+
+
+def _watch(task: Any, stream: Path, reports: Path) -> list[str]:
+    """What a monitor says of a stream of texts."""
+    timeline = Timeline()
+    monitor = OpinionMonitor(_POLICY, timeline=timeline)
+    lines = [event.to_json() for event in watch(monitor, task, read_texts(stream))]
+    picture = reports / "opinion-timeline.svg"
+    timeline.plot(picture)
+    counted = f"Watched {monitor.counters.counted} headlines of {stream.name}, timeline in {picture}"
+    return [f"{counted}; alerts:", *lines]
 
 
 def _items(recipe: Recipe) -> list[tuple[str, Any]]:

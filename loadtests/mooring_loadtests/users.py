@@ -10,7 +10,7 @@ try:
     # First, as it patches the sockets that the modules below hold on to.
     from locust import LoadTestShape, User, events, stats, task
 except ModuleNotFoundError as exc:
-    raise ImportError("load tests need Locust: pip install 'mooring[loadtests]'") from exc
+    raise ImportError("load tests need Locust: install Mooring's extra [loadtests]") from exc
 
 import itertools
 import json
