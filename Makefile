@@ -1,4 +1,5 @@
-# Every target runs from a fresh clone with Python 3.11-3.13, pip and make: the environment comes first.
+# Every target runs from a fresh clone with Python 3.11-3.13, pip and make: the environment comes first. `quality`
+# needs published data sets beside it, too (docs/quality.md).
 #
 #   make demo PYTHON=python3.12       chooses the Python (default: the first in range)
 #   make demo PIP_EXTRA_INDEX_URL=...  PyTorch's index of CPU builds: smaller than the CUDA build that pip may find

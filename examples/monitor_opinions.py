@@ -2,7 +2,7 @@
 
 python examples/monitor_opinions.py FILE [URL [PICTURE]]
 
-FILE is .csv or .jsonl with "time" and "text"; a PICTURE needs pip install 'mooring[plot]'.
+FILE is .csv or .jsonl with "time" and "text"; a PICTURE needs Mooring's extra [plot].
 """
 
 import sys

@@ -4,25 +4,31 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import os
 import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 import mooring
 from brightness_model import publish_brightness_model
+from engine_models import onnx_model
 from mooring_build.publish import publish_release
 from mooring_build.recipe import load_recipe
 from mooring_serve import TritonServer
 from opinion_models import write_opinion_model
 from service_model import write_service_model
 from shelf_model import publish_shelf_model
-from tiny_release import make_release, padded_recipe
+from tiny_release import VOCABULARY, make_release, padded_recipe
 
 pytestmark = pytest.mark.integration
 
@@ -46,8 +52,56 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
     write_service_model(folder / "repository")
     publish_brightness_model(folder / "repository", folder / "image")
     publish_shelf_model(folder / "repository", folder / "shelf")
+    _publish_sum_model(folder / "repository", folder / "sum")
+    _publish_two_answers(folder / "repository", folder / "answers")
     with TritonServer(folder / "repository", log_file=folder / "log") as running:
         yield running
+
+
+def _publish_sum_model(repository: Path, folder: Path) -> None:
+    """Publish ``tabular``: a row of two numbers is ``much`` where they are more than 0 together."""
+    changes = ["features.count=2", "serving.instance_count=1", 'export.formats=["onnx"]']
+    recipe = load_recipe("tabular", changes)
+    release = make_release(folder, recipe)
+    model = onnx_model(
+        [helper.make_node("MatMul", ["features", "weights"], ["logits"])],
+        [("features", TensorProto.FLOAT, ["batch", 2])],
+        [("logits", TensorProto.FLOAT, ["batch", 2])],
+        [helper.make_tensor("weights", TensorProto.FLOAT, [2, 2], [-1, 1, -1, 1])],
+    )
+    onnx.save(model, release.engines["onnx"].path)
+    publish_release(repository, recipe, release)
+
+
+def _publish_two_answers(repository: Path, folder: Path) -> None:
+    """Publish ``faq``: a knowledge base of two answers, and a word for each."""
+    changes = ["catalogue.dimension=2", "serving.instance_count=1", 'export.formats=["onnx"]']
+    recipe = padded_recipe("faq", changes)
+    release = make_release(folder, recipe, labels=["-"])
+    table = np.zeros((len(VOCABULARY), 2), np.float32)
+    table[VOCABULARY.index("refund")] = 0.75, 0.25
+    table[VOCABULARY.index("card")] = 0.25, 0.5
+    model = onnx_model(
+        [
+            helper.make_node("Gather", ["table", "input_ids"], ["rows"]),
+            helper.make_node("Cast", ["attention_mask"], ["mask"], to=TensorProto.FLOAT),
+            helper.make_node("Unsqueeze", ["mask", "last"], ["column"]),
+            helper.make_node("Mul", ["rows", "column"], ["kept"]),
+            helper.make_node("ReduceSum", ["kept", "second"], ["embedding"], keepdims=0),
+        ],
+        [(name, TensorProto.INT64, ["batch", "length"]) for name in ("input_ids", "attention_mask")],
+        [("embedding", TensorProto.FLOAT, ["batch", 2])],
+        [
+            numpy_helper.from_array(table, "table"),
+            helper.make_tensor("last", TensorProto.INT64, [1], [2]),
+            helper.make_tensor("second", TensorProto.INT64, [1], [1]),
+        ],
+    )
+    onnx.save(model, release.engines["onnx"].path)
+    np.savez(folder / "catalogue.npz", vectors=np.eye(2, dtype=np.float32), owners=np.arange(2))
+    names = {"items": ["refund-time", "card-declined"], "answers": ["In five days.", "Ask your bänk."]}
+    files = {"catalogue.npz": folder / "catalogue.npz", "catalogue.json": json.dumps(names)}
+    publish_release(repository, recipe, replace(release, step_files={"catalogue": files}))
 
 
 def _run_blocks(guide: str, server: TritonServer) -> str:
@@ -192,6 +246,37 @@ def test_the_examples_run(server: TritonServer, tmp_path: Path, protocol: str) -
     assert "refused: model 'ner_onnx_ragged': input 'input_ids' is float32; expected INT64" in printed
 
 
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_the_examples_of_rows_and_of_questions_run(
+    server: TritonServer, tmp_path: Path, protocol: str
+) -> None:
+    url = server.grpc_url if protocol == "grpc" else server.http_url
+    numbers = tmp_path / "numbers.csv"
+    numbers.write_text("0.5, 0.5\n\n-1,-1e0\n1,many\n1,2,3\nnan,0\n2,0\n", encoding="utf-8")
+    printed = _run_example(ROOT / "examples" / "classify_rows.py", str(numbers), url)
+    much, little, word, wide, nan, last = printed.splitlines()
+    assert (much, little, last) == ("0\tmuch\t0.88", "1\tlittle\t0.98", "5\tmuch\t0.98")
+    assert word == "2\t(refused)\tmodel 'tabular': row 2, number 1 is str, expected a number"
+    assert wide.startswith("3\t(refused)\tmodel 'tabular': ")
+    assert "input 'features' has shape [1, 3]; expected [-1, 2]" in wide
+    assert nan.startswith("4\t(refused)\tmodel 'tabular': row 4, number 0 is nan, expected one that is")
+    printed = _run_example(ROOT / "examples" / "classify_rows.py", "-3e0", "1", url)
+    assert printed == "0\tlittle\t0.98\n"
+
+    questions = ROOT / "examples" / "answer_questions.py"
+    sure = ["refund-time\t0.75\tIn five days.", "card-declined\t0.25\tAsk your bänk."]
+    assert _run_example(questions, "Where is my refund?", url).splitlines() == sure
+    assert _run_example(questions, "--threshold", "0.9", "my refund", url).splitlines() == [
+        "(no sure answer: the best score is below 0.9)",
+        *sure,
+    ]
+    assert _run_example(questions, "my card", url).splitlines() == [
+        "card-declined\t0.50\tAsk your bänk.",
+        "refund-time\t0.25\tIn five days.",
+    ]
+    assert _run_example(questions, "Anna visits Porto", url).startswith("(no sure answer: ")
+
+
 def test_the_example_of_a_fake_server_passes() -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(ROOT)]
     done = subprocess.run(
@@ -205,7 +290,7 @@ def test_the_example_of_a_fake_server_passes() -> None:
 
 
 def test_the_examples_stay_few_and_short() -> None:
-    assert 0 < len(EXAMPLES) <= 8
+    assert 0 < len(EXAMPLES) <= 10
     assert all(len(path.read_text(encoding="utf-8").splitlines()) <= 40 for path in EXAMPLES)
     run_here = Path(__file__).read_text(encoding="utf-8")
     assert all(f'"{path.name}"' in run_here for path in EXAMPLES)

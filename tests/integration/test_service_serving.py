@@ -20,6 +20,7 @@ from mooring._served.classification import Acceptance, rank_labels
 from mooring._served.ranking import Catalogue
 from mooring._served.replies import Replies
 from mooring_build.building import build
+from mooring_build.evaluate_command import evaluate_served, recorded_metrics
 from mooring_build.learners.embedding import Embedder
 from mooring_build.models import load_fine_tuned_model, load_tokenizer
 from mooring_build.recipe import Recipe, load_recipe
@@ -189,6 +190,7 @@ def test_the_ranking_is_the_pytorch_model_s(made: Made, client: Client) -> None:
     assert [[found.item for found in row] for row in answers] == np.array(catalogue.items)[order].tolist()
     assert np.array([[found.score for found in row] for row in answers]) == pytest.approx(scores, abs=1e-4)
     assert answers[0][0].item == "how"
+    assert answers[0][0].text == "The bank pays it."
     assert answers[0][0].score == pytest.approx(1, abs=1e-4)
     # Each alone is answered as all at once.
     alone = [outcome.unwrap() for outcome in faq.map(TEXTS, batch_size=1)]
@@ -243,6 +245,15 @@ def test_customers_are_answered_as_the_parts_and_the_replies_say(made: Made, cli
             (catalogue.items[place], catalogue.answers[place]) for place in order[row]
         ]
     assert {found.handover for found in answers} == {True, False}
+
+
+def test_what_is_served_is_scored_beside_the_manifest(made: Made, client: Client) -> None:
+    version, score = evaluate_served(client, made.recipe("service"), model="service")
+    recorded = recorded_metrics(made.repository, "service", version, score)
+    assert recorded is not None
+    assert recorded["messages"] == score.examples == 3
+    for name in ("intent_accuracy", "item_hit_at_1"):
+        assert score.metrics[name] == pytest.approx(recorded[name])
 
 
 def test_what_the_parts_refuse_is_refused_with_their_reason(client: Client) -> None:
