@@ -157,10 +157,11 @@ def describe(
         lines.append(f"  the first of them: {score.first_failure}")
     if score.report:
         lines += ["", *(f"  {line}" for line in format_report(score.report))]
-    lines += ["", f"  {'':<18}  served  PyTorch"]
+    width = max(map(len, score.metrics))
+    lines += ["", f"  {'':<{width}}  served  PyTorch"]
     for name, figure in score.metrics.items():
         other = (recorded or {}).get(name)
-        lines.append(f"  {name:<18}  {figure:6.4f}  {'-' if other is None else f'{other:7.4f}'}")
+        lines.append(f"  {name:<{width}}  {figure:6.4f}  {'-' if other is None else f'{other:7.4f}'}")
     if recorded is None and not verdict:
         lines += ["", "Other examples than the manifest's: nothing to compare with."]
     if verdict:

@@ -76,7 +76,9 @@ def read_images(recipe: Recipe, data: Data, name: str, labels: Sequence[str] | N
     if classes.ndim != 1 or len(classes) != len(images) or not images.size:
         raise DataError(f"{path}: {len(images)} images, labels are {list(classes.shape)}")
     names = _names(path, classes, labels)
-    return Split(LabelledImages(images, names), str(path), digest_of([*map(file_sha256, files), labels]))
+    # With the names, not the labels: numbers that labels name are other examples, and so are they renamed.
+    named = list(dict.fromkeys(names))
+    return Split(LabelledImages(images, names), str(path), digest_of([*map(file_sha256, files), named]))
 
 
 def _names(path: Path, classes: np.ndarray, labels: Sequence[str] | None) -> list[str]:

@@ -18,9 +18,16 @@ from mooring import (
 )
 from mooring._cli import main
 from mooring_build import evaluate_command
-from mooring_build.datasets import Dataset, LabelledText, Message, NextItem, TaggedSentence
+from mooring_build.datasets import (
+    Dataset,
+    LabelledText,
+    Message,
+    NextItem,
+    TaggedSentence,
+    load_dataset,
+)
 from mooring_build.evaluate_command import describe, judge
-from mooring_build.recipe import load_recipe
+from mooring_build.recipe import COMPOSED_TASKS, load_recipe, shipped_recipes
 from mooring_build.scoring import Score, evaluation_set, score_served, word_tags
 
 LABELS = ["O", "B-PER", "I-PER", "B-LOC", "I-LOC"]
@@ -83,7 +90,7 @@ def test_what_the_server_refused_is_a_wrong_answer() -> None:
     assert (score.failures, score.first_failure) == (1, "text 0 has 200 tokens")
     shown = "\n".join(describe("intent", 3, score, {"accuracy": 0.75}, None))
     assert "intent version 3: 3 examples, 1 without an answer" in shown
-    assert "accuracy            0.6667   0.7500" in shown
+    assert "accuracy  0.6667   0.7500" in shown
 
 
 def test_no_examples() -> None:
@@ -136,6 +143,17 @@ def test_a_manifest_that_is_not_there_fails_unless_others_were_asked_for(
     monkeypatch.setattr(evaluate_command, "evaluate_served", lambda *args, **options: (1, score))
     assert main(["evaluate", "intent", "--repository", str(tmp_path), *words]) == code
     assert said in capsys.readouterr().out
+
+
+_WITH_DATA = [name for name in shipped_recipes() if load_recipe(name).task not in COMPOSED_TASKS]
+
+
+@pytest.mark.parametrize("name", _WITH_DATA)
+def test_what_is_asked_are_the_examples_of_the_manifest(name: str) -> None:
+    recipe = load_recipe(name)
+    # As the build reads it, and as it is read for a served model, whose labels are known.
+    built = load_dataset(recipe)
+    assert evaluation_set(recipe, built.labels or None).evaluation_digest == built.evaluation_digest != ""
 
 
 def test_a_query_is_scored_by_the_place_of_its_item() -> None:
