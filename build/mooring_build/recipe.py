@@ -297,7 +297,7 @@ def load_recipe(
             relative paths given here start from the current folder; no value takes the key away.
         fine_tuned: folder of a fine-tuned checkpoint that takes the place of the recipe's base, labels,
             data, training, audit and card. Other training data or another catalogue by an override take the
-            card away too.
+            card away too, and another ``base.checkpoint`` the wheel and revision of the recipe's.
 
     Raises:
         RecipeError: the file is missing or not TOML, or has unknown keys or wrong values; the message
@@ -310,6 +310,9 @@ def load_recipe(
         raise RecipeError(f"{path} is not a TOML file: {exc}") from exc
     if any(_OTHER_DATA.match(override) for override in overrides):
         table.pop("card", None)
+    if any(override.startswith("base.checkpoint=") for override in overrides):
+        # Wheel and revision are of the recipe's own checkpoint, and a wheel that is here goes before the hub.
+        table["base"] = {}
     if fine_tuned is not None:
         # What the recipe says of them is of another checkpoint; overrides may say it anew.
         kept = table.keys() - {"training", "labels", "data", "audit", "card"}

@@ -6,7 +6,7 @@ import pytest
 
 from mooring import RecipeError
 from mooring_build.recipe import load_recipe, shipped_recipes
-from mooring_build.recipe_tables import Card
+from mooring_build.recipe_tables import Base, Card
 
 MINIMAL = """
 name = "mine"
@@ -134,6 +134,14 @@ def test_a_fine_tuned_checkpoint_replaces_base_labels_data_and_training(tmp_path
     assert recipe.base.checkpoint == str(tmp_path.resolve())
     assert recipe.base.wheel is None
     assert recipe.card == Card()
+
+
+def test_another_checkpoint_has_not_the_recipes_wheel() -> None:
+    assert load_recipe("ner").base.wheel is not None
+    base = load_recipe("ner", ["base.checkpoint=google-bert/bert-base-cased"]).base
+    assert base == Base(checkpoint="google-bert/bert-base-cased")
+    pinned = load_recipe("ner", ["base.revision=v2", "base.checkpoint=google-bert/bert-base-cased"]).base
+    assert pinned.revision == "v2"
 
 
 @pytest.mark.parametrize(
