@@ -135,9 +135,7 @@ class Exports:
         lower_engine(path, self._exported_form(), recipe, export_format)
         engine = open_engine(path, export_format, self._config(export_format))
         cases = learner.cases(recipe, exportable, self._dataset)
-        parity = verify_engine(
-            engine, exportable, recipe, cases, tolerance=recipe.verify.lowered_tolerance
-        ).to_dict()
+        parity = verify_engine(engine, exportable, recipe, cases, lowered=True).to_dict()
         lesson = learner.lesson(recipe, self._folder, self._dataset, fine_tuned=True)
         cost = measure_cost(
             engine, exportable, lesson, precision=recipe.export.precision, metric=learner.headline

@@ -41,7 +41,7 @@ def verify_engine(
     recipe: Recipe,
     cases: Iterable[Case],
     *,
-    tolerance: float | None = None,
+    lowered: bool = False,
 ) -> Parity:
     """Run every case through both and compare.
 
@@ -50,14 +50,15 @@ def verify_engine(
         exportable: the PyTorch model it was made from.
         recipe: gives the tolerance.
         cases: batches of other sizes than were traced.
-        tolerance: largest difference; ``None`` takes ``verify.tolerance``.
+        lowered: whether the engine's precision is lower than the model's: ``verify.lowered_tolerance`` holds.
 
     Raises:
         VerificationError: the engine fails to run, gives another shape, gives NaN or infinity, or is
             further away than the tolerance; the message names output, case and distance.
     """
     output = exportable.output
-    allowed = recipe.verify.tolerance if tolerance is None else tolerance
+    key = "lowered_tolerance" if lowered else "tolerance"
+    allowed = recipe.verify.lowered_tolerance if lowered else recipe.verify.tolerance
     worst, worst_case, count, rows, answers, agreed = -1.0, "", 0, 0, 0, 0
     for case in cases:
         expected, actual = _run_model(exportable, case), _run_engine(engine, case)
@@ -80,7 +81,7 @@ def verify_engine(
     if not parity.passed:
         raise VerificationError(
             f"output {output!r} differs from the PyTorch model by {worst:.3g} in case {worst_case}, "
-            f"the recipe allows {allowed:.3g} (verify.tolerance); best labels agree on "
+            f"the recipe allows {allowed:.3g} (verify.{key}); best labels agree on "
             f"{parity.label_agreement:.1%} of {answers} answers"
         )
     return parity
