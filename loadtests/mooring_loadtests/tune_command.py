@@ -124,26 +124,22 @@ def run(args: argparse.Namespace) -> int:
         note=lambda probe: _note(journal, probe, args.slo),
     )
     plot(journal.probes, args.slo, folder / "probes.svg")
-    now = _confirm(prober, release.default, best.rate_within(args.slo), args.slo)
-    tuned = (
-        now
-        if best.candidate == release.default
-        else _confirm(prober, best.candidate, best.rate_within(args.slo), args.slo)
-    )
+    choice, confirmed = choose(prober, release.default, best, args.slo)
+    now, tuned = confirmed[release.default], confirmed[choice]
     if not tuned.rate:
         print(f"\nno settings keep p99 within {args.slo:g} ms; the closest: {best.candidate}")
         return 1
-    if best.candidate == release.default or not _better(tuned, now):
-        print(f"\nThe present settings are the best: {_words(release.default, now)}")
+    if choice == release.default:
+        print(f"\nThe present settings are the best: {_words(choice, now)}")
         return 0
-    print(f"\npresent  {_words(release.default, now)}\nbest     {_words(best.candidate, tuned)}")
-    print("\n".join(_proposal(release, best.candidate)))
+    print(f"\npresent  {_words(release.default, now)}\nbest     {_words(choice, tuned)}")
+    print("\n".join(_proposal(release, choice)))
     (folder / "result.json").write_text(
-        json.dumps({"present": _json(release.default, now), "best": _json(best.candidate, tuned)}, indent=1),
+        json.dumps({"present": _json(release.default, now), "best": _json(choice, tuned)}, indent=1),
         encoding="utf-8",
     )
     if args.apply:
-        release.apply(best.candidate, artifacts=args.artifacts)
+        release.apply(choice, artifacts=args.artifacts)
         print(f"\nwritten into {args.repository}; a server takes it up when it loads the model again")
     return 0
 
@@ -185,6 +181,21 @@ def first_guess(prober: Prober, candidate: Candidate) -> float:
     return throughput
 
 
+def choose(
+    prober: Prober, default: Candidate, best: Probe, p99_ms: float
+) -> tuple[Candidate, dict[Candidate, Confirmed]]:
+    """Hold what a search found against the present settings, in longer runs.
+
+    Returns:
+        The better of both, in doubt the present ones, and what each did.
+    """
+    confirmed = {
+        candidate: _confirm(prober, candidate, best.rate_within(p99_ms), p99_ms)
+        for candidate in dict.fromkeys([default, best.candidate])
+    }
+    return max(confirmed, key=lambda candidate: confirmed[candidate].rate), confirmed
+
+
 def _confirm(prober: Prober, candidate: Candidate, rate: float, p99_ms: float) -> Confirmed:
     """Lower the rate until a longer run keeps the bound."""
     rate *= _CONFIRMED_SHARE
@@ -198,14 +209,10 @@ def _confirm(prober: Prober, candidate: Candidate, rate: float, p99_ms: float) -
     return Confirmed(rate=0.0, p99_ms=estimate, doubts=result.doubts)
 
 
-def _better(tuned: Confirmed, now: Confirmed) -> bool:
-    return tuned.rate > now.rate
-
-
 def _note(journal: Journal, probe: Probe, p99_ms: float) -> None:
     journal.add(probe)
     said = probe.error or f"{probe.rate_within(p99_ms):.1f} requests/s"
-    print(f"  round {probe.round + 1}  {probe.candidate!s:<60}  {said}", flush=True)
+    print(f"  round {probe.round + 1}  {probe.candidate!s:<82}  {said}", flush=True)
 
 
 def _words(candidate: Candidate, confirmed: Confirmed) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from random import Random
@@ -69,6 +70,8 @@ class Candidate:
 
     def __str__(self) -> str:
         batch = f"batch up to {self.max_batch_size}" if self.max_batch_size > 1 else "no batches"
+        if self.preferred_batch_size:
+            batch += f", preferred {' or '.join(map(str, self.preferred_batch_size))}"
         delay = f", wait {self.max_queue_delay_microseconds} us" if self.max_queue_delay_microseconds else ""
         threads = f"{self.instance_count} x {self.intra_op_thread_count} threads"
         return f"{self.engine} {self.precision}, {self.mixed_lengths}, {threads}, {batch}{delay}"
@@ -196,6 +199,21 @@ def probe_all(
         note(probe)
         probes.append(probe)
     return probes
+
+
+def pooled(probes: Sequence[Probe]) -> list[Stage]:
+    """Join a candidate's probes at the same rates, so that what disturbed one of them counts for nothing.
+
+    Returns:
+        At each rate the median of the percentiles; a probe without stages counts as one that failed.
+    """
+    latencies: dict[float, list[float]] = {}
+    for stage in (stage for probe in probes for stage in probe.stages):
+        latencies.setdefault(stage.rate, []).append(stage.p99_ms)
+    return [
+        Stage(rate=rate, p99_ms=statistics.median([*seen, *[math.inf] * (len(probes) - len(seen))]))
+        for rate, seen in sorted(latencies.items())
+    ]
 
 
 def _probe(run: Run, candidate: Candidate, number: int, rates: Sequence[float], seconds: int) -> Probe:

@@ -98,7 +98,8 @@ def test_other_builds_are_tried_and_published_when_asked(
     monkeypatch.setattr(tuner, "_FIRST_ROUND", 1)
     monkeypatch.setattr(tuner, "_ROUNDS", ((1, (0.1, 0.2)),))
     monkeypatch.setattr(tune_command, "_CONFIRM_S", 2)
-    monkeypatch.setattr(tune_command, "_better", lambda tuned, now: True)
+    choose = tune_command.choose
+    monkeypatch.setattr(tune_command, "choose", lambda *given: (given[2].candidate, choose(*given)[1]))
     words = [
         "tune",
         "asked",

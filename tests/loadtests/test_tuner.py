@@ -8,13 +8,16 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from random import Random
+from typing import Any, cast
 
 import pytest
 
-from mooring_loadtests import tune_check
-from mooring_loadtests.tune_command import Journal, slo
+from mooring_loadtests import tune_check, tune_command
+from mooring_loadtests.load_statistics import Estimate
+from mooring_loadtests.tune_command import Confirmed, Journal, choose, slo
 from mooring_loadtests.tune_plot import plot
-from mooring_loadtests.tuner import Candidate, Probe, Stage, Variant, grid, rate_within, search
+from mooring_loadtests.tune_probe import Prober
+from mooring_loadtests.tuner import Candidate, Probe, Stage, Variant, grid, pooled, rate_within, search
 
 DEFAULT = Candidate(
     engine="onnx",
@@ -129,6 +132,39 @@ def test_the_rate_within_a_bound(latencies: list[float], rate: float) -> None:
     assert rate_within(stages, BOUND_MS) == pytest.approx(rate)
 
 
+def test_what_disturbed_one_of_several_probes_counts_for_nothing() -> None:
+    def probe(*latencies: float) -> Probe:
+        stages = [Stage(rate=10.0 * (i + 1), p99_ms=latency) for i, latency in enumerate(latencies)]
+        return Probe(candidate=DEFAULT, round=3, stages=tuple(stages))
+
+    steady, disturbed, crashed = probe(10, 20, 80), probe(10, 90, 80), probe()
+    assert pooled([steady, disturbed, steady]) == list(steady.stages)
+    assert pooled([steady, steady, crashed]) == list(steady.stages)
+    assert [stage.p99_ms for stage in pooled([steady, crashed, crashed])] == [math.inf] * 3
+    assert pooled([crashed, crashed]) == []
+
+
+@pytest.mark.parametrize(
+    ("present", "found", "stays"),
+    [(150.0, 170.0, False), (170.0, 170.0, True), (170.0, 150.0, True), (0.0, 150.0, False)],
+)
+def test_settings_change_only_for_better_ones(
+    present: float, found: float, stays: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = replace(DEFAULT, max_batch_size=8)
+    rates = {DEFAULT: present, other: found}
+
+    def confirm(prober: Any, candidate: Candidate, rate: float, p99_ms: float) -> Confirmed:
+        assert (rate, p99_ms) == (200.0, BOUND_MS)
+        return Confirmed(rate=rates[candidate], p99_ms=Estimate(40.0), doubts=())
+
+    monkeypatch.setattr(tune_command, "_confirm", confirm)
+    best = Probe(candidate=other, round=2, stages=(Stage(rate=200.0, p99_ms=30.0),))
+    choice, confirmed = choose(cast(Prober, None), DEFAULT, best, BOUND_MS)
+    assert choice == (DEFAULT if stays else other)
+    assert {candidate: one.rate for candidate, one in confirmed.items()} == rates
+
+
 def test_bounds_are_written_with_their_unit() -> None:
     assert (slo("p99=50ms"), slo("p99=1.5s")) == (50.0, 1500.0)
     for text in ("50ms", "p99=50", "p50=50ms", "p99=0ms", "p99=-1ms"):
@@ -166,6 +202,7 @@ def test_the_choice_is_held_against_the_grid(
     monkeypatch.setattr(tune_check, "Release", FakeRelease)
     monkeypatch.setattr(tune_check, "Prober", lambda *args, **options: server)
     monkeypatch.setattr(tune_check, "first_guess", lambda prober, candidate: 150.0)
+    monkeypatch.setattr(tune_check, "choose", lambda prober, default, best, p99_ms: (best.candidate, {}))
     if crippled:
         # A search that stays with what it is given, which is the worst that there is.
         worst = replace(DEFAULT, instance_count=1, max_batch_size=1)
