@@ -2,7 +2,7 @@
 
 ::
 
-    python = install(LITSERVE, Path("artifacts/alternatives"))
+    python = install(LITSERVE.requirements, Path("artifacts/alternatives"))
     options = {"task": "text-classification", "settings": candidate_settings(2)[0], "log_file": log}
     with serve(LITSERVE, python, checkpoint=folder, **options) as url:
         ask(LITSERVE, url, "Where is my parcel?")  # [("track_order", 0.94)]
@@ -185,6 +185,9 @@ RAY_SERVE = Alternative(
 )
 ALTERNATIVES = (FASTAPI, LITSERVE, BENTOML, MLSERVER, INFINITY, PYTRITON, RAY_SERVE)
 
+#: Not a server: ONNX Runtime with OpenVINO, for the embedded server's processes.
+OPENVINO = _FOLDER / "openvino" / "requirements.txt"
+
 
 def candidate_settings(cores: int) -> list[ServingSettings]:
     """Settings worth trying on a CPU; which is best differs by alternative, so each gets its best."""
@@ -193,8 +196,12 @@ def candidate_settings(cores: int) -> list[ServingSettings]:
     return [*spread, ServingSettings(workers=1, threads=cores, max_batch_size=8, max_wait_ms=2.0)]
 
 
-def install(alternative: Alternative, cache: Path) -> Path:
-    """Make an alternative's environment in ``cache``, unless it is there and its pins are the same.
+def install(requirements: Path, cache: Path) -> Path:
+    """Make an environment in ``cache``, unless it is there and its pins are the same.
+
+    Args:
+        requirements: the pins; the environment gets the name of their folder.
+        cache: folder of all such environments.
 
     Returns:
         Path of its Python.
@@ -203,15 +210,15 @@ def install(alternative: Alternative, cache: Path) -> Path:
         ConfigError: there are no requirements, as in an installation from a wheel.
         MooringError: pip failed; the message has what pip said.
     """
-    environment = cache.resolve() / alternative.folder
+    environment = cache.resolve() / requirements.parent.name
     python, stamp = environment / "bin" / "python", environment / "made-from.sha256"
-    digest = _digest(alternative, environment)
+    digest = _digest(requirements, environment)
     if python.exists() and stamp.is_file() and stamp.read_text(encoding="utf-8") == digest:
         return python
     # Links, as ``python -m venv`` makes them: a copy of the program may not find its shared library.
     venv.EnvBuilder(clear=True, symlinks=True, with_pip=True).create(environment)
     command = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-compile"]
-    command += ["--requirement", str(alternative.requirements)]
+    command += ["--requirement", str(requirements)]
     try:
         done = subprocess.run(
             command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_INSTALL_LIMIT_S
@@ -225,18 +232,18 @@ def install(alternative: Alternative, cache: Path) -> Path:
     return python
 
 
-def is_installed(alternative: Alternative, cache: Path) -> bool:
+def is_installed(requirements: Path, cache: Path) -> bool:
     """Whether :func:`install` would have nothing to do."""
-    stamp = cache.resolve() / alternative.folder / "made-from.sha256"
-    digest = _digest(alternative, stamp.parent)
+    stamp = cache.resolve() / requirements.parent.name / "made-from.sha256"
+    digest = _digest(requirements, stamp.parent)
     return stamp.is_file() and stamp.read_text(encoding="utf-8") == digest
 
 
-def _digest(alternative: Alternative, environment: Path) -> str:
-    if not alternative.requirements.is_file():
-        raise ConfigError(f"{alternative.requirements} is missing: run this from a checkout of the project")
+def _digest(requirements: Path, environment: Path) -> str:
+    if not requirements.is_file():
+        raise ConfigError(f"{requirements} is missing: run this from a checkout of the project")
     # An environment neither moves nor outlives the Python that it was made with.
-    made_from = f"{environment}\n{sys.version}\n".encode() + alternative.requirements.read_bytes()
+    made_from = f"{environment}\n{sys.version}\n".encode() + requirements.read_bytes()
     return hashlib.sha256(made_from).hexdigest()
 
 

@@ -23,16 +23,20 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import psutil
 
 from mooring import AsyncClient, MooringError, RetryPolicy
-from mooring_loadtests.alternatives import ALTERNATIVES, ServingSettings, candidate_settings
-from mooring_loadtests.alternatives import install as install_alternative
+from mooring_loadtests.alternatives import (
+    ALTERNATIVES,
+    OPENVINO,
+    ServingSettings,
+    candidate_settings,
+    install,
+)
 from mooring_loadtests.bench_clients import (
     CONCURRENCIES,
     Ask,
@@ -48,6 +52,7 @@ from mooring_loadtests.bench_sides import (
     BareOnnxRuntime,
     BareSettings,
     Built,
+    CoresUsed,
     drive_alternative,
     drive_mooring,
     post_text,
@@ -62,24 +67,53 @@ Texts = Literal["mixed", "few long", "repeating"]
 #: Models by part: the recipe, its task, and overrides.
 MODELS = {
     "classifier": ("intent", "text-classification", ("data.out_of_scope=", "data.out_of_scope_train=")),
-    "ner": ("ner", "token-classification", ()),
+    "ner": ("ner", "token-classification", ("verify.lowered_tolerance=5",)),
 }
-#: Recipe keys whose effect is measured, by what they are called in the report, and the texts that show it.
-OPTIONS: dict[str, tuple[tuple[str, ...], Texts]] = {
-    "as the recipe says": ((), "mixed"),
-    'serving.mixed_lengths = "padded"': (("serving.mixed_lengths=padded",), "mixed"),
-    'serving.mixed_lengths = "none"': (("serving.mixed_lengths=none",), "mixed"),
-    "serving.max_queue_delay_microseconds = 500": (("serving.max_queue_delay_microseconds=500",), "mixed"),
-    "serving.instance_count = 4": (("serving.instance_count=4",), "mixed"),
-    "the same, a run takes 1 of 2 cores": (
-        ("serving.instance_count=4", "serving.resources={cores = 1}"),
-        "mixed",
+#: In an engine's config, for ONNX Runtime's backend and for the Python backend below the embedded one.
+_OPENVINO = """
+optimization {{ execution_accelerators {{ cpu_execution_accelerator {{ name: "openvino" }} }} }}
+parameters {{ key: "EXECUTION_ENV_PATH" value {{ string_value: "{environment}" }} }}
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Option:
+    """One row of what single settings do."""
+
+    #: Of the classifier's recipe.
+    overrides: tuple[str, ...] = ()
+    texts: Texts = "mixed"
+    #: ONNX Runtime gives the engine to OpenVINO.
+    openvino: bool = False
+
+
+#: Settings whose effect is measured, by what they are called in the report.
+OPTIONS = {
+    "as the recipe says": Option(),
+    'serving.mixed_lengths = "padded"': Option(overrides=("serving.mixed_lengths=padded",)),
+    'serving.mixed_lengths = "none"': Option(overrides=("serving.mixed_lengths=none",)),
+    "serving.max_queue_delay_microseconds = 500": Option(
+        overrides=("serving.max_queue_delay_microseconds=500",)
     ),
-    "as the recipe says, few long texts": ((), "few long"),
-    "serving.max_batch_tokens = 128, few long texts": (("serving.max_batch_tokens=128",), "few long"),
-    "serving.max_batch_tokens = 256, few long texts": (("serving.max_batch_tokens=256",), "few long"),
-    "as the recipe says, texts repeat": ((), "repeating"),
-    "serving.response_cache = true, texts repeat": (("serving.response_cache=true",), "repeating"),
+    "serving.instance_count = 4": Option(overrides=("serving.instance_count=4",)),
+    "the same, a run takes 1 of 2 cores": Option(
+        overrides=("serving.instance_count=4", "serving.resources={cores = 1}")
+    ),
+    "as the recipe says, OpenVINO": Option(openvino=True),
+    'serving.mixed_lengths = "none", OpenVINO': Option(
+        overrides=("serving.mixed_lengths=none",), openvino=True
+    ),
+    "as the recipe says, few long texts": Option(texts="few long"),
+    "serving.max_batch_tokens = 128, few long texts": Option(
+        overrides=("serving.max_batch_tokens=128",), texts="few long"
+    ),
+    "serving.max_batch_tokens = 256, few long texts": Option(
+        overrides=("serving.max_batch_tokens=256",), texts="few long"
+    ),
+    "as the recipe says, texts repeat": Option(texts="repeating"),
+    "serving.response_cache = true, texts repeat": Option(
+        overrides=("serving.response_cache=true",), texts="repeating"
+    ),
 }
 PARTS = (*MODELS, "overload", "options", "locust")
 #: Of every release: one engine is enough, and nothing may refuse a long text. The shipped sets are small: one
@@ -89,6 +123,8 @@ _PLAIN = "serving.mixed_lengths=none"
 _PRECISIONS = ("fp32", "int8")
 #: Folder of what is trained and exported.
 _BUILDS = "builds"
+#: Folder of what is installed for other sides.
+_ENVIRONMENTS = "alternatives"
 _TEXTS = 2000
 #: For choosing among settings.
 _FEW_TEXTS = 400
@@ -189,6 +225,7 @@ def _compare(part: str, args: argparse.Namespace) -> dict[str, Any]:
     chosen, missing = _choose_settings(built, texts[:_FEW_TEXTS], args.work)
     bare = {precision: _best_bare(built, precision, inputs[:_FEW_TEXTS]) for precision in _PRECISIONS}
     seen: dict[str, list[dict[str, float]]] = {}
+    cores: dict[str, list[dict[str, float]]] = {}
 
     def note(side: str, run: dict[str, float]) -> None:
         seen.setdefault(side, []).append(run)
@@ -204,9 +241,11 @@ def _compare(part: str, args: argparse.Namespace) -> dict[str, Any]:
             log_file = args.work / f"{part}-{precision}.log"
             with TritonServer(built.repositories[precision], log_file=log_file) as server:
                 runs = asyncio.run(drive_mooring(server, built, texts, inputs))
-            for side, run in runs.items():
+            for side, (run, used) in runs.items():
                 name, _, concurrency = side.rpartition(" ")
-                note(f"{name} {precision} {concurrency}", asdict(run))
+                side = f"{name} {precision} {concurrency}"
+                note(side, asdict(run))
+                cores.setdefault(side, []).append(used)
         for alternative in [one for one in ALTERNATIVES if one.name in chosen]:
             python, settings = chosen[alternative.name]
             log_file = args.work / f"{alternative.folder}.log"
@@ -228,6 +267,7 @@ def _compare(part: str, args: argparse.Namespace) -> dict[str, Any]:
         "tokens": [lengths[0], lengths[len(lengths) // 2], lengths[-1]],
         "rounds": args.rounds,
         "sides": seen,
+        "cores": cores,
         "settings": {name: asdict(settings) for name, (_, settings) in chosen.items()},
         "bare": {precision: asdict(settings) for precision, settings in bare.items()},
         "not_measured": missing,
@@ -243,7 +283,7 @@ def _choose_settings(
     for alternative in ALTERNATIVES:
         best, reasons = 0.0, []
         try:
-            python = install_alternative(alternative, work / "alternatives")
+            python = install(alternative.requirements, work / _ENVIRONMENTS)
         except (MooringError, OSError) as exc:
             missing[alternative.name] = str(exc)
             continue
@@ -314,27 +354,14 @@ async def _flood_rounds(server: TritonServer, name: str, texts: Sequence[str], r
 async def _flood(
     server: TritonServer, ask: Ask, numbers: Sequence[int], rate: float, *, seed: int
 ) -> tuple[Flood, dict[str, float]]:
-    """A flood, and how many cores each of the processes used meanwhile."""
-    before = _cpu_s(server)
+    """A flood, and the cores used meanwhile."""
+    cores = CoresUsed(server)
     seen = await flood(ask, numbers, rate=rate, seconds=_FLOOD_S, seed=seed)
-    used = {name: (cpu_s - before.get(name, 0.0)) / seen.seconds for name, cpu_s in _cpu_s(server).items()}
-    return seen, used
-
-
-def _cpu_s(server: TritonServer) -> dict[str, float]:
-    """Seconds of a core used so far, by what they were used for."""
-    used = {"callers": sum(os.times()[:2])}
-    tritonserver = psutil.Process(server.pid)
-    for process in [tritonserver, *tritonserver.children(recursive=True)]:
-        words = " ".join(process.cmdline())
-        step = next((step for step in ("tokenizer", "onnx", "postprocessor") if f"_{step}_" in words), "")
-        name = {"onnx": "engine", "": "tritonserver"}.get(step, step)
-        used[name] = used.get(name, 0.0) + sum(process.cpu_times()[:2])
-    return used
+    return seen, cores.so_far()
 
 
 def _options(args: argparse.Namespace) -> dict[str, Any]:
-    """What single keys of the recipe do; texts that repeat do so by Zipf's law."""
+    """What single settings do; texts that repeat do so by Zipf's law."""
     mixed = draw_texts(args.texts)
     random = np.random.default_rng(0)
     shares = np.arange(1, len(mixed) + 1) ** -_ZIPF
@@ -342,21 +369,43 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
     repeated = 1 - len(set(repeating)) / len(repeating)
     texts = {"mixed": mixed, "few long": draw_texts(args.texts, _FEW_LONG), "repeating": repeating}
     seen: dict[str, list[dict[str, float]]] = {}
+    missing: dict[str, str] = {}
     with tempfile.TemporaryDirectory(prefix="mooring-bench-") as folder:
-        repositories = {
-            name: _release_classifier(more, Path(folder) / str(number), args.work)
-            for number, (name, (more, _)) in enumerate(OPTIONS.items())
-        }
+        repositories = {}
+        for number, (name, option) in enumerate(OPTIONS.items()):
+            try:
+                repositories[name] = _release_option(option, Path(folder) / str(number), args.work)
+            except MooringError as exc:
+                # Only what needs further packages may be missing.
+                if not option.openvino:
+                    raise
+                missing[name] = str(exc)
         for _ in range(args.rounds):
             for name, repository in repositories.items():
                 # Cores, where a recipe names them; other servers need not know.
                 extra = ["--rate-limit-resource=cores:2"] if "cores" in name else []
-                asked = texts[OPTIONS[name][1]]
+                asked = texts[OPTIONS[name].texts]
                 with TritonServer(repository, log_file=args.work / "options.log", extra_args=extra) as server:
                     run = asyncio.run(_drive_pipeline(server, MODELS["classifier"][0], asked))
                 seen.setdefault(name, []).append(asdict(run))
                 say(f"  {name:<44} {run.per_s:.4g}/s, p50 {run.p50_ms:.4g} ms, p99 {run.p99_ms:.4g} ms")
-    return {"rounds": args.rounds, "repeated": repeated, "callers": CONCURRENCIES[-1], "sides": seen}
+    return {
+        "rounds": args.rounds,
+        "repeated": repeated,
+        "callers": CONCURRENCIES[-1],
+        "sides": seen,
+        "not_measured": missing,
+    }
+
+
+def _release_option(option: Option, repository: Path, work: Path) -> Path:
+    _release_classifier(option.overrides, repository, work)
+    if option.openvino:
+        environment = install(OPENVINO, work / _ENVIRONMENTS).parent.parent
+        (engine,) = repository.glob("*_onnx*/config.pbtxt")
+        with engine.open("a", encoding="utf-8") as config:
+            config.write(_OPENVINO.format(environment=environment))
+    return repository
 
 
 async def _drive_pipeline(server: TritonServer, name: str, texts: Sequence[str]) -> Run:

@@ -184,11 +184,24 @@ def _model(title: str, result: Mapping[str, Any]) -> Iterator[str]:
     for name in columns[0]:
         yield f"| `{name}` | {' | '.join(f'{column[name]:.3f}' for column in columns)} |"
     yield ""
+    yield from _cores_by_side(result.get("cores", {}))
     for name, settings in result["settings"].items():
         yield f"- {name}: {', '.join(f'{key} {value}' for key, value in settings.items())}"
     for name, reason in result["not_measured"].items():
         yield f"- {name} was not measured: {reason}"
     yield from ("", _machine(result["machine"]), "")
+
+
+def _cores_by_side(cores: Sides) -> Iterator[str]:
+    parts = dict.fromkeys(part for rounds in cores.values() for part in rounds[0])
+    if parts:
+        yield f"| cores used (medians) | {' | '.join(parts)} |"
+        yield "|---|" + "---:|" * len(parts)
+    for side in cores:
+        name, _, callers = side.rpartition(" ")
+        used = medians(cores, side)
+        yield f"| {name}, {callers} callers | {' | '.join(f'{used[part]:.2f}' for part in parts)} |"
+    yield ""
 
 
 def _cells(sides: Sides, side: str) -> str:
@@ -224,16 +237,19 @@ def _overload(result: Mapping[str, Any]) -> Iterator[str]:
 
 def _options(result: Mapping[str, Any]) -> Iterator[str]:
     sides: Sides = result["sides"]
-    yield "### Keys of the recipe"
+    yield "### Single settings"
     yield ""
     yield (
         f"The classifier's pipeline over gRPC, {result['callers']} callers; medians of {result['rounds']} "
         f"rounds. Where texts repeat, {result['repeated']:.0%} of the requests have had the same text before."
     )
     yield ""
-    yield from ("| recipe | texts/s | p50 | p99 |", "|---|---:|---:|---:|")
+    yield from ("| setting | texts/s | p50 | p99 |", "|---|---:|---:|---:|")
     for name in sides:
         yield f"| {name} | {_cells(sides, name)} |"
+    yield ""
+    for name, reason in result["not_measured"].items():
+        yield f"- {name} was not measured: {reason}"
     yield from ("", _machine(result["machine"]), "")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 
 from mooring import AsyncClient, RetryPolicy
 from mooring_loadtests.alternatives import Alternative, ServingSettings, serve
@@ -112,9 +114,9 @@ class BareOnnxRuntime:
 
 async def drive_mooring(
     server: TritonServer, built: Built, texts: Sequence[str], inputs: Sequence[Mapping[str, np.ndarray]]
-) -> dict[str, Run]:
-    """Runs of engine and pipeline, by side and concurrency, such as ``pipeline 8``."""
-    runs: dict[str, Run] = {}
+) -> dict[str, tuple[Run, dict[str, float]]]:
+    """Runs of engine and pipeline, and the cores used meanwhile, by side and concurrency: ``pipeline 8``."""
+    runs: dict[str, tuple[Run, dict[str, float]]] = {}
     async with (
         AsyncClient(server.grpc_url, timeout_s=60.0, retry=RetryPolicy(max_retries=0)) as client,
         http_caller(server.http_url, lambda number: post_text(built.name, texts[number])) as ask_by_http,
@@ -130,8 +132,39 @@ async def drive_mooring(
         sides = {"engine": ask_engine, "pipeline": ask_pipeline, "pipeline over HTTP": ask_by_http}
         for concurrency in CONCURRENCIES:
             for side, ask in sides.items():
-                runs[f"{side} {concurrency}"] = await drive(ask, range(len(texts)), concurrency=concurrency)
+                cores = CoresUsed(server)
+                run = await drive(ask, range(len(texts)), concurrency=concurrency)
+                runs[f"{side} {concurrency}"] = run, cores.so_far()
     return runs
+
+
+class CoresUsed:
+    """What the callers, which are this process, and the parts of a served pipeline compute from now on.
+
+    Args:
+        server: whose processes.
+    """
+
+    def __init__(self, server: TritonServer) -> None:
+        self._server = server
+        self._began_s, self._before = time.perf_counter(), self._cpu_s()
+
+    def so_far(self) -> dict[str, float]:
+        """Cores in use, on average, by what they are used for."""
+        seconds = time.perf_counter() - self._began_s
+        return {
+            name: (cpu_s - self._before.get(name, 0.0)) / seconds for name, cpu_s in self._cpu_s().items()
+        }
+
+    def _cpu_s(self) -> dict[str, float]:
+        used = {"callers": sum(os.times()[:2])}
+        tritonserver = psutil.Process(self._server.pid)
+        for process in [tritonserver, *tritonserver.children(recursive=True)]:
+            words = " ".join(process.cmdline())
+            step = next((step for step in ("tokenizer", "onnx", "postprocessor") if f"_{step}_" in words), "")
+            name = {"onnx": "engine", "": "tritonserver"}.get(step, step)
+            used[name] = used.get(name, 0.0) + sum(process.cpu_times()[:2])
+        return used
 
 
 def post_text(name: str, text: str) -> tuple[str, bytes]:

@@ -59,13 +59,13 @@ def test_an_alternative_answers_as_transformers_does(
     alternative: Alternative, case: tuple[str, Path, Any], tmp_path: Path
 ) -> None:
     task, checkpoint, expected = case
-    if not is_installed(alternative, CACHE):
+    if not is_installed(alternative.requirements, CACHE):
         where = CACHE / alternative.folder
         pytest.skip(f"{where} is not there, or not of these pins: alternatives.install makes it")
     if task not in alternative.tasks:
         pytest.skip(f"{alternative.name} has no {task}")
     settings = ServingSettings(workers=1, threads=1, max_batch_size=4, max_wait_ms=50.0)
-    python = install(alternative, CACHE)
+    python = install(alternative.requirements, CACHE)
     with (
         serve(
             alternative,

@@ -20,6 +20,7 @@ from mooring_loadtests.alternatives import (
     INFINITY,
     LITSERVE,
     MLSERVER,
+    OPENVINO,
     PYTRITON,
     TASKS,
     Alternative,
@@ -72,6 +73,16 @@ def test_everything_in_an_environment_is_pinned_exactly(alternative: Alternative
     assert len({line.partition("==")[0] for line in lines}) == len(lines) > 10
     assert "torch==2.13.0" in lines
     assert [line for line in lines if line.startswith("transformers==")]
+
+
+def test_openvino_comes_with_the_projects_own_packages() -> None:
+    def pins(file: Path) -> set[str]:
+        lines = file.read_text(encoding="utf-8").splitlines()
+        return {line for line in lines if line and not line.startswith("#")}
+
+    own = pins(OPENVINO.parents[3] / "constraints.txt")
+    (other,) = pins(OPENVINO) - own
+    assert other.startswith("onnxruntime-openvino==")
 
 
 @every_alternative
@@ -170,19 +181,19 @@ def test_an_environment_is_made_once_for_its_pins(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(alternatives, "_FOLDER", tmp_path)
     FASTAPI.requirements.parent.mkdir()
     FASTAPI.requirements.write_text("# nothing\n", encoding="utf-8")
-    assert not is_installed(FASTAPI, tmp_path / "cache")
-    python = install(FASTAPI, tmp_path / "cache")
+    assert not is_installed(FASTAPI.requirements, tmp_path / "cache")
+    python = install(FASTAPI.requirements, tmp_path / "cache")
     assert python == tmp_path / "cache" / "fastapi" / "bin" / "python"
-    assert is_installed(FASTAPI, tmp_path / "cache")
+    assert is_installed(FASTAPI.requirements, tmp_path / "cache")
     python.with_name("kept").touch()
-    install(FASTAPI, tmp_path / "cache")
+    install(FASTAPI.requirements, tmp_path / "cache")
     assert python.with_name("kept").exists()
 
     FASTAPI.requirements.write_text("--no-index\nnot-there==1.0\n", encoding="utf-8")
-    assert not is_installed(FASTAPI, tmp_path / "cache")
+    assert not is_installed(FASTAPI.requirements, tmp_path / "cache")
     with pytest.raises(MooringError, match=r"^not installed: ERROR: .*not-there==1\.0"):
-        install(FASTAPI, tmp_path / "cache")
-    assert not is_installed(FASTAPI, tmp_path / "cache")
+        install(FASTAPI.requirements, tmp_path / "cache")
+    assert not is_installed(FASTAPI.requirements, tmp_path / "cache")
     assert not python.with_name("kept").exists()
 
 
@@ -191,7 +202,7 @@ def test_without_a_checkout_there_is_nothing_to_install(
 ) -> None:
     monkeypatch.setattr(alternatives, "_FOLDER", tmp_path)
     with pytest.raises(ConfigError, match=r"fastapi/requirements\.txt is missing: run this from a checkout"):
-        install(FASTAPI, tmp_path / "cache")
+        install(FASTAPI.requirements, tmp_path / "cache")
 
 
 def _serve(alternative: Alternative, tmp_path: Path, *, task: str = TASKS[0]) -> Any:

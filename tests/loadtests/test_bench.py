@@ -47,6 +47,7 @@ def results(**parts: Any) -> dict[str, Any]:
             "fp32": {"sessions": 2, "threads": 1, "batch": 8},
             "int8": {"sessions": 1, "threads": 2, "batch": 1},
         },
+        "cores": {},
         "not_measured": {"MLServer": "not installed: no such wheel"},
         "machine": MACHINE,
     }
@@ -96,6 +97,30 @@ def test_the_report_keeps_what_is_outside_its_marks(tmp_path: Path) -> None:
     assert "| **LitServe** | 100 (50-100) | 5 | 60 |" in text
     assert "ONNX Runtime fp32 in process, 2 x 1 threads, 8 texts packed" in text
     assert "- MLServer was not measured: not installed: no such wheel" in text
+
+
+def test_the_report_says_which_part_of_a_side_used_the_cores(tmp_path: Path) -> None:
+    used = {"engine int8 8": [{"callers": 0.25, "engine": share} for share in (1.2, 1.5, 1.3)]}
+    found = results(classifier=sides(8) | sides(32))
+    found["classifier"]["cores"] = used
+    write_report(tmp_path / "performance.md", found)
+    text = (tmp_path / "performance.md").read_text(encoding="utf-8")
+    assert "| cores used (medians) | callers | engine |\n|---|---:|---:|\n" in text
+    assert "| engine int8, 8 callers | 0.25 | 1.30 |" in text
+
+
+def test_the_report_says_why_a_setting_has_no_figures(tmp_path: Path) -> None:
+    options = {
+        "rounds": 1,
+        "repeated": 0.5,
+        "callers": 32,
+        "sides": {"as the recipe says": rounds(100.0)},
+        "not_measured": {"OpenVINO": "not installed: no such wheel"},
+        "machine": MACHINE,
+    }
+    write_report(tmp_path / "performance.md", {"options": options})
+    text = (tmp_path / "performance.md").read_text(encoding="utf-8")
+    assert "| as the recipe says | 100 (100-100) | 5 | 10 |\n\n- OpenVINO was not measured: not inst" in text
 
 
 def test_a_report_without_marks_is_left_alone(tmp_path: Path) -> None:
