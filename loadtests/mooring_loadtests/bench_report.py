@@ -193,10 +193,11 @@ def _model(title: str, result: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _cores_by_side(cores: Sides) -> Iterator[str]:
+    if not cores:
+        return
     parts = dict.fromkeys(part for rounds in cores.values() for part in rounds[0])
-    if parts:
-        yield f"| cores used (medians) | {' | '.join(parts)} |"
-        yield "|---|" + "---:|" * len(parts)
+    yield f"| cores used (medians) | {' | '.join(parts)} |"
+    yield "|---|" + "---:|" * len(parts)
     for side in cores:
         name, _, callers = side.rpartition(" ")
         used = medians(cores, side)
@@ -247,7 +248,8 @@ def _options(result: Mapping[str, Any]) -> Iterator[str]:
     yield from ("| setting | texts/s | p50 | p99 |", "|---|---:|---:|---:|")
     for name in sides:
         yield f"| {name} | {_cells(sides, name)} |"
-    yield ""
+    if result["not_measured"]:
+        yield ""
     for name, reason in result["not_measured"].items():
         yield f"- {name} was not measured: {reason}"
     yield from ("", _machine(result["machine"]), "")

@@ -156,7 +156,7 @@ def test_settings_change_only_for_better_ones(
 
     def confirm(prober: Any, candidate: Candidate, rate: float, p99_ms: float) -> Confirmed:
         assert (rate, p99_ms) == (200.0, BOUND_MS)
-        return Confirmed(rate=rates[candidate], p99_ms=Estimate(40.0), doubts=())
+        return Confirmed(rate=rates[candidate], p99_ms=Estimate(value=40.0), doubts=())
 
     monkeypatch.setattr(tune_command, "_confirm", confirm)
     best = Probe(candidate=other, round=2, stages=(Stage(rate=200.0, p99_ms=30.0),))
