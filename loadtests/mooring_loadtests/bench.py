@@ -243,9 +243,8 @@ def _compare(part: str, args: argparse.Namespace) -> dict[str, Any]:
                 runs = asyncio.run(drive_mooring(server, built, texts, inputs))
             for side, (run, used) in runs.items():
                 name, _, concurrency = side.rpartition(" ")
-                side = f"{name} {precision} {concurrency}"
-                note(side, asdict(run))
-                cores.setdefault(side, []).append(used)
+                note(f"{name} {precision} {concurrency}", asdict(run))
+                cores.setdefault(f"{name} {precision} {concurrency}", []).append(used)
         for alternative in [one for one in ALTERNATIVES if one.name in chosen]:
             python, settings = chosen[alternative.name]
             log_file = args.work / f"{alternative.folder}.log"

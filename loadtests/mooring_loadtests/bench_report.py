@@ -184,6 +184,7 @@ def _model(title: str, result: Mapping[str, Any]) -> Iterator[str]:
     for name in columns[0]:
         yield f"| `{name}` | {' | '.join(f'{column[name]:.3f}' for column in columns)} |"
     yield ""
+    # Of a part that was measured before they were looked at there are none.
     yield from _cores_by_side(result.get("cores", {}))
     for name, settings in result["settings"].items():
         yield f"- {name}: {', '.join(f'{key} {value}' for key, value in settings.items())}"
