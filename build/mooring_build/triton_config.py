@@ -110,6 +110,7 @@ def _python_model(recipe: Recipe, step: PythonStep) -> pb.ModelConfig:
         name=step_name(recipe, step.suffix), backend="python", max_batch_size=recipe.serving.max_batch_size
     )
     _declare(config, step.inputs, step.outputs | step.asides)
+    _take_any_shape(config)
     config.instance_group.add(count=1, kind=pb.ModelInstanceGroup.KIND_CPU)
     # Whatever waits is taken together, but nothing waits for company: the queue delay is the engine's.
     config.dynamic_batching.SetInParent()
@@ -183,6 +184,19 @@ def _pack(config: pb.ModelConfig, lengths: str) -> None:
                 target_name=[tensor.name],
                 source_input=[source],
             )
+
+
+def _take_any_shape(config: pb.ModelConfig) -> None:
+    """Let the step take requests together whose inputs differ in shape, as it reads each by itself.
+
+    Without it the batcher joins equal shapes alone. While the step is busy and the next request in the queue
+    has another shape than the batch that waits for it, the batcher also looks again and again, without a
+    pause (``GetDynamicBatch`` in dynamic_batch_scheduler.cc of triton-inference-server/core returns no time
+    to wait).
+    """
+    for tensor in config.input:
+        if -1 in tensor.dims:
+            tensor.allow_ragged_batch = True
 
 
 def _output_name(step: EngineStep, export_format: ExportFormat) -> str:

@@ -268,6 +268,17 @@ def test_other_engines_are_not_ragged(mixed_lengths: str) -> None:
     assert not config.batch_output
 
 
+@pytest.mark.parametrize("mixed_lengths", ["none", "padded", "ragged"])
+def test_python_steps_take_requests_of_unlike_shapes_together(mixed_lengths: str) -> None:
+    inputs = _configs("ner", f"serving.mixed_lengths={mixed_lengths}")["ner_postprocessor"].input
+    assert {tensor.name: (list(tensor.dims), tensor.allow_ragged_batch) for tensor in inputs} == {
+        "text": ([1], False),
+        "logits": ([-1, -1], True),
+        "offsets": ([-1, 2], True),
+        "word_ids": ([-1], True),
+    }
+
+
 @pytest.mark.parametrize(
     ("overrides", "shapes"),
     [
