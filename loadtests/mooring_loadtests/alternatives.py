@@ -313,6 +313,8 @@ def _environment(alternative: Alternative, python: Path, settings: ServingSettin
         **(alternative.environment or {}),
         "OMP_NUM_THREADS": str(settings.threads),
         "PYTHONPATH": str(_FOLDER.parent),
+        # BentoML and Ray keep files of their own there.
+        "HOME": str(python.parent.parent / "home"),
         # For programs that a server starts by name.
         "PATH": f"{python.parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
     }

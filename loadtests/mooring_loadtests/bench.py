@@ -3,7 +3,7 @@
 ::
 
     python -m mooring_loadtests.bench                        # everything: about two hours on 2 cores
-    python -m mooring_loadtests.bench classifier overload    # these parts; the others keep their last figures
+    python -m mooring_loadtests.bench classifier overload    # these; other sections stay as they are
 
 Trains the shipped recipes, releases them in fp32 and int8, and gives every side the same 2,000 texts of mixed
 lengths, one side after another, in several rounds. Other servers run in environments of their own, which are
@@ -83,6 +83,8 @@ class Option:
     #: Of the classifier's recipe.
     overrides: tuple[str, ...] = ()
     texts: Texts = "mixed"
+    #: That the server has, ``name:count``.
+    resources: tuple[str, ...] = ()
     #: ONNX Runtime gives the engine to OpenVINO.
     openvino: bool = False
 
@@ -96,8 +98,8 @@ OPTIONS = {
         overrides=("serving.max_queue_delay_microseconds=500",)
     ),
     "serving.instance_count = 4": Option(overrides=("serving.instance_count=4",)),
-    "the same, a run takes 1 of 2 cores": Option(
-        overrides=("serving.instance_count=4", "serving.resources={cores = 1}")
+    "the same, two runs at a time": Option(
+        overrides=("serving.instance_count=4", "serving.resources={runs = 1}"), resources=("runs:2",)
     ),
     "as the recipe says, OpenVINO": Option(openvino=True),
     'serving.mixed_lengths = "none", OpenVINO': Option(
@@ -170,7 +172,7 @@ def _run(args: argparse.Namespace) -> int:
         found = measure(args) if measure else _compare(part, args)
         results[part] = found | {"machine": {**machine(), "python": platform.python_version()}}
         path.write_text(json.dumps(results, indent=1), encoding="utf-8")
-    write_report(args.report, results)
+    write_report(args.report, {part: results[part] for part in args.parts or PARTS})
     say(json.dumps(summary(results)))
     return 0
 
@@ -372,17 +374,18 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="mooring-bench-") as folder:
         repositories = {}
         for number, (name, option) in enumerate(OPTIONS.items()):
-            try:
-                repositories[name] = _release_option(option, Path(folder) / str(number), args.work)
-            except MooringError as exc:
-                # Only what needs further packages may be missing.
-                if not option.openvino:
-                    raise
-                missing[name] = str(exc)
+            if option.openvino:
+                try:
+                    environment = install(OPENVINO, args.work / _ENVIRONMENTS).parent.parent
+                except (MooringError, OSError) as exc:
+                    missing[name] = str(exc)
+                    continue
+            repositories[name] = _release_classifier(option.overrides, Path(folder) / str(number), args.work)
+            if option.openvino:
+                _use_openvino(repositories[name], environment)
         for _ in range(args.rounds):
             for name, repository in repositories.items():
-                # Cores, where a recipe names them; other servers need not know.
-                extra = ["--rate-limit-resource=cores:2"] if "cores" in name else []
+                extra = [f"--rate-limit-resource={resource}" for resource in OPTIONS[name].resources]
                 asked = texts[OPTIONS[name].texts]
                 with TritonServer(repository, log_file=args.work / "options.log", extra_args=extra) as server:
                     run = asyncio.run(_drive_pipeline(server, MODELS["classifier"][0], asked))
@@ -397,14 +400,10 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _release_option(option: Option, repository: Path, work: Path) -> Path:
-    _release_classifier(option.overrides, repository, work)
-    if option.openvino:
-        environment = install(OPENVINO, work / _ENVIRONMENTS).parent.parent
-        (engine,) = repository.glob("*_onnx*/config.pbtxt")
-        with engine.open("a", encoding="utf-8") as config:
-            config.write(_OPENVINO.format(environment=environment))
-    return repository
+def _use_openvino(repository: Path, environment: Path) -> None:
+    (engine,) = repository.glob("*_onnx*/config.pbtxt")
+    with engine.open("a", encoding="utf-8") as config:
+        config.write(_OPENVINO.format(environment=environment))
 
 
 async def _drive_pipeline(server: TritonServer, name: str, texts: Sequence[str]) -> Run:

@@ -82,6 +82,9 @@ async def flood(ask: Ask, numbers: Sequence[int], *, rate: float, seconds: float
 
     The latency of an answer counts from the time at which its request should have left, that of a refusal
     from when it did leave: it is the server that is to refuse at once.
+
+    Raises:
+        Exception: what ``ask`` raised first, but Overloaded.
     """
     random, seen = Random(seed), Flood(seconds=seconds)
     began_s = time.perf_counter()
@@ -96,12 +99,15 @@ async def flood(ask: Ask, numbers: Sequence[int], *, rate: float, seconds: float
         else:
             seen.answered_ms.append((time.perf_counter() - due_s) * 1000)
 
-    async with asyncio.TaskGroup() as group:
-        due_s, number = began_s, 0
-        while (due_s := due_s + random.expovariate(rate)) < began_s + seconds:
-            await asyncio.sleep(max(0.0, due_s - time.perf_counter()))
-            group.create_task(call(numbers[number % len(numbers)], due_s))
-            number += 1
+    try:
+        async with asyncio.TaskGroup() as group:
+            due_s, number = began_s, 0
+            while (due_s := due_s + random.expovariate(rate)) < began_s + seconds:
+                await asyncio.sleep(max(0.0, due_s - time.perf_counter()))
+                group.create_task(call(numbers[number % len(numbers)], due_s))
+                number += 1
+    except ExceptionGroup as several:
+        raise several.exceptions[0] from several
     seen.seconds = time.perf_counter() - began_s
     return seen
 

@@ -1,9 +1,9 @@
-"""The benchmark's figures: ratios for the closing line of JSON, and tables for ``docs/performance.md``."""
+"""The benchmark's figures: ratios for the closing line of JSON, and sections of ``docs/performance.md``."""
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,8 @@ GOALS = {
 }
 #: What must stay below.
 LIMITS = {"pipeline_p99_over_best_alternative": 1.0, "refusal_p99_ms": 50.0}
-#: Between these two lines of the report everything is written anew; what else it says is left alone.
-BEGIN, END = "<!-- written by make bench -->", "<!-- until here -->"
+#: Between these two lines of the report a part's section is written anew; what else it says is left alone.
+BEGIN, END = "<!-- written by make bench PART={part} -->", "<!-- until here -->"
 
 # Ratios by name: the side above and the one below; ``{c}`` stands for the callers.
 _RATIOS = {
@@ -110,52 +110,51 @@ def medians(sides: Sides, side: str) -> dict[str, float]:
 
 
 def write_report(path: Path, results: Mapping[str, Any]) -> None:
-    """Put the tables into a document, between its two marks.
+    """Put a section for each part into a document, between the marks of the part; other sections stay.
 
     Raises:
-        DataError: the document has not both marks.
+        DataError: the document has not both marks of a part; then nothing is written.
     """
-    text = path.read_text(encoding="utf-8") if path.is_file() else f"# Performance\n\n{BEGIN}\n{END}\n"
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise DataError(f"{path} has not both marks, {BEGIN!r} and {END!r}: without them nothing is written")
-    tables = "\n".join(_report(results))
-    path.write_text(f"{before}{BEGIN}\n\n{tables}\n{END}{after}", encoding="utf-8")
+    if path.is_file():
+        text = path.read_text(encoding="utf-8")
+    else:
+        text = "# Performance\n" + "".join(f"\n{BEGIN.format(part=part)}\n{END}\n" for part in _SECTIONS)
+    for part, result in results.items():
+        begin = BEGIN.format(part=part)
+        before, found, rest = text.partition(begin)
+        old, end, after = rest.partition(END)
+        if not found or not end or BEGIN.partition("{")[0] in old:
+            raise DataError(f"{path} has not both marks, {begin!r} and {END!r}: nothing is written without")
+        section = "\n".join(_section(part, result))
+        text = f"{before}{begin}\n\n{section}\n\n{END}{after}"
+    path.write_text(text, encoding="utf-8")
 
 
-def _report(results: Mapping[str, Any]) -> Iterator[str]:
-    yield from _verdicts(summary(results))
-    for part, title in (("classifier", "Text classifier"), ("ner", "Named entities")):
-        if part in results:
-            yield from _model(title, results[part])
-    if "overload" in results:
-        yield from _overload(results["overload"])
-    if "options" in results:
-        yield from _options(results["options"])
-    if "locust" in results:
-        yield from _locust(results["locust"])
+def _section(part: str, result: Mapping[str, Any]) -> Iterator[str]:
+    title, body = _SECTIONS[part]
+    yield from (f"### {title}", "")
+    yield from _verdicts(summary({part: result}))
+    yield from body(result)
+    machine = result["machine"]
+    where = f"{machine['processor']} ({machine['vector instructions']}), {machine['cores']} cores"
+    yield f"On {where}, {machine['system']}, Python {machine['python']}."
 
 
 def _verdicts(found: Mapping[str, Any]) -> Iterator[str]:
+    goals = {name: goal for name, goal in {**GOALS, **LIMITS}.items() if name in found}
+    if not goals:
+        return
     yield from ("| figure | measured | wanted | |", "|---|---:|---:|---|")
-    for name, goal in {**GOALS, **LIMITS}.items():
-        if name in found:
-            kept = found[name] <= goal if name in LIMITS else found[name] >= goal
-            sign = "<=" if name in LIMITS else ">="
-            verdict = "reached" if kept else "**missed**"
-            yield f"| `{name}` | {found[name]:.4g} | {sign} {goal:g} | {verdict} |"
-    yield ""
-    best = found.get("best_alternative", "none")
-    yield f"Ratios are the lowest over models and numbers of callers; the best alternative there: {best}."
+    for name, goal in goals.items():
+        kept = found[name] <= goal if name in LIMITS else found[name] >= goal
+        sign = "<=" if name in LIMITS else ">="
+        yield f"| `{name}` | {found[name]:.4g} | {sign} {goal:g} | {'reached' if kept else '**missed**'} |"
     yield ""
 
 
-def _model(title: str, result: Mapping[str, Any]) -> Iterator[str]:
+def _model(result: Mapping[str, Any]) -> Iterator[str]:
     sides: Sides = result["sides"]
     low, middle, high = result["tokens"]
-    yield f"### {title}"
-    yield ""
     yield (
         f"{result['texts']} texts of {low} to {high} tokens (median {middle}); medians of "
         f"{result['rounds']} rounds, lowest and highest throughput in brackets; latency in milliseconds."
@@ -184,18 +183,19 @@ def _model(title: str, result: Mapping[str, Any]) -> Iterator[str]:
     for name in columns[0]:
         yield f"| `{name}` | {' | '.join(f'{column[name]:.3f}' for column in columns)} |"
     yield ""
-    # Of a part that was measured before they were looked at there are none.
-    yield from _cores_by_side(result.get("cores", {}))
+    yield from _cores_by_side(result["cores"])
     for name, settings in result["settings"].items():
         yield f"- {name}: {', '.join(f'{key} {value}' for key, value in settings.items())}"
+    yield from _not_measured(result)
+    yield ""
+
+
+def _not_measured(result: Mapping[str, Any]) -> Iterator[str]:
     for name, reason in result["not_measured"].items():
         yield f"- {name} was not measured: {reason}"
-    yield from ("", _machine(result["machine"]), "")
 
 
 def _cores_by_side(cores: Sides) -> Iterator[str]:
-    if not cores:
-        return
     parts = dict.fromkeys(part for rounds in cores.values() for part in rounds[0])
     yield f"| cores used (medians) | {' | '.join(parts)} |"
     yield "|---|" + "---:|" * len(parts)
@@ -213,8 +213,6 @@ def _cells(sides: Sides, side: str) -> str:
 
 
 def _overload(result: Mapping[str, Any]) -> Iterator[str]:
-    yield "### Overload"
-    yield ""
     yield (
         f"The classifier's pipeline with `serving.max_queue_size = {result['queue']}`, asked at random times "
         f"for {result['seconds']:.0f} s: at the rate that it can answer, then at {result['times']} times "
@@ -234,13 +232,11 @@ def _overload(result: Mapping[str, Any]) -> Iterator[str]:
     for name in result["rounds"][0]["cores"]:
         used = [statistics.median(one[key].get(name, 0.0) for one in result["rounds"]) for key in _CORES]
         yield f"| {name} | {used[0]:.2f} | {used[1]:.2f} |"
-    yield from ("", _machine(result["machine"]), "")
+    yield ""
 
 
 def _options(result: Mapping[str, Any]) -> Iterator[str]:
     sides: Sides = result["sides"]
-    yield "### Single settings"
-    yield ""
     yield (
         f"The classifier's pipeline over gRPC, {result['callers']} callers; medians of {result['rounds']} "
         f"rounds. Where texts repeat, {result['repeated']:.0%} of the requests have had the same text before."
@@ -249,17 +245,13 @@ def _options(result: Mapping[str, Any]) -> Iterator[str]:
     yield from ("| setting | texts/s | p50 | p99 |", "|---|---:|---:|---:|")
     for name in sides:
         yield f"| {name} | {_cells(sides, name)} |"
+    yield ""
     if result["not_measured"]:
-        yield ""
-    for name, reason in result["not_measured"].items():
-        yield f"- {name} was not measured: {reason}"
-    yield from ("", _machine(result["machine"]), "")
+        yield from (*_not_measured(result), "")
 
 
 def _locust(result: Mapping[str, Any]) -> Iterator[str]:
     rounds = result["rounds"]
-    yield "### What a load-generating process costs"
-    yield ""
     yield (
         "The small dense classifier over gRPC, 16 users of one process: "
         + ", ".join(
@@ -267,9 +259,13 @@ def _locust(result: Mapping[str, Any]) -> Iterator[str]:
         )
         + "."
     )
-    yield from ("", _machine(result["machine"]), "")
+    yield ""
 
 
-def _machine(machine: Mapping[str, Any]) -> str:
-    where = f"{machine['processor']}, {machine['cores']} cores"
-    return f"On {where}, {machine['system']}, Python {machine['python']}."
+_SECTIONS: Mapping[str, tuple[str, Callable[[Mapping[str, Any]], Iterator[str]]]] = {
+    "classifier": ("Text classifier", _model),
+    "ner": ("Named entities", _model),
+    "overload": ("Overload", _overload),
+    "options": ("Single settings", _options),
+    "locust": ("What a load-generating process costs", _locust),
+}

@@ -311,3 +311,5 @@ def test_what_would_change_a_server_is_not_inherited(monkeypatch: pytest.MonkeyP
     assert Path(environment["PYTHONPATH"]) == FASTAPI.requirements.parents[2]
     assert environment["OMP_NUM_THREADS"] == "1"
     assert environment["PATH"].startswith("/env/bin:")
+    # What it keeps in the user's folder goes with its environment.
+    assert environment["HOME"] == "/env/home"

@@ -34,7 +34,13 @@ def sides(callers: int, **changes: list[dict[str, float]]) -> dict[str, list[dic
     return found | changes
 
 
-MACHINE = {"processor": "a processor", "cores": "2", "system": "Linux", "python": "3.12"}
+MACHINE = {
+    "processor": "a processor",
+    "vector instructions": "avx2",
+    "cores": "2",
+    "system": "Linux",
+    "python": "3.12",
+}
 
 
 def results(**parts: Any) -> dict[str, Any]:
@@ -47,7 +53,7 @@ def results(**parts: Any) -> dict[str, Any]:
             "fp32": {"sessions": 2, "threads": 1, "batch": 8},
             "int8": {"sessions": 1, "threads": 2, "batch": 1},
         },
-        "cores": {},
+        "cores": {"engine fp32 8": [{"callers": 0.25, "engine": share} for share in (1.2, 1.5, 1.3)]},
         "not_measured": {"MLServer": "not installed: no such wheel"},
         "machine": MACHINE,
     }
@@ -85,28 +91,37 @@ def test_parts_that_were_not_measured_are_left_out() -> None:
     assert found == {"locust_rps_per_core": 1700.0, "medians": {}}
 
 
-def test_the_report_keeps_what_is_outside_its_marks(tmp_path: Path) -> None:
+def marked(part: str, content: str) -> str:
+    return f"{BEGIN.format(part=part)}\n{content}\n{END}\n"
+
+
+def test_the_report_keeps_what_is_outside_the_marks_of_what_was_measured(tmp_path: Path) -> None:
     page = tmp_path / "performance.md"
-    page.write_text(f"# Title\n\nBefore.\n\n{BEGIN}\nold\n{END}\n\nAfter.\n", encoding="utf-8")
+    others = f"# Title\n\nBefore.\n\n{marked('ner', 'of another day')}\n"
+    page.write_text(f"{others}{marked('classifier', 'old')}\nAfter.\n", encoding="utf-8")
     write_report(page, results(classifier=sides(8) | sides(32)))
     text = page.read_text(encoding="utf-8")
-    assert text.startswith("# Title\n\nBefore.\n")
-    assert text.endswith("\n\nAfter.\n")
+    assert text.startswith(others)
+    assert text.endswith(f"\n{END}\n\nAfter.\n")
     assert "old" not in text
     assert "| `pipeline_over_best_alternative` | 1.6 | >= 1.35 | reached |" in text
     assert "| **LitServe** | 100 (50-100) | 5 | 60 |" in text
     assert "ONNX Runtime fp32 in process, 2 x 1 threads, 8 texts packed" in text
-    assert "- MLServer was not measured: not installed: no such wheel" in text
-
-
-def test_the_report_says_which_part_of_a_side_used_the_cores(tmp_path: Path) -> None:
-    used = {"engine int8 8": [{"callers": 0.25, "engine": share} for share in (1.2, 1.5, 1.3)]}
-    found = results(classifier=sides(8) | sides(32))
-    found["classifier"]["cores"] = used
-    write_report(tmp_path / "performance.md", found)
-    text = (tmp_path / "performance.md").read_text(encoding="utf-8")
     assert "| cores used (medians) | callers | engine |\n|---|---:|---:|\n" in text
-    assert "| engine int8, 8 callers | 0.25 | 1.30 |" in text
+    assert "| engine fp32, 8 callers | 0.25 | 1.30 |" in text
+    assert "- MLServer was not measured: not installed: no such wheel" in text
+    assert "On a processor (avx2), 2 cores, Linux, Python 3.12." in text
+
+
+def test_a_new_report_has_a_place_for_every_part(tmp_path: Path) -> None:
+    page = tmp_path / "performance.md"
+    write_report(page, results(ner=sides(8) | sides(32)))
+    first = page.read_text(encoding="utf-8")
+    write_report(page, results(classifier=sides(8) | sides(32)))
+    second = page.read_text(encoding="utf-8")
+    assert "### Named entities" in first
+    assert "### Text classifier" not in first
+    assert second.index("### Text classifier") < second.index("### Named entities")
 
 
 def test_the_report_says_why_a_setting_has_no_figures(tmp_path: Path) -> None:
@@ -125,10 +140,11 @@ def test_the_report_says_why_a_setting_has_no_figures(tmp_path: Path) -> None:
 
 def test_a_report_without_marks_is_left_alone(tmp_path: Path) -> None:
     page = tmp_path / "performance.md"
-    page.write_text("# Mine\n", encoding="utf-8")
-    with pytest.raises(DataError, match="has not both marks"):
-        write_report(page, {})
-    assert page.read_text(encoding="utf-8") == "# Mine\n"
+    mine = f"# Mine\n{marked('classifier', 'old')}{BEGIN.format(part='ner')}\n{marked('locust', 'old')}"
+    page.write_text(mine, encoding="utf-8")
+    with pytest.raises(DataError, match=r"has not both marks, .*PART=ner"):
+        write_report(page, results(classifier=sides(8) | sides(32), ner=sides(8) | sides(32)))
+    assert page.read_text(encoding="utf-8") == mine
 
 
 def test_texts_are_the_same_for_the_same_seed_and_of_mixed_lengths() -> None:
@@ -171,6 +187,15 @@ def test_a_flood_does_not_wait_for_answers_and_tells_refusals_from_them() -> Non
     assert sent == len(seen.late_ms) > 40
     assert abs(len(seen.answered_ms) - len(seen.refused_ms)) <= 1
     assert min(seen.answered_ms) >= 200 > max(seen.refused_ms)
+
+
+def test_a_flood_ends_with_the_first_failure_that_is_no_refusal() -> None:
+    async def ask(number: int) -> None:
+        if number == 3:
+            raise MooringError("broken")
+
+    with pytest.raises(MooringError, match="broken"):
+        asyncio.run(flood(ask, range(10), rate=500, seconds=5))
 
 
 @pytest.mark.parametrize(

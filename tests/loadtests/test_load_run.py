@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import importlib.util
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -77,3 +78,19 @@ def test_the_demo_refuses_other_lengths(seconds: str, capsys: pytest.CaptureFixt
         demo.main([f"--seconds={seconds}"])
     assert stopped.value.code == 2
     assert "is no whole number of seconds above 0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("processor", "words"),
+    [
+        ({"model name": "A", "flags": "fpu avx2 avx512_vnni fma"}, ("A", "avx2 avx512_vnni")),
+        ({"Features": "fp asimd asimddp"}, (platform.machine(), "asimddp")),
+        ({}, (platform.machine(), "unknown")),
+    ],
+)
+def test_what_ran_a_load_test_tells_processors_apart(
+    processor: dict[str, str], words: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(load_run, "_processor", lambda: processor)
+    told = load_run.machine()
+    assert (told["processor"], told["vector instructions"]) == words
