@@ -285,10 +285,11 @@ def read_rows(table: Path) -> list[Row]:
         for training in TRAININGS
         for figure in training.figures
     }
+    systems = {system for system, _, _ in known}
     rows = []
     for line in table.read_text(encoding="utf-8").splitlines() if table.is_file() else []:
         cells = [cell.strip() for cell in line.strip("|").split("|")]
-        if cells[0] not in {system for system, _, _ in known}:
+        if cells[0] not in systems:
             continue
         try:
             system, data, examples, name, _, served, pytorch, minutes = cells

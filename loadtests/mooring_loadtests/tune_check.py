@@ -23,7 +23,7 @@ from pathlib import Path
 
 from mooring_loadtests.commands import exit_code
 from mooring_loadtests.load_profile import Payload
-from mooring_loadtests.tune_command import choose, first_guess, request_timeout_s, slo
+from mooring_loadtests.tune_command import MINUTES, choose, make_plan, request_timeout_s, slo
 from mooring_loadtests.tune_probe import Prober, Release
 from mooring_loadtests.tuner import Probe, grid, pooled, probe_all, rate_within, search
 
@@ -65,17 +65,23 @@ def _run(args: argparse.Namespace) -> int:
     )
 
     def say(probe: Probe) -> None:
-        said = probe.error or f"{probe.rate_within(args.slo):.1f} requests/s"
-        print(f"  {probe.candidate!s:<82}  {said}", flush=True)
+        print(f"  {probe.told(args.slo)}", flush=True)
 
     print(f"Searching among {len(candidates)} candidates", flush=True)
     began_s = time.monotonic()
-    guess = first_guess(prober, release.default)
-    best, *_ = search(candidates, prober.run, p99_ms=args.slo, guess=guess, note=say)
+    plan = make_plan(prober, candidates, minutes=MINUTES)
+    best, *_ = search(
+        candidates,
+        prober.run,
+        p99_ms=args.slo,
+        guess=plan.guess,
+        first_round=plan.first_round,
+        note=say,
+    )
     choice, _ = choose(prober, release.default, best, args.slo)
     search_s = time.monotonic() - began_s
     # Not from the choice alone: what it is held against may take far more.
-    rate = max(best.rate_within(args.slo), guess)
+    rate = max(best.rate_within(args.slo), plan.guess)
     print(f"Every candidate ({search_s:.0f} s went into the choice)", flush=True)
     everything = probe_all(candidates, prober.run, rate=rate, note=say)
     everything.sort(key=lambda probe: -probe.rate_within(args.slo))

@@ -9,6 +9,7 @@ import json
 import math
 import os
 import re
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from mooring_loadtests.load_profile import Stage as ProfileStage
 from mooring_loadtests.load_result import finite
 from mooring_loadtests.load_statistics import Estimate
 from mooring_loadtests.tune_probe import Prober, Release
-from mooring_loadtests.tuner import Candidate, Probe, Stage, grid, search
+from mooring_loadtests.tuner import Candidate, Probe, Stage, affordable, grid, search
 
 #: Users of the first guess, a core each.
 _USERS_PER_CORE = 4
@@ -29,6 +30,20 @@ _GUESS_S = 4
 _CONFIRMED_SHARE = 0.95
 _CONFIRM_S = 15
 _CONFIRMATIONS = 5
+#: Of both together, as a rule.
+_USUAL_CONFIRMATIONS = 4
+#: How long a tuner takes, about.
+MINUTES = 10.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """How a search begins."""
+
+    #: About what the present settings can take, in requests a second.
+    guess: float
+    #: Candidates of the first round.
+    first_round: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +90,13 @@ def add_command(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
         "--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE", help="as it was built"
     )
     parser.add_argument("--artifacts", type=Path, default=Path("artifacts"), metavar="FOLDER")
+    parser.add_argument(
+        "--minutes",
+        type=_minutes,
+        default=MINUTES,
+        metavar="N",
+        help=f"about how long to take; longer tries more settings (default: {MINUTES:g})",
+    )
     parser.add_argument("--items", metavar="FILE", help="JSON lines to ask; texts are drawn otherwise")
     parser.add_argument("--reports", type=Path, default=Path("reports"), metavar="FOLDER")
     parser.add_argument(
@@ -93,6 +115,13 @@ def slo(text: str) -> float:
     return float(match[1]) * (1000 if match[2] == "s" else 1)
 
 
+def _minutes(text: str) -> float:
+    minutes = float(text)
+    if not 0 < minutes < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is no time")
+    return minutes
+
+
 def run(args: argparse.Namespace) -> int:
     """Search, confirm and propose; returns 0, or 1 where nothing keeps the bound."""
     from mooring_loadtests.tune_plot import plot
@@ -104,22 +133,22 @@ def run(args: argparse.Namespace) -> int:
     prober = Prober(
         release, payload=Payload(file=args.items), timeout_s=request_timeout_s(args.slo), folder=folder
     )
-    journal = Journal(
-        folder / "probes.jsonl", {"model": args.model, "version": release.version, "p99_ms": args.slo}
-    )
-    guess = journal.guess or first_guess(prober, release.default)
-    journal.start(guess)
+    about = {"version": release.version, "p99_ms": args.slo, "minutes": args.minutes}
+    journal = Journal(folder / "probes.jsonl", {"model": args.model, **about})
     candidates = grid(
         cores=os.cpu_count() or 1,
         variants=release.variants,
         default=release.default,
         vary_batches=release.varies_batches,
     )
+    plan = journal.plan or make_plan(prober, candidates, minutes=args.minutes)
+    journal.start(plan)
     best, *_ = search(
         candidates,
         prober.run,
         p99_ms=args.slo,
-        guess=guess,
+        guess=plan.guess,
+        first_round=plan.first_round,
         known=journal.probes,
         note=lambda probe: _note(journal, probe, args.slo),
     )
@@ -170,15 +199,30 @@ def request_timeout_s(p99_ms: float) -> float:
     return max(1.0, p99_ms * 4 / 1000)
 
 
-def first_guess(prober: Prober, candidate: Candidate) -> float:
-    """About what the present settings can take: answers a second to users who wait for them."""
+def make_plan(prober: Prober, candidates: Sequence[Candidate], *, minutes: float) -> Plan:
+    """Ask the present settings, by users who wait for their answers, and see how long that takes.
+
+    Args:
+        prober: serves and loads candidates.
+        candidates: the first are the present settings.
+        minutes: for everything, this included.
+
+    Raises:
+        ConfigError: the present settings answer nothing.
+    """
+    began_s = time.monotonic()
     users = _USERS_PER_CORE * (os.cpu_count() or 1)
     stages = (ProfileStage(seconds=1, measured=False), ProfileStage(seconds=_GUESS_S))
-    result = prober.load(candidate, loop="closed", users=users, stages=stages)
+    result = prober.load(candidates[0], loop="closed", users=users, stages=stages)
     throughput = result.figures()["throughput"].value
     if not throughput:
         raise ConfigError(f"the present settings answer nothing: {dict(result.recorder.errors)}")
-    return throughput
+    took_s = time.monotonic() - began_s
+    # A probe warms up for a second, too.
+    overhead_s = took_s - _GUESS_S
+    later_s = _USUAL_CONFIRMATIONS * (overhead_s + 1 + _CONFIRM_S)
+    first_round = affordable(len(candidates), overhead_s=overhead_s, budget_s=minutes * 60 - took_s - later_s)
+    return Plan(guess=throughput, first_round=first_round)
 
 
 def choose(
@@ -211,8 +255,7 @@ def _confirm(prober: Prober, candidate: Candidate, rate: float, p99_ms: float) -
 
 def _note(journal: Journal, probe: Probe, p99_ms: float) -> None:
     journal.add(probe)
-    said = probe.error or f"{probe.rate_within(p99_ms):.1f} requests/s"
-    print(f"  round {probe.round + 1}  {probe.candidate!s:<82}  {said}", flush=True)
+    print(f"  round {probe.round + 1}  {probe.told(p99_ms)}", flush=True)
 
 
 def _words(candidate: Candidate, confirmed: Confirmed) -> str:
@@ -264,21 +307,21 @@ class Journal:
     def __init__(self, path: Path, search: Mapping[str, Any]) -> None:
         self._path = path
         self._search = dict(search)
-        self.guess: float | None = None
+        #: Of the search that goes on.
+        self.plan: Plan | None = None
         self.probes: list[Probe] = []
         lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
         entries = [entry for entry in map(_entry, lines) if entry is not None]
         if entries and entries[0].get("search") == self._search:
-            self.guess = entries[0]["guess"]
+            self.plan = Plan(**entries[0]["plan"])
             self.probes = [_read_probe(entry) for entry in entries[1:]]
 
-    def start(self, guess: float) -> None:
+    def start(self, plan: Plan) -> None:
         """Begin a search, or go on with the one that is there."""
-        if self.guess is None:
-            self.guess = guess
-            self._path.write_text(
-                json.dumps({"search": self._search, "guess": guess}) + "\n", encoding="utf-8"
-            )
+        if self.plan is None:
+            self.plan = plan
+            begin = {"search": self._search, "plan": asdict(plan)}
+            self._path.write_text(json.dumps(begin) + "\n", encoding="utf-8")
 
     def add(self, probe: Probe) -> None:
         """Note a probe."""

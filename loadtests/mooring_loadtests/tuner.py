@@ -16,9 +16,7 @@ from dataclasses import asdict, dataclass
 from random import Random
 from typing import Any, NamedTuple
 
-#: Candidates of the first round.
-_FIRST_ROUND = 20
-#: One of so many goes on to the next.
+#: One of so many goes on to the next round.
 _KEPT = 3
 #: Length of a stage in seconds, a round each, and its rates as shares of the best known before.
 _ROUNDS = (
@@ -102,6 +100,11 @@ class Probe:
         """Highest rate at which the bound is kept, in requests a second; see :func:`rate_within`."""
         return rate_within(self.stages, p99_ms)
 
+    def told(self, p99_ms: float) -> str:
+        """One line: the candidate, and the rate at which it keeps the bound or why it has none."""
+        said = self.error or f"{self.rate_within(p99_ms):.1f} requests/s"
+        return f"{self.candidate!s:<82}  {said}"
+
 
 Run = Callable[[Candidate, Sequence[float], int], Sequence[Stage]]
 
@@ -147,6 +150,7 @@ def search(
     *,
     p99_ms: float,
     guess: float,
+    first_round: int,
     known: Iterable[Probe] = (),
     note: Callable[[Probe], None] = lambda probe: None,
     seed: int = 0,
@@ -159,6 +163,7 @@ def search(
         run: serves a candidate at rates, each for so many seconds; an error counts against the candidate.
         p99_ms: bound on the 99th percentile of latency.
         guess: a rate of about what the first can take, in requests a second.
+        first_round: number of candidates of the first round; see :func:`affordable`.
         known: probes of an interrupted search, which are not run again.
         note: receives every new probe.
         seed: of the choice.
@@ -170,7 +175,7 @@ def search(
     default, *others = candidates
     Random(seed).shuffle(others)
     others.sort(key=default.distance)
-    chosen = [default, *others[: _FIRST_ROUND - 1]]
+    chosen = [default, *others[: first_round - 1]]
     best = guess
     probes: list[Probe] = []
     for number, (seconds, shares) in enumerate(_ROUNDS):
@@ -183,8 +188,31 @@ def search(
             probes.append(probe)
         probes.sort(key=lambda probe: -probe.rate_within(p99_ms))
         best = max(probes[0].rate_within(p99_ms), guess / 100)
-        chosen = [probe.candidate for probe in probes[: max(1, math.ceil(len(probes) / _KEPT))]]
+        chosen = [probe.candidate for probe in probes[: _kept(len(probes))]]
     return probes
+
+
+def affordable(count: int, *, overhead_s: float, budget_s: float) -> int:
+    """How many of the candidates a search has time for in its first round; at least one.
+
+    Args:
+        count: of all candidates.
+        overhead_s: what a probe takes beside its stages, in seconds.
+        budget_s: for all probes.
+    """
+
+    def search_s(first_round: int) -> float:
+        seconds, probes = 0.0, first_round
+        for stage_s, shares in _ROUNDS:
+            seconds += probes * (overhead_s + stage_s * len(shares))
+            probes = _kept(probes)
+        return seconds
+
+    return next((number for number in range(count, 1, -1) if search_s(number) <= budget_s), 1)
+
+
+def _kept(probes: int) -> int:
+    return max(1, math.ceil(probes / _KEPT))
 
 
 def probe_all(

@@ -50,7 +50,7 @@ def test_settings_are_tried_on_a_copy_and_written_when_asked(repository: Path, t
 def test_the_command_searches_confirms_and_proposes(
     repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(tuner, "_FIRST_ROUND", 2)
+    monkeypatch.setattr(tune_command, "affordable", lambda count, **times: 2)
     monkeypatch.setattr(tuner, "_ROUNDS", ((1, (0.1, 0.2)),))
     monkeypatch.setattr(tune_command, "_CONFIRM_S", 2)
     words = ["tune", "intent", "--slo", "p99=5s", "--repository", str(repository)]
@@ -60,7 +60,12 @@ def test_the_command_searches_confirms_and_proposes(
     assert "The present settings are the best" in shown or "[serving]\n" in shown
     assert "<svg" in (tmp_path / "intent-tune" / "probes.svg").read_text()
     journal = (tmp_path / "intent-tune" / "probes.jsonl").read_text().splitlines()
-    assert json.loads(journal[0])["search"] == {"model": "intent", "version": 1, "p99_ms": 5000.0}
+    assert json.loads(journal[0])["search"] == {
+        "model": "intent",
+        "version": 1,
+        "p99_ms": 5000.0,
+        "minutes": 10.0,
+    }
     # Everything is known by now.
     assert cli.main([*words, "--reports", str(tmp_path)]) == 0
     assert "round 1" not in capsys.readouterr().out
@@ -95,7 +100,7 @@ def test_other_builds_are_tried_and_published_when_asked(
 
     grid = tuner.grid
     monkeypatch.setattr(tune_command, "grid", packed_alone)
-    monkeypatch.setattr(tuner, "_FIRST_ROUND", 1)
+    monkeypatch.setattr(tune_command, "affordable", lambda count, **times: 1)
     monkeypatch.setattr(tuner, "_ROUNDS", ((1, (0.1, 0.2)),))
     monkeypatch.setattr(tune_command, "_CONFIRM_S", 2)
     choose = tune_command.choose

@@ -5,19 +5,32 @@ import json
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
+from itertools import count
 from pathlib import Path
 from random import Random
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
+from mooring import ConfigError
 from mooring_loadtests import tune_check, tune_command
 from mooring_loadtests.load_statistics import Estimate
-from mooring_loadtests.tune_command import Confirmed, Journal, choose, slo
+from mooring_loadtests.tune_command import Confirmed, Journal, Plan, choose, make_plan, slo
 from mooring_loadtests.tune_plot import plot
 from mooring_loadtests.tune_probe import Prober
-from mooring_loadtests.tuner import Candidate, Probe, Stage, Variant, grid, pooled, rate_within, search
+from mooring_loadtests.tuner import (
+    Candidate,
+    Probe,
+    Stage,
+    Variant,
+    affordable,
+    grid,
+    pooled,
+    rate_within,
+    search,
+)
 
 DEFAULT = Candidate(
     engine="onnx",
@@ -67,12 +80,51 @@ def test_the_search_finds_about_the_best_and_probes_few(seed: int) -> None:
     server = Server(noise=0.2, seed=seed)
     candidates = grid(cores=2, variants=[ONNX, TORCHSCRIPT], default=DEFAULT)
     assert len(candidates) == len(set(candidates)) > 30
-    best, *_ = search(candidates, server.run, p99_ms=BOUND_MS, guess=150.0, seed=seed)
+    best, *_ = search(candidates, server.run, p99_ms=BOUND_MS, guess=150.0, first_round=20, seed=seed)
     most = max(server.capacity(candidate) for candidate in candidates)
     assert server.capacity(best.candidate) >= 0.9 * most
     # A load of 1 - 12/50 keeps the bound.
     assert best.rate_within(BOUND_MS) == pytest.approx(server.capacity(best.candidate) * 0.76, rel=0.1)
     assert server.runs <= 20 + 7 + 3
+
+
+@pytest.mark.parametrize(("overhead_s", "budget_s"), [(5.0, 300.0), (12.0, 480.0), (12.0, 900.0)])
+def test_a_search_begins_with_as_many_as_it_has_time_for(overhead_s: float, budget_s: float) -> None:
+    candidates = grid(cores=2, variants=[ONNX, TORCHSCRIPT], default=DEFAULT)
+    first = affordable(len(candidates), overhead_s=overhead_s, budget_s=budget_s)
+    took_s = {}
+    for first_round in (first, first + 1):
+        # Nothing crashes: what does is not counted.
+        server = Server(noise=0.0)
+        chosen = [one for one in candidates if one.intra_op_thread_count == 1]
+        search(chosen, server.run, p99_ms=BOUND_MS, guess=150.0, first_round=first_round)
+        took_s[first_round] = server.runs * overhead_s + server.seconds
+    assert took_s[first] <= budget_s < took_s[first + 1]
+
+
+def test_a_search_without_time_probes_the_present_settings_alone() -> None:
+    assert affordable(60, overhead_s=10.0, budget_s=-5.0) == 1
+    assert affordable(60, overhead_s=10.0, budget_s=1e6) == 60
+
+
+def test_a_plan_goes_by_how_long_the_first_run_took(monkeypatch: pytest.MonkeyPatch) -> None:
+    figures = {"throughput": SimpleNamespace(value=120.0)}
+    result = SimpleNamespace(figures=lambda: figures, recorder=SimpleNamespace(errors={}))
+    prober = cast(Prober, SimpleNamespace(load=lambda candidate, **profile: result))
+    candidates = grid(cores=2, variants=[ONNX], default=DEFAULT)
+
+    def plan(took_s: float, minutes: float) -> Plan:
+        times = count(100.0, took_s)
+        monkeypatch.setattr(tune_command, "time", SimpleNamespace(monotonic=lambda: next(times)))
+        return make_plan(prober, candidates, minutes=minutes)
+
+    usual = plan(14.0, 10.0)
+    assert usual.guess == 120.0
+    assert 10 < usual.first_round < len(candidates)
+    assert plan(28.0, 10.0).first_round < usual.first_round < plan(14.0, 20.0).first_round
+    figures["throughput"].value = 0.0
+    with pytest.raises(ConfigError, match="the present settings answer nothing"):
+        plan(14.0, 10.0)
 
 
 def test_batches_are_left_alone_where_their_settings_count_for_nothing() -> None:
@@ -87,7 +139,12 @@ def test_a_candidate_that_crashes_the_server_loses() -> None:
     crashing = replace(DEFAULT, instance_count=1, intra_op_thread_count=2)
     noted: list[Probe] = []
     best, *_ = search(
-        [crashing, DEFAULT], Server(noise=0.0).run, p99_ms=BOUND_MS, guess=150.0, note=noted.append
+        [crashing, DEFAULT],
+        Server(noise=0.0).run,
+        p99_ms=BOUND_MS,
+        guess=150.0,
+        first_round=2,
+        note=noted.append,
     )
     assert best.candidate == DEFAULT
     assert noted[0].error == "ConnectionError: the server died"
@@ -99,9 +156,16 @@ def test_a_search_goes_on_where_it_was(tmp_path: Path) -> None:
     candidates = grid(cores=2, variants=[ONNX], default=DEFAULT)
 
     def run(journal: Journal, server: Server) -> list[Probe]:
-        journal.start(150.0)
-        known = list(journal.probes)
-        return search(candidates, server.run, p99_ms=BOUND_MS, guess=150.0, known=known, note=journal.add)
+        journal.start(Plan(guess=150.0, first_round=20))
+        assert journal.plan is not None
+        return search(
+            candidates,
+            server.run,
+            p99_ms=BOUND_MS,
+            **asdict(journal.plan),
+            known=list(journal.probes),
+            note=journal.add,
+        )
 
     whole = run(Journal(tmp_path / "probes.jsonl", about), Server(noise=0.0))
     lines = (tmp_path / "probes.jsonl").read_text(encoding="utf-8").splitlines()
@@ -175,7 +239,7 @@ def test_bounds_are_written_with_their_unit() -> None:
 def test_the_picture_names_the_best(tmp_path: Path) -> None:
     server, noted = Server(noise=0.0), []
     candidates = grid(cores=2, variants=[ONNX], default=DEFAULT)
-    best, *_ = search(candidates, server.run, p99_ms=BOUND_MS, guess=150.0, note=noted.append)
+    best, *_ = search(candidates, server.run, p99_ms=BOUND_MS, guess=150.0, first_round=20, note=noted.append)
     plot(noted, BOUND_MS, tmp_path / "probes.svg")
     assert "<svg" in (tmp_path / "probes.svg").read_text(encoding="utf-8")
     assert json.dumps(best.candidate.serving())
@@ -201,7 +265,8 @@ def test_the_choice_is_held_against_the_grid(
     server = Server(noise=0.0)
     monkeypatch.setattr(tune_check, "Release", FakeRelease)
     monkeypatch.setattr(tune_check, "Prober", lambda *args, **options: server)
-    monkeypatch.setattr(tune_check, "first_guess", lambda prober, candidate: 150.0)
+    plan = Plan(guess=150.0, first_round=20)
+    monkeypatch.setattr(tune_check, "make_plan", lambda prober, candidates, minutes: plan)
     monkeypatch.setattr(tune_check, "choose", lambda prober, default, best, p99_ms: (best.candidate, {}))
     if crippled:
         # A search that stays with what it is given, which is the worst that there is.
