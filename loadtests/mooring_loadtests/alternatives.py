@@ -20,6 +20,7 @@ import re
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -281,19 +282,22 @@ def serve(
         port = free.getsockname()[1]
     command = alternative.command(python, checkpoint=checkpoint, task=task, port=port, settings=settings)
     log_file.unlink(missing_ok=True)
-    process = SupervisedProcess(
-        command,
-        environment=_environment(alternative, python, settings),
-        log_file=log_file,
-        shm_prefix=f"mooring-alternative-{os.getpid()}-{port}",
-        grace_s=_GRACE_S,
-    )
-    url = f"http://{_HOST}:{port}"
-    try:
-        _await_answers(alternative, url, process, settings.workers, log_file)
-        yield url
-    finally:
-        process.stop()
+    # BentoML, PyTriton and others keep files in the user's folder. Its path has to be short: PyTriton puts a
+    # Unix socket below it.
+    with tempfile.TemporaryDirectory(prefix="mooring-", ignore_cleanup_errors=True) as home:
+        process = SupervisedProcess(
+            command,
+            environment={**_environment(alternative, python, settings), "HOME": home},
+            log_file=log_file,
+            shm_prefix=f"mooring-alternative-{os.getpid()}-{port}",
+            grace_s=_GRACE_S,
+        )
+        url = f"http://{_HOST}:{port}"
+        try:
+            _await_answers(alternative, url, process, settings.workers, log_file)
+            yield url
+        finally:
+            process.stop()
 
 
 def ask(alternative: Alternative, url: str, text: str, *, timeout_s: float = 60.0) -> Answer:
@@ -313,8 +317,6 @@ def _environment(alternative: Alternative, python: Path, settings: ServingSettin
         **(alternative.environment or {}),
         "OMP_NUM_THREADS": str(settings.threads),
         "PYTHONPATH": str(_FOLDER.parent),
-        # BentoML and Ray keep files of their own there.
-        "HOME": str(python.parent.parent / "home"),
         # For programs that a server starts by name.
         "PATH": f"{python.parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
     }

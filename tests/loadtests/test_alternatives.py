@@ -237,6 +237,15 @@ def test_a_server_answers_in_the_block_and_is_gone_after_it(tmp_path: Path) -> N
         port.connect(("127.0.0.1", int(url.rpartition(":")[2])))
 
 
+def test_a_servers_own_files_are_gone_after_the_block(tmp_path: Path) -> None:
+    server = scripted(SERVER.replace("str(os.getpid())", "os.path.expanduser('~')"))
+    with _serve(server, tmp_path) as url:
+        ((home, _),) = ask(server, url, TEXT)
+        assert Path(home) != Path.home()
+        (Path(home) / "left").touch()
+    assert not Path(home).exists()
+
+
 def test_a_server_is_gone_after_a_failure_in_the_block(tmp_path: Path) -> None:
     pids = []
 
@@ -311,5 +320,3 @@ def test_what_would_change_a_server_is_not_inherited(monkeypatch: pytest.MonkeyP
     assert Path(environment["PYTHONPATH"]) == FASTAPI.requirements.parents[2]
     assert environment["OMP_NUM_THREADS"] == "1"
     assert environment["PATH"].startswith("/env/bin:")
-    # What it keeps in the user's folder goes with its environment.
-    assert environment["HOME"] == "/env/home"
