@@ -32,7 +32,7 @@ _CONFIRM_S = 15
 _CONFIRMATIONS = 5
 #: Of both together, as a rule.
 _USUAL_CONFIRMATIONS = 4
-#: How long a tuner takes, about.
+#: How long to tune, about.
 MINUTES = 10.0
 
 
@@ -92,10 +92,10 @@ def add_command(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
     parser.add_argument("--artifacts", type=Path, default=Path("artifacts"), metavar="FOLDER")
     parser.add_argument(
         "--minutes",
-        type=_minutes,
+        type=number_of_minutes,
         default=MINUTES,
         metavar="N",
-        help=f"about how long to take; longer tries more settings (default: {MINUTES:g})",
+        help=f"about how long to take, builds aside; longer tries more settings (default: {MINUTES:g})",
     )
     parser.add_argument("--items", metavar="FILE", help="JSON lines to ask; texts are drawn otherwise")
     parser.add_argument("--reports", type=Path, default=Path("reports"), metavar="FOLDER")
@@ -115,11 +115,15 @@ def slo(text: str) -> float:
     return float(match[1]) * (1000 if match[2] == "s" else 1)
 
 
-def _minutes(text: str) -> float:
-    minutes = float(text)
-    if not 0 < minutes < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is no time")
-    return minutes
+def number_of_minutes(text: str) -> float:
+    """The number of an option such as ``--minutes 10``."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number above 0")
+    return number
 
 
 def run(args: argparse.Namespace) -> int:
@@ -143,6 +147,7 @@ def run(args: argparse.Namespace) -> int:
     )
     plan = journal.plan or make_plan(prober, candidates, minutes=args.minutes)
     journal.start(plan)
+    print(f"Trying {plan.first_round} of {len(candidates)} settings", flush=True)
     best, *_ = search(
         candidates,
         prober.run,

@@ -17,7 +17,7 @@ import pytest
 from mooring import ConfigError
 from mooring_loadtests import tune_check, tune_command
 from mooring_loadtests.load_statistics import Estimate
-from mooring_loadtests.tune_command import Confirmed, Journal, Plan, choose, make_plan, slo
+from mooring_loadtests.tune_command import Confirmed, Journal, Plan, choose, make_plan, number_of_minutes, slo
 from mooring_loadtests.tune_plot import plot
 from mooring_loadtests.tune_probe import Prober
 from mooring_loadtests.tuner import (
@@ -234,6 +234,13 @@ def test_bounds_are_written_with_their_unit() -> None:
     for text in ("50ms", "p99=50", "p50=50ms", "p99=0ms", "p99=-1ms"):
         with pytest.raises(argparse.ArgumentTypeError, match="is not of the form p99=50ms"):
             slo(text)
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "nan", "inf", "ten"])
+def test_a_time_to_tune_is_a_number_above_0(text: str) -> None:
+    assert number_of_minutes("2.5") == 2.5
+    with pytest.raises(argparse.ArgumentTypeError, match=f"{text!r} is no number above 0"):
+        number_of_minutes(text)
 
 
 def test_the_picture_names_the_best(tmp_path: Path) -> None:
