@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from onnx import numpy_helper
+from onnxruntime import InferenceSession, SessionOptions
 
 from mooring import RecipeError, VerificationError
 from mooring_build.building import build
@@ -32,13 +34,17 @@ def overrides(tmp_path: Path) -> list[str]:
     return ["text.max_length=48", "data.format=csv", f"data.evaluation={data}", "export.precision=int8"]
 
 
-def recipe_with(tmp_path: Path, overrides: list[str]) -> Recipe:
-    folder = make_tiny_checkpoint(tmp_path / "tiny", "text-classification", ["ask", "complain", "pay"])
+def recipe_with(tmp_path: Path, overrides: list[str], *, initializer_range: float = 0.5) -> Recipe:
+    labels = ["ask", "complain", "pay"]
+    folder = make_tiny_checkpoint(
+        tmp_path / "tiny", "text-classification", labels, initializer_range=initializer_range
+    )
     return load_recipe("intent", overrides, fine_tuned=folder)
 
 
 def test_int8_is_published_with_what_it_costs(tmp_path: Path, overrides: list[str]) -> None:
-    recipe = recipe_with(tmp_path, [*overrides, "quality.max_drop=1.0", "quality.max_label_flips=1.0"])
+    generous = [*overrides, "quality.max_drop=1.0", "quality.max_label_flips=1.0"]
+    recipe = recipe_with(tmp_path, generous, initializer_range=0.1)
     said: list[str] = []
     version = build(recipe, repository=tmp_path / "models", artifacts=tmp_path / "artifacts", say=said.append)
     parity = read_manifest(tmp_path / "models", "intent", version)["parity"]
@@ -51,6 +57,33 @@ def test_int8_is_published_with_what_it_costs(tmp_path: Path, overrides: list[st
     graph = onnx.load(tmp_path / "models" / "intent_onnx_ragged" / str(version) / "model.onnx").graph
     assert {"MatMulInteger", "DynamicQuantizeLinear"} <= {node.op_type for node in graph.node}
     assert any(line.startswith("int8 ") for line in said)
+
+
+def test_int8_answers_the_same_on_every_processor(tmp_path: Path, overrides: list[str]) -> None:
+    # Without VNNI two products are added in 16 bits, which saturate where a weight takes all of its 8 bits.
+    recipe = recipe_with(tmp_path, overrides)
+    exportable = learner_of(recipe.task).exportable(recipe, Path(recipe.base.checkpoint))
+    path = export_engine(exportable, recipe, "onnx", tmp_path / "engine")
+    lower_engine(path, exportable, recipe, "onnx")
+    weights = [
+        numpy_helper.to_array(tensor)
+        for tensor in onnx.load(path).graph.initializer
+        if tensor.data_type == onnx.TensorProto.INT8 and tensor.dims
+    ]
+    assert max(int(np.abs(values.astype(int)).max()) for values in weights if values.ndim == 2) == 64
+    ids = np.random.default_rng(0).integers(10, 90, (8, 40))
+    inputs = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+    in_16_bits, exact = (
+        session_with(path, {"session.x64quantprecision": setting}).run(None, inputs)[0] for setting in "01"
+    )
+    np.testing.assert_allclose(in_16_bits, exact, atol=1e-4)
+
+
+def session_with(path: Path, entries: dict[str, str]) -> InferenceSession:
+    options = SessionOptions()
+    for key, value in entries.items():
+        options.add_session_config_entry(key, value)
+    return InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
 def test_a_precision_that_costs_too_much_is_refused(tmp_path: Path, overrides: list[str]) -> None:
