@@ -21,7 +21,7 @@ help: ## list the targets
 
 # --no-compile: Python compiles what is imported when it is; all at once takes longer than the rest of the install.
 .PHONY: venv
-venv: ## create .venv with the pinned set; does nothing while pyproject.toml and constraints.txt stay the same
+venv: ## create .venv with the pinned set; does nothing while what it is made from stays the same
 	@set -eu; \
 	if [ "$$($(DIGEST))" = "$$(cat $(STAMP) 2>/dev/null)" ]; then exit 0; fi; \
 	for python in $(or $(PYTHON),$(PYTHONS)); do \
@@ -63,7 +63,7 @@ bench: venv ## measure Mooring beside ONNX Runtime and seven other servers (hour
 	@$(BIN)/python -m mooring_loadtests.bench $(PART)
 
 .PHONY: tune-check
-tune-check: venv ## hold the tuner's choice against the whole grid (about an hour); the last line is JSON
+tune-check: venv ## hold the tuner's choice against the whole grid (more than an hour); the last line is JSON
 	@$(BIN)/mooring build intent
 	@$(BIN)/python -m mooring_loadtests.tune_check intent
 

@@ -18,8 +18,8 @@
     │   ├── AccessDenied               token, header or certificate missing or not accepted
     │   └── Overloaded                 may be retried; ``retry_after_s``
     ├── DecodeError                    the answer contradicts the model's signature
-    ├── BuildError                     a build could not write or was not alone (mooring_build)
-    ├── VerificationError              an exported engine differs from the PyTorch model (mooring_build)
+    ├── BuildError                     a build could not write, was not alone or lacks something (mooring_build)
+    ├── VerificationError              an engine is not as good as its recipe demands (mooring_build)
     ├── PublishError                   a release could not be written (mooring_build)
     ├── StartError                     tritonserver did not start; says why (mooring_serve)
     └── UnsupportedPlatform            the embedded server can't run here (mooring_serve)
@@ -126,11 +126,11 @@ class DecodeError(MooringError):
 
 
 class BuildError(MooringError):
-    """A build could not go on: its files can't be written, or another build is at work in the same place."""
+    """A build could not go on: it can't write, is not alone, or lacks a part or a compiler."""
 
 
 class VerificationError(MooringError):
-    """An exported engine does not answer as the PyTorch model does; the message has the numbers."""
+    """An engine answers otherwise or worse than its recipe allows; the message has the numbers."""
 
 
 class PublishError(MooringError):
