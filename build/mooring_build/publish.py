@@ -36,6 +36,7 @@ from mooring_build.repository import (
     MANIFEST,
     Journal,
     damaged_files,
+    joining_pipelines,
     locked,
     pinned_version,
     place_version,
@@ -83,8 +84,9 @@ def publish_release(repository: Path, recipe: Recipe, release: Release) -> int:
 
     Raises:
         PublishError: an engine has no passed verification, a file can't be used, a model that Mooring did
-            not write or that serves another task has the name, or the repository can't be written. What
-            answered before answers still; only an error after the commit leaves the new release there.
+            not write or that serves another task has the name, a pipeline that joins this one takes larger
+            batches, or the repository can't be written. What answered before answers still; only an error
+            after the commit leaves the new release there.
     """
     steps = publish_steps(repository, recipe, release)
     while True:
@@ -108,6 +110,7 @@ def publish_steps(repository: Path, recipe: Recipe, release: Release) -> Generat
         _recover(repository, model_names(recipe), journal)
         yield "recovered"
         _check_task(repository, recipe)
+        _check_joining(repository, recipe)
         released = released_version(repository, recipe.name)
         if released is not None:
             _check_widths(repository, recipe, release.labels)
@@ -137,6 +140,7 @@ def write_configs(repository: Path, recipe: Recipe, labels: Sequence[str], versi
                 f"{repository / recipe.name} has released version {released}: "
                 f"its configs can't be rewritten for version {version}"
             )
+        _check_joining(repository, recipe)
         for model, config in model_configs(recipe, labels, version).items():
             write_file(repository / model / CONFIG, dumps_config(config))
 
@@ -318,6 +322,18 @@ def _check_task(repository: Path, recipe: Recipe) -> None:
             f"{repository / recipe.name} serves {task}, recipe {recipe.name!r} is {recipe.task}: "
             "give the recipe another name"
         )
+
+
+def _check_joining(repository: Path, recipe: Recipe) -> None:
+    """What joins this pipeline must load after it too."""
+    most = recipe.serving.max_batch_size
+    for name, size in joining_pipelines(repository, recipe.name).items():
+        if size > most:
+            raise PublishError(
+                f"{repository / name} joins {recipe.name!r} and takes batches of {size}: Triton would not "
+                f"load it beside serving.max_batch_size {most}; set that to {size} or more, or first build "
+                f"{name!r} with --set serving.max_batch_size={most}"
+            )
 
 
 def _check_widths(repository: Path, recipe: Recipe, labels: Sequence[str]) -> None:

@@ -88,6 +88,24 @@ def released_version(repository: Path, name: str) -> int | None:
     return version if all((folder / MANIFEST).is_file() for folder in folders) else None
 
 
+def joining_pipelines(repository: Path, name: str) -> dict[str, int]:
+    """The largest batch of each pipeline on disk that has the pipeline ``name`` for a step.
+
+    Triton loads no ensemble that takes larger batches than its steps.
+    """
+    found = {}
+    for path in sorted(repository.glob(f"*/{CONFIG}")):
+        try:
+            config = loads_config(path.read_text(encoding="utf-8"))
+        except ValueError:
+            # Not Mooring's, and for Triton to complain about.
+            continue
+        joins = any(step.model_name == name for step in config.ensemble_scheduling.step)
+        if joins and versions_of(repository, path.parent.name):
+            found[path.parent.name] = config.max_batch_size
+    return found
+
+
 def read_manifest(repository: Path, model: str, version: int) -> dict[str, Any]:
     """Read what a version was made from and how it was verified.
 

@@ -15,7 +15,8 @@ onnxruntime_utils.cc of triton-inference-server/onnxruntime_backend).
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
@@ -79,6 +80,32 @@ def model_configs(recipe: Recipe, labels: Sequence[str], version: int) -> dict[s
     for config in parts.values():
         serve_versions(config, [version])
     return {**parts, recipe.name: _ensemble(recipe, layout, labels, version)}
+
+
+def as_configured(recipe: Recipe, configs: Mapping[str, pb.ModelConfig]) -> Recipe:
+    """The recipe with the engine, threads and batches that configs of :func:`model_configs` serve it with.
+
+    ``mooring tune`` changes these in the configs alone. What a limit of tokens overrules stays the recipe's.
+    """
+    called = {step.model_name for step in configs[recipe.name].ensemble_scheduling.step}
+    engine = next(one for one in recipe.export.formats if engine_name(recipe, one) in called)
+    config = configs[engine_name(recipe, engine)]
+    threads = next(iter(_thread_parameters(recipe, engine)))
+    served: dict[str, Any] = {
+        "instance_count": config.instance_group[0].count,
+        "intra_op_thread_count": int(config.parameters[threads].string_value),
+        "max_batch_size": config.max_batch_size,
+    }
+    if not recipe.serving.max_batch_tokens:
+        batching = config.dynamic_batching
+        served["preferred_batch_size"] = list(batching.preferred_batch_size)
+        served["max_queue_delay_microseconds"] = batching.max_queue_delay_microseconds
+    return recipe.model_copy(
+        update={
+            "serving": recipe.serving.model_copy(update=served),
+            "export": recipe.export.model_copy(update={"engine": engine}),
+        }
+    )
 
 
 def serve_versions(config: pb.ModelConfig, versions: Iterable[int]) -> None:

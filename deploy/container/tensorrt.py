@@ -58,7 +58,7 @@ def _run(source: Path, target: Path) -> int:
     converted: dict[str, pb.ModelConfig] = {}
     for folder in sorted(path.parent for path in source.glob(f"*/{CONFIG}")):
         config = read_config(source, folder.name)
-        if config is None or config.backend != "onnxruntime" or not _onnx_files(folder):
+        if config is None or config.backend != "onnxruntime" or not _onnx_files(folder, config):
             continue
         reason = _obstacle(folder, config)
         print(f"{folder.name}: {f'stays as it is: {reason}' if reason else 'TensorRT'}")
@@ -69,7 +69,8 @@ def _run(source: Path, target: Path) -> int:
     for path in sorted(source.iterdir()):
         # Triton takes a model of which only the config is there, not a built version, for one that failed.
         if versions_of(source, path.name):
-            shutil.copytree(path, target / path.name, ignore=shutil.ignore_patterns(".*"))
+            hidden = [str(version) for version in _not_served(path, converted.get(path.name))]
+            shutil.copytree(path, target / path.name, ignore=shutil.ignore_patterns(".*", *hidden))
     for name, config in converted.items():
         (target / name / SHAPES).write_text("\n".join([*plan_shapes(config), ""]), encoding="utf-8")
         (target / name / CONFIG).write_text(dumps_config(tensorrt_config(config)), encoding="utf-8")
@@ -77,8 +78,17 @@ def _run(source: Path, target: Path) -> int:
     return 0
 
 
-def _onnx_files(model: Path) -> list[Path]:
-    return sorted(model.glob("[0-9]*/model.onnx"))
+def _onnx_files(model: Path, config: pb.ModelConfig) -> list[Path]:
+    """Of the versions that are served: older ones beside them may be of another precision."""
+    paths = [model / str(version) / "model.onnx" for version in config.version_policy.specific.versions]
+    return [path for path in paths if path.is_file()]
+
+
+def _not_served(model: Path, config: pb.ModelConfig | None) -> set[int]:
+    """Versions of a converted model for which no plan is needed."""
+    if config is None:
+        return set()
+    return versions_of(model.parent, model.name) - set(config.version_policy.specific.versions)
 
 
 def _obstacle(model: Path, config: pb.ModelConfig) -> str | None:
@@ -87,7 +97,7 @@ def _obstacle(model: Path, config: pb.ModelConfig) -> str | None:
         return "it takes texts packed; build it with --set serving.mixed_lengths=padded"
     if not config.model_warmup:
         return "it has no warm-up requests, which say how long inputs get; build it with serving.warm_up"
-    for path in _onnx_files(model):
+    for path in _onnx_files(model, config):
         operators = {node.op_type for node in onnx.load(path, load_external_data=False).graph.node}
         if operators & _INT8_OPERATORS:
             return "it is int8 for CPUs; build it with --set export.precision=fp32, or fp16"

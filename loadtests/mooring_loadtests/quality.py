@@ -47,8 +47,8 @@ The data sets are not part of the project: each lies in a folder named as in the
 `../shared/data`, or where `python -m mooring_loadtests.quality --data FOLDER` says. `digits` comes with
 scikit-learn.
 
-All models of texts start from all-MiniLM-L6-v2. With a BERT-base checkpoint `ner` is to reach micro 0.973, macro
-0.909 and weighted 0.973 over tags (`base.checkpoint` in its recipe); there is none where
+All models of texts start from all-MiniLM-L6-v2. With a BERT-base checkpoint `ner` is to reach micro 0.973,
+macro 0.909 and weighted 0.973 over tags (`base.checkpoint` in its recipe); there is none where
 Mooring is developed, so that was not measured.
 
 Seeds make a training repeatable on one machine only: another kind of processor, or another number of threads,

@@ -62,6 +62,7 @@ def _run(args: argparse.Namespace) -> int:
         variants=variants,
         default=release.default,
         vary_batches=release.varies_batches,
+        smallest_batch=release.smallest_batch,
     )
 
     def say(probe: Probe) -> None:
@@ -69,7 +70,7 @@ def _run(args: argparse.Namespace) -> int:
 
     print(f"Searching among {len(candidates)} candidates", flush=True)
     began_s = time.monotonic()
-    plan = make_plan(prober, candidates, minutes=MINUTES)
+    plan = make_plan(prober, candidates, minutes=MINUTES, p99_ms=args.slo)
     best, *_ = search(
         candidates,
         prober.run,

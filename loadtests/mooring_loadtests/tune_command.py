@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import hashlib
 import itertools
 import json
 import math
@@ -29,7 +30,13 @@ _GUESS_S = 4
 #: The chosen settings are confirmed at this share of what the probes said, and lower until the bound is kept.
 _CONFIRMED_SHARE = 0.95
 _CONFIRM_S = 15
+#: A longer run lasts at least so many times the bound: an overload by a twentieth shows by then.
+_CONFIRMED_BOUNDS = 20
 _CONFIRMATIONS = 5
+#: A longer run with fewer requests says nothing about a 99th percentile.
+_FEWEST_REQUESTS = 10
+#: Share of failed requests that a plan may be made from.
+_ERROR_RATE = 0.01
 #: Of both together, as a rule.
 _USUAL_CONFIRMATIONS = 4
 #: How long to tune, about.
@@ -137,15 +144,24 @@ def run(args: argparse.Namespace) -> int:
     prober = Prober(
         release, payload=Payload(file=args.items), timeout_s=request_timeout_s(args.slo), folder=folder
     )
-    about = {"version": release.version, "p99_ms": args.slo, "minutes": args.minutes}
-    journal = Journal(folder / "probes.jsonl", {"model": args.model, **about})
+    cores = os.cpu_count() or 1
+    about = {
+        "model": args.model,
+        "release": release.digest,
+        "p99_ms": args.slo,
+        "minutes": args.minutes,
+        "items": None if args.items is None else _digest(Path(args.items)),
+        "cores": cores,
+    }
+    journal = Journal(folder / "probes.jsonl", about)
     candidates = grid(
-        cores=os.cpu_count() or 1,
+        cores=cores,
         variants=release.variants,
         default=release.default,
         vary_batches=release.varies_batches,
+        smallest_batch=release.smallest_batch,
     )
-    plan = journal.plan or make_plan(prober, candidates, minutes=args.minutes)
+    plan = journal.plan or make_plan(prober, candidates, minutes=args.minutes, p99_ms=args.slo)
     journal.start(plan)
     print(f"Trying {plan.first_round} of {len(candidates)} settings", flush=True)
     best, *_ = search(
@@ -159,19 +175,22 @@ def run(args: argparse.Namespace) -> int:
     )
     plot(journal.probes, args.slo, folder / "probes.svg")
     choice, confirmed = choose(prober, release.default, best, args.slo)
-    now, tuned = confirmed[release.default], confirmed[choice]
-    if not tuned.rate:
+    result = {
+        "p99_ms": args.slo,
+        "chosen": asdict(choice),
+        "runs": [_json(candidate, one) for candidate, one in confirmed.items()],
+    }
+    (folder / "result.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
+    if not confirmed[choice].rate:
         print(f"\nno settings keep p99 within {args.slo:g} ms; the closest: {best.candidate}")
         return 1
+    print()
+    for candidate, one in confirmed.items():
+        print(f"{'present' if candidate == release.default else 'found':<7}  {_words(candidate, one)}")
     if choice == release.default:
-        print(f"\nThe present settings are the best: {_words(choice, now)}")
+        print("\nThe present settings stay.")
         return 0
-    print(f"\npresent  {_words(release.default, now)}\nbest     {_words(choice, tuned)}")
     print("\n".join(_proposal(release, choice)))
-    (folder / "result.json").write_text(
-        json.dumps({"present": _json(release.default, now), "best": _json(choice, tuned)}, indent=1),
-        encoding="utf-8",
-    )
     if args.apply:
         release.apply(choice, artifacts=args.artifacts)
         print(f"\nwritten into {args.repository}; a server takes it up when it loads the model again")
@@ -182,7 +201,10 @@ def _add_variants(release: Release, args: argparse.Namespace, folder: Path) -> N
     """Build what is to be tried beside the release's own engines; what a recipe can't be is left out."""
     from mooring_build.recipe import load_recipe
 
-    default = release.default
+    default, recipe_name = release.default, args.recipe or args.model
+    if args.precision or args.mixed_lengths:
+        # Before the loop: a mistake in what was given is not left out.
+        load_recipe(recipe_name, args.overrides)
     wanted = itertools.product(
         dict.fromkeys([default.precision, *args.precision]),
         dict.fromkeys([default.mixed_lengths, *args.mixed_lengths]),
@@ -193,7 +215,7 @@ def _add_variants(release: Release, args: argparse.Namespace, folder: Path) -> N
         settings = [f"export.precision={precision}", f"serving.mixed_lengths={mixed_lengths}"]
         print(f"Building {precision}, {mixed_lengths}", flush=True)
         try:
-            recipe = load_recipe(args.recipe or args.model, [*args.overrides, *settings])
+            recipe = load_recipe(recipe_name, [*args.overrides, *settings])
             release.add(recipe, folder=folder / "variants", artifacts=args.artifacts)
         except (CheckpointError, RecipeError, VerificationError) as exc:
             print(f"  left out: {exc}", flush=True)
@@ -204,28 +226,35 @@ def request_timeout_s(p99_ms: float) -> float:
     return max(1.0, p99_ms * 4 / 1000)
 
 
-def make_plan(prober: Prober, candidates: Sequence[Candidate], *, minutes: float) -> Plan:
+def make_plan(prober: Prober, candidates: Sequence[Candidate], *, minutes: float, p99_ms: float) -> Plan:
     """Ask the present settings, by users who wait for their answers, and see how long that takes.
 
     Args:
         prober: serves and loads candidates.
         candidates: the first are the present settings.
         minutes: for everything, this included.
+        p99_ms: the bound.
 
     Raises:
-        ConfigError: the present settings answer nothing.
+        ConfigError: the present settings answer nothing, or fail too often.
     """
     began_s = time.monotonic()
     users = _USERS_PER_CORE * (os.cpu_count() or 1)
     stages = (ProfileStage(seconds=1, measured=False), ProfileStage(seconds=_GUESS_S))
     result = prober.load(candidates[0], loop="closed", users=users, stages=stages)
-    throughput = result.figures()["throughput"].value
+    figures, errors = result.figures(), dict(result.recorder.errors)
+    throughput, failed = figures["throughput"].value, figures["error_rate"].value
     if not throughput:
-        raise ConfigError(f"the present settings answer nothing: {dict(result.recorder.errors)}")
+        raise ConfigError(f"the present settings answer nothing: {errors}")
+    if failed > _ERROR_RATE:
+        raise ConfigError(
+            f"{failed:.1%} of the requests fail, whatever the settings: {errors}; give items that the model "
+            "takes (--items), or build it with text.truncation = true where texts are too long"
+        )
     took_s = time.monotonic() - began_s
     # A probe warms up for a second, too.
     overhead_s = took_s - _GUESS_S
-    later_s = _USUAL_CONFIRMATIONS * (overhead_s + 1 + _CONFIRM_S)
+    later_s = _USUAL_CONFIRMATIONS * (overhead_s + 1 + confirmation_s(p99_ms))
     first_round = affordable(len(candidates), overhead_s=overhead_s, budget_s=minutes * 60 - took_s - later_s)
     return Plan(guess=throughput, first_round=first_round)
 
@@ -236,26 +265,36 @@ def choose(
     """Hold what a search found against the present settings, in longer runs.
 
     Returns:
-        The better of both, in doubt the present ones, and what each did.
+        The better of both, and what each did. The present ones where both are as good, or where the generator
+        did not keep up in a run and they keep the bound.
     """
     confirmed = {
         candidate: _confirm(prober, candidate, best.rate_within(p99_ms), p99_ms)
         for candidate in dict.fromkeys([default, best.candidate])
     }
+    if confirmed[default].rate and any(one.doubts for one in confirmed.values()):
+        return default, confirmed
     return max(confirmed, key=lambda candidate: confirmed[candidate].rate), confirmed
+
+
+def confirmation_s(p99_ms: float) -> int:
+    """Length of a longer run, in seconds: with a generous bound an overload takes its time to break it."""
+    return max(_CONFIRM_S, math.ceil(_CONFIRMED_BOUNDS * p99_ms / 1000))
 
 
 def _confirm(prober: Prober, candidate: Candidate, rate: float, p99_ms: float) -> Confirmed:
     """Lower the rate until a longer run keeps the bound."""
-    rate *= _CONFIRMED_SHARE
+    seconds, estimate, doubts = confirmation_s(p99_ms), Estimate(value=math.inf), list[str]()
     for _ in range(_CONFIRMATIONS):
-        stages = (ProfileStage(seconds=2, measured=False), ProfileStage(seconds=_CONFIRM_S))
-        result = prober.load(candidate, loop="open", rate=rate, stages=stages)
-        estimate = result.figures()["p99_ms"]
-        if estimate.value <= p99_ms:
-            return Confirmed(rate=rate, p99_ms=estimate, doubts=result.doubts)
         rate *= _CONFIRMED_SHARE
-    return Confirmed(rate=0.0, p99_ms=estimate, doubts=result.doubts)
+        if rate * seconds < _FEWEST_REQUESTS:
+            break
+        stages = (ProfileStage(seconds=2, measured=False), ProfileStage(seconds=seconds))
+        result = prober.load(candidate, loop="open", rate=rate, stages=stages)
+        estimate, doubts = result.figures()["p99_ms"], result.doubts
+        if estimate.value <= p99_ms:
+            return Confirmed(rate=rate, p99_ms=estimate, doubts=doubts)
+    return Confirmed(rate=0.0, p99_ms=estimate, doubts=doubts)
 
 
 def _note(journal: Journal, probe: Probe, p99_ms: float) -> None:
@@ -268,7 +307,9 @@ def _words(candidate: Candidate, confirmed: Confirmed) -> str:
         return f"{candidate}: does not keep the bound at the rates that were tried"
     p99 = confirmed.p99_ms
     interval = "" if p99.low is None or p99.high is None else f" [{p99.low:.3g}, {p99.high:.3g}]"
-    doubt = "".join(f"\n         doubtful: {doubt}" for doubt in confirmed.doubts)
+    # What to do about it is for load tests.
+    facts = (doubt.partition(":")[0] for doubt in confirmed.doubts)
+    doubt = "".join(f"\n         doubtful: {fact}" for fact in facts)
     return f"{candidate}: {confirmed.rate:.1f} requests/s, p99 {p99.value:.3g}{interval} ms{doubt}"
 
 
@@ -306,7 +347,8 @@ class Journal:
 
     Args:
         path: JSON lines.
-        search: what the search is about; probes of another are dropped.
+        search: what the search is about; probes of another are dropped. Those that failed are, too: what
+            failed may have been the machine.
     """
 
     def __init__(self, path: Path, search: Mapping[str, Any]) -> None:
@@ -315,11 +357,15 @@ class Journal:
         #: Of the search that goes on.
         self.plan: Plan | None = None
         self.probes: list[Probe] = []
-        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-        entries = [entry for entry in map(_entry, lines) if entry is not None]
+        text = path.read_text(encoding="utf-8") if path.is_file() else ""
+        entries = [entry for entry in map(_entry, text.splitlines()) if entry is not None]
         if entries and entries[0].get("search") == self._search:
             self.plan = Plan(**entries[0]["plan"])
-            self.probes = [_read_probe(entry) for entry in entries[1:]]
+            probes = [_read_probe(entry) for entry in entries[1:]]
+            self.probes = [probe for probe in probes if probe.error is None]
+            if not text.endswith("\n"):
+                # Ends the line that was cut off, so that what follows can be read.
+                self._append("")
 
     def start(self, plan: Plan) -> None:
         """Begin a search, or go on with the one that is there."""
@@ -333,8 +379,18 @@ class Journal:
         self.probes.append(probe)
         entry = asdict(probe)
         entry["stages"] = [finite(stage) for stage in entry["stages"]]
+        self._append(json.dumps(entry))
+
+    def _append(self, line: str) -> None:
         with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(entry) + "\n")
+            file.write(f"{line}\n")
+
+
+def _digest(path: Path) -> str:
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as exc:
+        raise ConfigError(f"--items {path} can't be read: {exc.strerror}") from exc
 
 
 def _entry(line: str) -> dict[str, Any] | None:

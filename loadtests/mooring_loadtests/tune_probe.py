@@ -39,12 +39,19 @@ class Release:
         model: name of a pipeline with an engine.
 
     Raises:
-        ConfigError: it is not released there, or has no engine of its own.
+        ConfigError: it is not released there, has no engine of its own, or has configs that Mooring did
+            not write.
     """
 
     def __init__(self, repository: Path, model: str) -> None:
         from mooring_build.recipe import Recipe
-        from mooring_build.repository import read_manifest, released_version
+        from mooring_build.repository import (
+            joining_pipelines,
+            read_config,
+            read_manifest,
+            released_version,
+        )
+        from mooring_build.triton_config import as_configured, model_names
 
         version = released_version(repository, model)
         if version is None:
@@ -54,10 +61,18 @@ class Release:
         self.version = version
         manifest = read_manifest(repository, model, version)
         self._labels = manifest["labels"]
-        self._recipe = Recipe.model_validate(manifest["recipe"])
         if not manifest["parity"]:
             raise ConfigError(f"{model!r} has no engine of its own: tune the models that it calls")
+        built = Recipe.model_validate(manifest["recipe"])
+        configs = {name: read_config(repository, name) for name in model_names(built)}
+        # Not as it was built, but as it is served: `apply` may have changed that.
+        self._recipe = as_configured(built, {name: one for name, one in configs.items() if one is not None})
+        #: Digest of what the release was made from.
+        self.digest: str = manifest["inputs_digest"]
+        #: Least ``max_batch_size`` that the pipelines which join this one allow.
+        self.smallest_batch = max(joining_pipelines(repository, model).values(), default=1)
         self._builds = {self._built: Build(self._recipe, repository, version)}
+        self._check_configs()
 
     @property
     def _built(self) -> tuple[str, str]:
@@ -102,13 +117,24 @@ class Release:
             version = build(recipe, repository=repository, artifacts=artifacts)
             self._builds[precision, mixed_lengths] = Build(recipe, repository, version)
 
-    @staticmethod
-    def _comparable(recipe: Recipe) -> dict[str, Any]:
-        return recipe.model_dump(mode="json", exclude={"serving", "export"})
+    def _comparable(self, recipe: Recipe) -> dict[str, Any]:
+        tried = {"serving": set(self.default.serving()), "export": {"engine", "precision"}}
+        return recipe.model_dump(mode="json", exclude=tried)
+
+    def _check_configs(self) -> None:
+        """Refuse configs that were changed by hand: that would be neither tried nor kept."""
+        from mooring_build.repository import CONFIG, read_text
+
+        for model, text in self.configs(self.default).items():
+            path = self.repository / model / CONFIG
+            if read_text(path) != text:
+                raise ConfigError(
+                    f"{path} is not as Mooring writes it: build {self.model!r} again before it is tuned"
+                )
 
     @property
     def default(self) -> Candidate:
-        """The release's own settings."""
+        """The present settings."""
         serving = self._recipe.serving
         return Candidate(
             engine=self._recipe.export.engine,

@@ -16,6 +16,8 @@ from dataclasses import asdict, dataclass
 from random import Random
 from typing import Any, NamedTuple
 
+from mooring import ConfigError
+
 #: One of so many goes on to the next round.
 _KEPT = 3
 #: Length of a stage in seconds, a round each, and its rates as shares of the best known before.
@@ -110,7 +112,12 @@ Run = Callable[[Candidate, Sequence[float], int], Sequence[Stage]]
 
 
 def grid(
-    *, cores: int, variants: Iterable[Variant], default: Candidate, vary_batches: bool = True
+    *,
+    cores: int,
+    variants: Iterable[Variant],
+    default: Candidate,
+    vary_batches: bool = True,
+    smallest_batch: int = 1,
 ) -> list[Candidate]:
     """Every candidate worth a thought on a machine, the present settings first.
 
@@ -119,6 +126,7 @@ def grid(
         variants: what the release's engines can be.
         default: the present settings.
         vary_batches: whether other ways to form batches would change anything.
+        smallest_batch: least ``max_batch_size`` that may be.
     """
     threads = [
         (instances, per_instance)
@@ -140,6 +148,7 @@ def grid(
         for variant in variants
         for instances, per_instance in threads
         for size, preferred, delay in dict.fromkeys(batches)
+        if size >= smallest_batch
     ]
     return [default, *(candidate for candidate in found if candidate != default)]
 
@@ -160,7 +169,8 @@ def search(
     Args:
         candidates: the first is in the first round in any case, and of the others those that are nearest to
             it; which of those that are equally near, the seed says.
-        run: serves a candidate at rates, each for so many seconds; an error counts against the candidate.
+        run: serves a candidate at rates, each for so many seconds; an error counts against the candidate,
+            but for :class:`~mooring.ConfigError`, which ends the search.
         p99_ms: bound on the 99th percentile of latency.
         guess: a rate of about what the first can take, in requests a second.
         first_round: number of candidates of the first round; see :func:`affordable`.
@@ -186,10 +196,15 @@ def search(
                 probe = _probe(run, candidate, number, [share * best for share in shares], seconds)
                 note(probe)
             probes.append(probe)
-        probes.sort(key=lambda probe: -probe.rate_within(p99_ms))
+        probes.sort(key=lambda probe: _rank(probe, p99_ms))
         best = max(probes[0].rate_within(p99_ms), guess / 100)
         chosen = [probe.candidate for probe in probes[: _kept(len(probes))]]
     return probes
+
+
+def _rank(probe: Probe, p99_ms: float) -> tuple[float, float]:
+    """The best first: by the rate, and by latency where several keep the highest rate that was tried."""
+    return -probe.rate_within(p99_ms), probe.stages[-1].p99_ms if probe.stages else math.inf
 
 
 def affordable(count: int, *, overhead_s: float, budget_s: float) -> int:
@@ -247,6 +262,9 @@ def pooled(probes: Sequence[Probe]) -> list[Stage]:
 def _probe(run: Run, candidate: Candidate, number: int, rates: Sequence[float], seconds: int) -> Probe:
     try:
         stages = tuple(run(candidate, rates, seconds))
+    except ConfigError:
+        # What was asked for is wrong, not the candidate.
+        raise
     except Exception as exc:  # noqa: BLE001 - a candidate may crash the server in any way
         return Probe(candidate=candidate, round=number, stages=(), error=f"{type(exc).__name__}: {exc}")
     return Probe(candidate=candidate, round=number, stages=stages)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tritonclient.grpc import model_config_pb2 as pb
 
 from mooring import PublishError
 from mooring_build.publish import (
@@ -20,6 +21,7 @@ from mooring_build.publish import (
     write_configs,
 )
 from mooring_build.recipe import Recipe
+from mooring_build.triton_config import dumps_config
 from tiny_release import LABELS, make_release, padded_recipe, snapshot
 
 ENTITY_LABELS = LABELS["token-classification"]
@@ -190,3 +192,26 @@ def test_a_manifest_that_cannot_be_read_is_named(repository: Path, content: str 
         (folder / "manifest.json").write_text(content)
     with pytest.raises(PublishError, match=rf"ner/1/manifest\.json {message}"):
         read_manifest(repository, "ner", 1)
+
+
+def test_batches_smaller_than_those_of_a_pipeline_that_joins_it_are_refused(
+    repository: Path, recipe: Recipe, release: Release
+) -> None:
+    version = publish_release(repository, recipe, release)
+    joining = pb.ModelConfig(name="service", platform="ensemble", max_batch_size=16)
+    joining.ensemble_scheduling.step.add(model_name="ner", model_version=-1)
+    (repository / "service" / "1").mkdir(parents=True)
+    (repository / "service" / "config.pbtxt").write_text(dumps_config(joining))
+    (repository / "foreign").mkdir()
+    (repository / "foreign" / "config.pbtxt").write_text("no config")
+    before = snapshot(repository)
+    small = padded_recipe("ner", ["serving.max_batch_size=8"])
+    refused = r"service joins 'ner' and takes batches of 16: .* beside serving\.max_batch_size 8"
+    with pytest.raises(PublishError, match=refused):
+        publish_release(repository, small, release)
+    with pytest.raises(PublishError, match=refused):
+        write_configs(repository, small, release.labels, version)
+    assert snapshot(repository) == before
+    # Without a version on disk nothing serves it.
+    (repository / "service" / "1").rmdir()
+    write_configs(repository, small, release.labels, version)

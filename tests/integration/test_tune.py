@@ -45,6 +45,13 @@ def test_settings_are_tried_on_a_copy_and_written_when_asked(repository: Path, t
     release.apply(other, artifacts=tmp_path / "artifacts")
     assert "max_batch_size: 8" in (repository / "intent_torchscript" / "config.pbtxt").read_text()
     assert 'model_name: "intent_torchscript"' in (repository / "intent" / "config.pbtxt").read_text()
+    # From then on these are the present settings.
+    assert Release(repository, "intent").default == other
+
+    by_hand = repository / "intent_onnx" / "config.pbtxt"
+    by_hand.write_text(by_hand.read_text().replace("max_batch_size: 8", "max_batch_size: 4"))
+    with pytest.raises(ConfigError, match="is not as Mooring writes it: build 'intent' again"):
+        Release(repository, "intent")
 
 
 def test_the_command_searches_confirms_and_proposes(
@@ -52,20 +59,19 @@ def test_the_command_searches_confirms_and_proposes(
 ) -> None:
     monkeypatch.setattr(tune_command, "affordable", lambda count, **times: 2)
     monkeypatch.setattr(tuner, "_ROUNDS", ((1, (0.1, 0.2)),))
-    monkeypatch.setattr(tune_command, "_CONFIRM_S", 2)
+    monkeypatch.setattr(tune_command, "confirmation_s", lambda p99_ms: 2)
     words = ["tune", "intent", "--slo", "p99=5s", "--repository", str(repository)]
     assert cli.main([*words, "--reports", str(tmp_path)]) == 0
     shown = capsys.readouterr().out
     assert shown.count("  round 1  ") == 2
-    assert "The present settings are the best" in shown or "[serving]\n" in shown
+    assert "The present settings stay" in shown or "[serving]\n" in shown
     assert "<svg" in (tmp_path / "intent-tune" / "probes.svg").read_text()
     journal = (tmp_path / "intent-tune" / "probes.jsonl").read_text().splitlines()
-    assert json.loads(journal[0])["search"] == {
-        "model": "intent",
-        "version": 1,
-        "p99_ms": 5000.0,
-        "minutes": 10.0,
-    }
+    search = json.loads(journal[0])["search"]
+    assert (search["model"], search["p99_ms"], search["minutes"]) == ("intent", 5000.0, 10.0)
+    result = json.loads((tmp_path / "intent-tune" / "result.json").read_text())
+    assert result["p99_ms"] == 5000.0
+    assert result["chosen"] in [run["settings"] for run in result["runs"]]
     # Everything is known by now.
     assert cli.main([*words, "--reports", str(tmp_path)]) == 0
     assert "round 1" not in capsys.readouterr().out
@@ -102,7 +108,7 @@ def test_other_builds_are_tried_and_published_when_asked(
     monkeypatch.setattr(tune_command, "grid", packed_alone)
     monkeypatch.setattr(tune_command, "affordable", lambda count, **times: 1)
     monkeypatch.setattr(tuner, "_ROUNDS", ((1, (0.1, 0.2)),))
-    monkeypatch.setattr(tune_command, "_CONFIRM_S", 2)
+    monkeypatch.setattr(tune_command, "confirmation_s", lambda p99_ms: 2)
     choose = tune_command.choose
     monkeypatch.setattr(tune_command, "choose", lambda *given: (given[2].candidate, choose(*given)[1]))
     words = [
@@ -125,5 +131,11 @@ def test_other_builds_are_tried_and_published_when_asked(
     assert released_version(repository, "asked") == 2
     assert (repository / "asked_onnx_ragged" / "2" / "model.onnx").is_file()
 
+    # A mistake is not left out as a variant that can't be, nor are settings that were forgotten.
+    assert cli.main([*words, "--recipe", str(tmp_path / "nowhere.toml")]) == 2
+    assert "no recipe" in capsys.readouterr().err
+    forgotten = ["--recipe", str(recipe), "--set", "serving.max_queue_size=16"]
+    assert cli.main([*words, *forgotten]) == 2
+    assert "is not what version 2 of 'asked' was built from (see serving)" in capsys.readouterr().err
     assert cli.main([*words, "--recipe", "intent"]) == 2
     assert "is not what version 2 of 'asked' was built from" in capsys.readouterr().err

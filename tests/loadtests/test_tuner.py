@@ -17,7 +17,16 @@ import pytest
 from mooring import ConfigError
 from mooring_loadtests import tune_check, tune_command
 from mooring_loadtests.load_statistics import Estimate
-from mooring_loadtests.tune_command import Confirmed, Journal, Plan, choose, make_plan, number_of_minutes, slo
+from mooring_loadtests.tune_command import (
+    Confirmed,
+    Journal,
+    Plan,
+    choose,
+    confirmation_s,
+    make_plan,
+    number_of_minutes,
+    slo,
+)
 from mooring_loadtests.tune_plot import plot
 from mooring_loadtests.tune_probe import Prober
 from mooring_loadtests.tuner import (
@@ -108,23 +117,34 @@ def test_a_search_without_time_probes_the_present_settings_alone() -> None:
 
 
 def test_a_plan_goes_by_how_long_the_first_run_took(monkeypatch: pytest.MonkeyPatch) -> None:
-    figures = {"throughput": SimpleNamespace(value=120.0)}
+    figures = {"throughput": SimpleNamespace(value=120.0), "error_rate": SimpleNamespace(value=0.0)}
     result = SimpleNamespace(figures=lambda: figures, recorder=SimpleNamespace(errors={}))
     prober = cast(Prober, SimpleNamespace(load=lambda candidate, **profile: result))
     candidates = grid(cores=2, variants=[ONNX], default=DEFAULT)
 
-    def plan(took_s: float, minutes: float) -> Plan:
+    def plan(took_s: float, minutes: float, p99_ms: float = BOUND_MS) -> Plan:
         times = count(100.0, took_s)
         monkeypatch.setattr(tune_command, "time", SimpleNamespace(monotonic=lambda: next(times)))
-        return make_plan(prober, candidates, minutes=minutes)
+        return make_plan(prober, candidates, minutes=minutes, p99_ms=p99_ms)
 
     usual = plan(14.0, 10.0)
     assert usual.guess == 120.0
     assert 10 < usual.first_round < len(candidates)
     assert plan(28.0, 10.0).first_round < usual.first_round < plan(14.0, 20.0).first_round
+    # Longer runs for a generous bound leave less time for the search.
+    assert plan(14.0, 10.0, 2000.0).first_round < usual.first_round
+    figures["error_rate"].value = 0.02
+    with pytest.raises(ConfigError, match=r"2\.0% of the requests fail"):
+        plan(14.0, 10.0)
     figures["throughput"].value = 0.0
     with pytest.raises(ConfigError, match="the present settings answer nothing"):
         plan(14.0, 10.0)
+
+
+def test_batches_are_no_smaller_than_those_of_the_pipelines_that_join_the_model() -> None:
+    candidates = grid(cores=2, variants=[ONNX], default=DEFAULT, smallest_batch=32)
+    assert {one.max_batch_size for one in candidates} == {32}
+    assert len({one.preferred_batch_size for one in candidates}) > 1
 
 
 def test_batches_are_left_alone_where_their_settings_count_for_nothing() -> None:
@@ -174,6 +194,10 @@ def test_a_search_goes_on_where_it_was(tmp_path: Path) -> None:
     rest = Server(noise=0.0)
     assert run(Journal(tmp_path / "probes.jsonl", about), rest) == whole
     assert rest.runs < len(lines) - 1 - 5
+    # The line that was cut off does not spoil what was written after it, and what crashed was tried again.
+    known = Journal(tmp_path / "probes.jsonl", about).probes
+    assert len(known) == sum('"error": null' in line for line in lines)
+    assert all(probe.error is None for probe in known)
     assert Journal(tmp_path / "probes.jsonl", {**about, "version": 2}).probes == []
 
 
@@ -229,6 +253,58 @@ def test_settings_change_only_for_better_ones(
     assert {candidate: one.rate for candidate, one in confirmed.items()} == rates
 
 
+@pytest.mark.parametrize("default_rate", [150.0, 0.0])
+def test_a_run_in_doubt_changes_nothing_that_keeps_the_bound(
+    default_rate: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = replace(DEFAULT, max_batch_size=8)
+    confirmed = {
+        DEFAULT: Confirmed(rate=default_rate, p99_ms=Estimate(value=40.0), doubts=()),
+        other: Confirmed(rate=170.0, p99_ms=Estimate(value=40.0), doubts=["requests left late"]),
+    }
+    monkeypatch.setattr(
+        tune_command, "_confirm", lambda prober, candidate, rate, p99_ms: confirmed[candidate]
+    )
+    best = Probe(candidate=other, round=2, stages=(Stage(rate=200.0, p99_ms=30.0),))
+    choice, _ = choose(cast(Prober, None), DEFAULT, best, BOUND_MS)
+    assert choice == (DEFAULT if default_rate else other)
+
+
+def test_settings_that_keep_no_rate_are_not_run_longer() -> None:
+    def never(candidate: Candidate, **profile: Any) -> None:
+        raise AssertionError
+
+    prober = cast(Prober, SimpleNamespace(load=never))
+    # Every request failed, and a bound far below what a single request takes.
+    for stages in ((Stage(rate=200.0, p99_ms=math.inf),), (Stage(rate=4.0, p99_ms=5000.0),)):
+        best = Probe(candidate=DEFAULT, round=2, stages=stages)
+        choice, confirmed = choose(prober, DEFAULT, best, BOUND_MS)
+        assert (choice, confirmed[choice].rate) == (DEFAULT, 0.0)
+
+
+def test_a_longer_run_lasts_long_enough_for_an_overload_to_show() -> None:
+    assert confirmation_s(100.0) == confirmation_s(500.0) == 15
+    assert confirmation_s(5000.0) == 100
+
+
+def test_a_wrong_demand_ends_a_search_and_is_held_against_no_candidate() -> None:
+    def run(candidate: Candidate, rates: Sequence[float], seconds: int) -> list[Stage]:
+        raise ConfigError("no such items")
+
+    with pytest.raises(ConfigError, match="no such items"):
+        search([DEFAULT], run, p99_ms=BOUND_MS, guess=150.0, first_round=1)
+
+
+def test_of_those_that_take_every_rate_the_fastest_is_the_best() -> None:
+    other = replace(DEFAULT, max_batch_size=8)
+
+    def run(candidate: Candidate, rates: Sequence[float], seconds: int) -> list[Stage]:
+        return [Stage(rate=rate, p99_ms=20.0 if candidate == other else 40.0) for rate in rates]
+
+    best, *_ = search([DEFAULT, other], run, p99_ms=BOUND_MS, guess=150.0, first_round=2)
+    assert best.candidate == other
+
+
 def test_bounds_are_written_with_their_unit() -> None:
     assert (slo("p99=50ms"), slo("p99=1.5s")) == (50.0, 1500.0)
     for text in ("50ms", "p99=50", "p50=50ms", "p99=0ms", "p99=-1ms"):
@@ -256,6 +332,7 @@ class FakeRelease:
     variants = (ONNX,)
     default = DEFAULT
     varies_batches = True
+    smallest_batch = 1
 
     def __init__(self, repository: Path, model: str) -> None:
         assert (repository, model) == (Path("models"), "intent")
@@ -273,7 +350,7 @@ def test_the_choice_is_held_against_the_grid(
     monkeypatch.setattr(tune_check, "Release", FakeRelease)
     monkeypatch.setattr(tune_check, "Prober", lambda *args, **options: server)
     plan = Plan(guess=150.0, first_round=20)
-    monkeypatch.setattr(tune_check, "make_plan", lambda prober, candidates, minutes: plan)
+    monkeypatch.setattr(tune_check, "make_plan", lambda prober, candidates, minutes, p99_ms: plan)
     monkeypatch.setattr(tune_check, "choose", lambda prober, default, best, p99_ms: (best.candidate, {}))
     if crippled:
         # A search that stays with what it is given, which is the worst that there is.

@@ -119,6 +119,14 @@ def test_an_int8_engine_stays(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "intent_onnx: stays as it is: it is int8 for CPUs" in done.stdout
 
+    # After another build the int8 version lies beside, and is not served.
+    recipe = load_recipe("intent", ['export.formats=["onnx"]', "serving.mixed_lengths=padded"])
+    newer = make_release(tmp_path / "newer", recipe, runnable=True, inputs_digest="b")
+    assert publish_release(source, recipe, newer) == 2
+    done = _convert(source, tmp_path / "plans")
+    assert (done.returncode, done.stdout) == (0, "intent_onnx: TensorRT\n"), done.stderr
+    assert [path.name for path in (tmp_path / "plans" / "intent_onnx").glob("[0-9]*")] == ["2"]
+
 
 def test_a_folder_that_is_there_is_left_alone(converted: Path, tmp_path: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in converted.rglob("*")}
