@@ -13,27 +13,34 @@ from pathlib import Path
 
 import numpy as np
 
+from mooring import DataError
 from mooring._served.classification import Acceptance, confidence
+from mooring._served.encoding import TextEncoder
+from mooring._served.texts import TextError
 from mooring_build.checkpoints import read_labels_of
 from mooring_build.datasets import load_dataset, read_texts
 from mooring_build.digests import digest_of
+from mooring_build.engines import Engine
+from mooring_build.exports import LIBRARIES
 from mooring_build.layouts.text import acceptance_threshold
 from mooring_build.recipe import Recipe
+from mooring_build.release import EngineFiles, open_engine_and_tokenizer
 from mooring_build.stages import Stage, StepFiles, library_versions, source_digest
 
 # As many steps as a release keeps of the evaluation texts' confidences.
 _STEPS = 1000
+_BATCH_SIZE = 32
 
 
 def step_files(
-    recipe: Recipe, folder: Path, key: str, artifacts: Path, say: Callable[[str], None]
+    recipe: Recipe, engine: EngineFiles, folder: Path, artifacts: Path, say: Callable[[str], None]
 ) -> StepFiles:
-    """The calibration of a fine-tuned classifier, and how many texts out of scope it recalls.
+    """The calibration of a classifier as it is served, and how many texts out of scope it recalls.
 
     Args:
         recipe: names the texts.
+        engine: of ``export.engine``; a lower precision has logits of its own.
         folder: the checkpoint.
-        key: its digest.
         artifacts: working folder; a calibration that is up to date there is used again.
         say: receives a line.
     """
@@ -49,17 +56,19 @@ def step_files(
         recipe.name,
         "acceptance",
         {
-            "checkpoint": key,
+            "engine": engine.key,
             "texts": digest_of([inside, outside]),
             "accepted": recipe.data.accepted,
             "max_length": recipe.text.max_length,
-            "libraries": library_versions("numpy", "torch", "transformers"),
-            "sources": source_digest("acceptance.py", "models.py"),
+            "libraries": library_versions(*LIBRARIES),
+            "sources": source_digest("acceptance.py", "engines.py", "ragged_engine.py"),
         },
     )
     metrics = stage.result()
     if metrics is None:
-        metrics = _calibrate(recipe, folder, inside, outside, stage.folder)
+        opened, encoder = open_engine_and_tokenizer(recipe, engine, labels, folder)
+        logits = (_logits(opened, encoder, texts) for texts in (inside, outside))
+        metrics = _calibrate(recipe, *logits, stage.folder)
         stage.finish(metrics)
     say(
         f"acceptance  recalls {metrics['oos_recall']:.1%} of {len(outside)} texts out of scope, "
@@ -69,10 +78,7 @@ def step_files(
     return StepFiles(key=stage.key, files=files, metrics=metrics)
 
 
-def _calibrate(
-    recipe: Recipe, folder: Path, inside: Sequence[str], outside: Sequence[str], target: Path
-) -> dict[str, float]:
-    known, foreign = (_logits(recipe, folder, texts) for texts in (inside, outside))
+def _calibrate(recipe: Recipe, known: np.ndarray, foreign: np.ndarray, target: Path) -> dict[str, float]:
     confidences = np.sort(confidence(known))
     if len(confidences) > _STEPS:
         confidences = np.quantile(confidences, np.linspace(1 / _STEPS, 1, _STEPS), method="inverted_cdf")
@@ -87,24 +93,13 @@ def _calibrate(
     }
 
 
-def _logits(recipe: Recipe, folder: Path, texts: Sequence[str]) -> np.ndarray:
+def _logits(engine: Engine, encoder: TextEncoder, texts: Sequence[str]) -> np.ndarray:
     """``[N, labels]`` of as many texts as there are."""
-    import torch
-
-    from mooring_build.models import load_fine_tuned_model, load_tokenizer
-
-    model, tokenizer = load_fine_tuned_model(folder, recipe.task), load_tokenizer(folder)
     rows = []
-    with torch.inference_mode():
-        for start in range(0, len(texts), 32):
-            batch = tokenizer(
-                list(texts[start : start + 32]),
-                padding=True,
-                truncation=True,
-                max_length=recipe.text.max_length,
-                return_tensors="pt",
-            )
-            rows.append(
-                model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits.numpy()
-            )
+    for start in range(0, len(texts), _BATCH_SIZE):
+        try:
+            encoded = encoder.encode(texts[start : start + _BATCH_SIZE])
+        except TextError as exc:
+            raise DataError(f"counted from evaluation text {start} on, {exc}") from exc
+        rows.append(engine(encoded.input_ids, encoded.attention_mask))
     return np.concatenate(rows)

@@ -33,10 +33,9 @@ from mooring_build.release import SHARED_SOURCES
 from mooring_build.release_audit import audit_release
 from mooring_build.stages import Stage, StepFiles, git_commit, library_versions, source_digest
 
-# Tasks whose releases hold more than engines and a tokenizer: the module whose ``step_files`` makes the rest.
+# Tasks whose releases hold more of the checkpoint: the module whose ``step_files`` makes it.
 _STEP_FILES: dict[Task, str] = {
     "recommendation": "item_catalogue",
-    "text-classification": "acceptance",
     "text-ranking": "knowledge_base",
 }
 
@@ -249,7 +248,7 @@ def _publish(
     say: Callable[[str], None],
 ) -> int:
     strategy = batch_strategy(recipe, artifacts, say)
-    extra = _step_files(recipe, fine_tuned, artifacts, say)
+    extra = _step_files(recipe, fine_tuned, engines[recipe.export.engine], artifacts, say)
     audited = audit_release(
         recipe, engines[recipe.export.engine], dataset.labels, fine_tuned.folder, artifacts, say
     )
@@ -296,9 +295,13 @@ def _publish(
 
 
 def _step_files(
-    recipe: Recipe, fine_tuned: FineTuned, artifacts: Path, say: Callable[[str], None]
+    recipe: Recipe, fine_tuned: FineTuned, engine: EngineFiles, artifacts: Path, say: Callable[[str], None]
 ) -> StepFiles:
     """What a release holds besides engines and tokenizer."""
+    if recipe.task == "text-classification":
+        from mooring_build.acceptance import step_files
+
+        return step_files(recipe, engine, fine_tuned.folder, artifacts, say)
     if recipe.task not in _STEP_FILES:
         return StepFiles(key=None, files={})
     make = importlib.import_module(f"mooring_build.{_STEP_FILES[recipe.task]}").step_files

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +12,16 @@ from tokenizers import Tokenizer
 
 import mooring._served
 from mooring import PublishError
-from mooring._served.encoding import EncodingSettings
+from mooring._served.encoding import EncodingSettings, TextEncoder
 from mooring._served.entities import BioLabels
 from mooring_build.batch_strategy import STRATEGY_FILE
-from mooring_build.engines import ENGINE_FILES
+from mooring_build.engines import ENGINE_FILES, Engine, open_engine
 from mooring_build.layouts import PythonStep, layout_of
 from mooring_build.layouts.text import padded_lengths
 from mooring_build.preparation import image_settings
 from mooring_build.recipe import LABELLED_TASKS, Recipe
 from mooring_build.recipe_tables import ExportFormat
-from mooring_build.triton_config import engine_name, step_name
+from mooring_build.triton_config import engine_name, model_configs, step_name
 
 #: Modules that the client runs too, for callers that tokenize themselves.
 SHARED_SOURCES = Path(mooring._served.__file__).resolve().parent
@@ -132,6 +132,26 @@ def encoding_settings(recipe: Recipe, tokenizer_file: Path, config_file: Path) -
         padded_lengths=padded_lengths(recipe),
         pad_token_id=_pad_token_id(tokenizer_file, config_file),
     )
+
+
+def open_engine_and_tokenizer(
+    recipe: Recipe, engine: EngineFiles, labels: Sequence[str], checkpoint: Path
+) -> tuple[Engine, TextEncoder]:
+    """The engine that the pipeline will call, in this process, and its tokenizer.
+
+    A text that is too long for the model is cut off, whatever the recipe says.
+
+    Args:
+        recipe: of texts.
+        engine: of ``export.engine``.
+        labels: in the order of the logits.
+        checkpoint: has ``tokenizer.json`` and its configuration.
+    """
+    files = checkpoint / "tokenizer.json", checkpoint / "tokenizer_config.json"
+    settings = replace(encoding_settings(recipe, *files), truncation=True)
+    config = model_configs(recipe, labels, 1)[engine_name(recipe, recipe.export.engine)]
+    opened = open_engine(engine.path, recipe.export.engine, config)
+    return opened, TextEncoder(Tokenizer.from_file(str(files[0])), settings)
 
 
 def _sources(step: PythonStep) -> dict[str, Path | str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +10,8 @@ from mooring import VerificationError
 from mooring_build.digests import digest_of
 from mooring_build.publish import EngineFiles
 from mooring_build.recipe import Recipe
-from mooring_build.release import encoding_settings
+from mooring_build.release import open_engine_and_tokenizer
 from mooring_build.stages import Stage, source_digest
-from mooring_build.triton_config import engine_name, model_configs
 
 _SOURCES = ("audit.py", "audit_engine.py", "audit_statistics.py", "audit_texts.py", "release_audit.py")
 
@@ -75,21 +73,12 @@ def audit_release(
 
 
 def _audit(recipe: Recipe, engine: EngineFiles, labels: Sequence[str], checkpoint: Path) -> dict[str, Any]:
-    from tokenizers import Tokenizer
-
-    from mooring._served.encoding import TextEncoder
     from mooring_build.audit import AuditLimits, audit
     from mooring_build.audit_engine import ask_engine
     from mooring_build.audit_texts import template_axes
-    from mooring_build.engines import open_engine
 
-    files = checkpoint / "tokenizer.json", checkpoint / "tokenizer_config.json"
     # Only the start of a text that is too long for the model is compared, instead of no text at all.
-    settings = replace(encoding_settings(recipe, *files), truncation=True)
-    encoder = TextEncoder(Tokenizer.from_file(str(files[0])), settings)
-    export_format = recipe.export.engine
-    config = model_configs(recipe, labels, 1)[engine_name(recipe, export_format)]
-    opened = open_engine(engine.path, export_format, config)
+    opened, encoder = open_engine_and_tokenizer(recipe, engine, labels, checkpoint)
     ask = ask_engine(opened, encoder, labels, recipe.task)
     limits = AuditLimits(max_gap=recipe.audit.max_gap, max_flips=recipe.audit.max_flips)
     return audit(

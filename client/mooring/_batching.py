@@ -22,8 +22,8 @@ class BatchSize:
     """Tries 1, 2, 4 … items a request as long as more items come back per second, then stays with the best.
 
     Whether batching pays is the model's matter: it saves requests, but the texts of one are padded to
-    the longest. So it is measured on the items themselves, thread-safe. Items are of any length and machines have
-    moods, so the best size so far and the next larger one take turns until the difference is clear.
+    the longest. So it is measured on the items themselves, thread-safe. Items are of any length and machines
+    have moods, so the best size so far and the next larger one take turns until the difference is clear.
 
     Args:
         limit: the model's ``max_batch_size``.

@@ -18,7 +18,7 @@
     │   ├── AccessDenied               token, header or certificate missing or not accepted
     │   └── Overloaded                 may be retried; ``retry_after_s``
     ├── DecodeError                    the answer contradicts the model's signature
-    ├── BuildError                     a build could not write, was not alone or lacks something (mooring_build)
+    ├── BuildError                     a build could not write, was not alone or lacks a part (mooring_build)
     ├── VerificationError              an engine is not as good as its recipe demands (mooring_build)
     ├── PublishError                   a release could not be written (mooring_build)
     ├── StartError                     tritonserver did not start; says why (mooring_serve)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -10,14 +11,17 @@ import pytest
 import torch
 
 from mooring import DataError, RecipeError
+from mooring._served.classification import confidence
 from mooring_build.acceptance import step_files
 from mooring_build.datasets import load_dataset
 from mooring_build.layouts import layout_of
 from mooring_build.learners.text import IGNORED, TextClassificationLearner, exposure_loss
 from mooring_build.models import load_fine_tuned_model, load_tokenizer
 from mooring_build.recipe import load_recipe
+from mooring_build.release import open_engine_and_tokenizer
 from mooring_build.training import fine_tune
 from tiny_checkpoint import make_tiny_checkpoint
+from tiny_release import make_release, padded_recipe
 
 
 def test_a_text_without_a_label_is_drawn_to_all_of_them_alike() -> None:
@@ -94,7 +98,28 @@ def test_the_release_says_how_surely_a_text_is_in_scope(files: Path) -> None:
     plain = load_recipe("intent", fine_tuned=files)
     assert list(layout_of(plain, ["ask", "pay"]).answers) == ["label", "score"]
     assert "acceptance_threshold" not in layout_of(plain, ["ask", "pay"]).parameters
-    assert step_files(plain, files, "key", files / "artifacts", print).files == {}
+
+
+def test_what_is_in_scope_is_told_by_the_engine_that_answers(files: Path) -> None:
+    (files / "eval.csv").write_text("text,label\nrefund,pay\nmy card,ask\nanna,ask\n")
+    recipe = padded_recipe("intent", [*overrides(files), 'labels=["ask", "pay"]'])
+    plain = load_recipe("intent", fine_tuned=files)
+    release = make_release(
+        files / "release", recipe, {"refund": "pay", "card": "ask"}, labels=["ask", "pay"], runnable=True
+    )
+    engine, folder = release.engines["onnx"], release.tokenizer_file.parent
+    (folder / "config.json").write_text('{"model_type": "bert", "id2label": {"0": "ask", "1": "pay"}}')
+    assert step_files(plain, engine, folder, files / "artifacts", print).files == {}
+    found = step_files(recipe, engine, folder, files / "artifacts", print)
+    opened, encoder = open_engine_and_tokenizer(recipe, engine, ["ask", "pay"], folder)
+    encoded = encoder.encode(["refund", "my card", "anna"])
+    served = confidence(opened(encoded.input_ids, encoded.attention_mask))
+    calibration = json.loads(found.files["postprocessor"]["acceptance.json"].read_text())
+    assert calibration["confidences"] == pytest.approx(sorted(served.tolist()))
+    assert len(set(calibration["confidences"])) > 1
+    # Another engine, such as one in a lower precision, has a calibration of its own.
+    other = step_files(recipe, replace(engine, key="other"), folder, files / "artifacts", print)
+    assert other.key != found.key
 
 
 def test_a_file_that_is_not_there_or_malformed(files: Path) -> None:
