@@ -46,6 +46,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         # flushes it once more at exit (https://docs.python.org/3/library/signal.html#note-on-sigpipe).
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as exc:
+        if exc.filename is None:
+            raise
+        return _report(f"{exc.filename}: {exc.strerror}", 1)
     except KeyboardInterrupt:
         return 130  # what a shell reports for a command ended by Ctrl-C
     return code

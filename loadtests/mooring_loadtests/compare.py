@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mooring_loadtests.load_changes import ALL, Change, compare_runs, incomparable, other_versions
-from mooring_loadtests.load_result import LoadResult, finite, read_result
+from mooring_loadtests.load_result import INVALID, LoadResult, finite, read_result
 from mooring_loadtests.summary import table
 
 
@@ -25,7 +25,7 @@ def add_command(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
         "together, chance alone calls one of them different in about 5 %% of comparisons. Chance means what "
         "varied within the two runs: it knows nothing of a machine that was busier during one of them, so "
         "repeat a comparison that matters. Exit code: 0 no figure is worse, 1 one is, 2 a file can't be "
-        "compared.",
+        "compared, 3 in one of the runs the generator did not keep up.",
     )
     parser.add_argument("a", type=Path, metavar="A.json", help="the earlier run, as 'mooring load' wrote it")
     parser.add_argument("b", type=Path, metavar="B.json", help="the later run")
@@ -53,6 +53,8 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps(_document(args, a, b, changes, warnings), indent=1, allow_nan=False))
     else:
         print("\n".join(describe(args, a, b, changes, warnings)))
+    if a.doubts or b.doubts:
+        return INVALID
     return 1 if any(change.verdict == "worse" for change in changes) else 0
 
 

@@ -7,12 +7,9 @@ from pathlib import Path
 
 from mooring import ConfigError
 from mooring_loadtests.load_profile import load_profile, shipped_profiles
-from mooring_loadtests.load_result import LoadResult
+from mooring_loadtests.load_result import INVALID, LoadResult
 from mooring_loadtests.progress import Progress
 from mooring_loadtests.slo import Bound, bounds
-
-#: Exit code of a run that says nothing, as its generator did not keep up.
-_INVALID = 3
 
 
 def add_command(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -62,34 +59,40 @@ def run(args: argparse.Namespace) -> int:
     """Run one load test; returns the exit code."""
     from mooring_loadtests.load_report import write_report
     from mooring_loadtests.load_run import run_load
+    from mooring_serve.cli import sigterm_as_ctrl_c
 
     if args.processes < 1:
         raise ConfigError(f"--processes {args.processes} is below 1")
     profile = load_profile(args.profile, args.overrides)
     urls = _by_protocol(args.url or ["grpc://127.0.0.1:8001"])
     name = Path(args.profile).stem
-    stem = args.reports / f"{args.model}-{name}"
+    log, document, page = (
+        args.reports / f"{args.model}-{name}.{ending}" for ending in ("log", "json", "html")
+    )
     progress = Progress(profile.seconds)
+    complaints: list[str] = []
     try:
-        result = run_load(
-            model=args.model,
-            name=name,
-            profile=profile,
-            grpc_url=urls.get("grpc"),
-            http_url=urls.get("http"),
-            processes=args.processes,
-            trace=args.trace,
-            log=stem.with_suffix(".log"),
-            progress=progress.show,
-        )
+        with sigterm_as_ctrl_c():
+            result = run_load(
+                model=args.model,
+                name=name,
+                profile=profile,
+                grpc_url=urls.get("grpc"),
+                http_url=urls.get("http"),
+                processes=args.processes,
+                trace=args.trace,
+                log=log,
+                progress=progress.show,
+                complain=complaints.append,
+            )
     finally:
         progress.clear()
-    stem.with_suffix(".json").write_text(result.to_json(), encoding="utf-8")
-    write_report(result, stem.with_suffix(".html"))
+    document.write_text(result.to_json(), encoding="utf-8")
+    write_report(result, page)
     verdicts = bounds(result)
-    print("\n".join([*figure_lines(result), *_verdict_lines(result, verdicts), "", f"{stem}.html"]))
+    print("\n".join([*figure_lines(result), *_verdict_lines(result, verdicts), *complaints, "", str(page)]))
     if result.doubts:
-        return _INVALID
+        return INVALID
     return 0 if all(bound.kept for bound in verdicts) else 1
 
 

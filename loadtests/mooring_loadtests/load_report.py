@@ -63,7 +63,12 @@ def write_report(result: LoadResult, path: Path) -> None:
         plots=plots,
         over_time_words=_over_time_words(result),
         by_name=_by_name(result),
-        by_stage=_table({_load_words(result, one.span.amount): one.figures for one in stages})
+        by_stage=_table(
+            {
+                f"{number}: {_load_words(result, one.span.amount)}": one.figures
+                for number, one in enumerate(stages, start=1)
+            }
+        )
         if differ
         else None,
         errors=[(error, f"{count:,}") for error, count in result.recorder.errors.most_common()],

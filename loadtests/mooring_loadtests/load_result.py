@@ -10,9 +10,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from mooring import DataError
+from mooring import ConfigError, DataError
 from mooring_loadtests.load_profile import Profile, Span, read_profile
-from mooring_loadtests.load_statistics import Draws, Estimate, figures, percentile
+from mooring_loadtests.load_statistics import Draws, Estimate, figures, percentile, together
 from mooring_loadtests.recorder import Health, Recorder, Second
 from mooring_loadtests.server_times import ServerTimes, StepTimes
 
@@ -27,6 +27,10 @@ _LATENESS_LIMIT_MS = 5.0
 _MISSING_SHARE = 0.02
 #: So many may leave later; more must be beyond chance (two standard deviations of a Poisson count).
 _LATE_SHARE = 0.01
+#: So many late requests of a stage mean nothing.
+_FEW_LATE = 2
+#: Exit code of a run that says nothing, as its generator did not keep up.
+INVALID = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +85,7 @@ class LoadResult:
         names = self.names if name is None else (name,)
         spans = self.measured if spans is None else spans
         return [
-            _together(
+            together(
                 [
                     self.recorder.seconds[one, second]
                     for one in names
@@ -135,7 +139,7 @@ class LoadResult:
     @cached_property
     def doubts(self) -> list[str]:
         """Why the generator can't be trusted; empty where it can."""
-        health, doubts = self.health(), []
+        doubts = []
         if self.profile.loop == "open":
             due = sum(span.amount * (span.end_s - span.start_s) for span in self.measured)
             chance = 4 * math.sqrt(due) if self.profile.arrivals == "poisson" else 0.0
@@ -148,17 +152,24 @@ class LoadResult:
             doubts.append(
                 f"a generating process used {busiest:.0%} of a core: add --processes, or lower the load"
             )
-        if health.lateness_ms:
-            p99 = self.figures()["p99_ms"].value
-            limit = max(_LATENESS_LIMIT_MS, p99 / 10 if math.isfinite(p99) else 0.0)
-            late = sum(count for value, count in health.lateness_ms.items() if value > limit)
-            expected = _LATE_SHARE * health.lateness_ms.total()
-            if late > expected + 2 * math.sqrt(expected):
-                doubts.append(
-                    f"{late / health.lateness_ms.total():.1%} of the requests left more than {limit:.3g} ms "
-                    "late: the generator or its machine was overloaded"
-                )
-        return doubts
+        # Of the stages in which too many left late the worst: an overloaded one must not excuse a quiet one.
+        late = [doubt for stage in self.stages() if (doubt := self._lateness(stage)) is not None]
+        return [*doubts, *(words for _, words in sorted(late)[-1:])]
+
+    def _lateness(self, stage: StageFigures) -> tuple[float, str] | None:
+        """Share of a stage's requests that left late, and it in words; ``None`` where it does not matter."""
+        lateness = self.health([stage.span]).lateness_ms
+        p99 = stage.figures["p99_ms"].value
+        limit = max(_LATENESS_LIMIT_MS, p99 / 10 if math.isfinite(p99) else 0.0)
+        late = sum(count for value, count in lateness.items() if value > limit)
+        expected = _LATE_SHARE * lateness.total()
+        if late <= max(_FEW_LATE, expected + 2 * math.sqrt(expected)):
+            return None
+        share = late / lateness.total()
+        return share, (
+            f"{share:.1%} of the requests left more than {limit:.3g} ms late: the generator or its machine "
+            "was overloaded"
+        )
 
     def to_json(self) -> str:
         """The result as JSON: what was measured, and for people the figures that follow."""
@@ -210,6 +221,9 @@ def read_result(path: Path) -> LoadResult:
             server=_read_server(document["server"]),
             slowest=_read_server(document["slowest"]),
         )
+    except ConfigError:
+        # Of another schema, or a profile with mistakes: that says it all.
+        raise
     except FileNotFoundError as exc:
         raise DataError(f"{path} is missing") from exc
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as exc:
@@ -224,13 +238,6 @@ def _read_server(server: Mapping[str, Any] | None) -> ServerTimes | None:
         for step in server["steps"]
     )
     return ServerTimes(**{**server, "steps": steps})
-
-
-def _together(seconds: Sequence[Second]) -> Second:
-    whole = Second()
-    for second in seconds:
-        whole.add(second)
-    return whole
 
 
 def finite(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from mooring_loadtests.load_result import LoadResult
 from mooring_loadtests.payloads import endless_items
 from mooring_loadtests.recorder import Recorder
 from mooring_loadtests.server_times import between, snapshot
-from mooring_loadtests.traces import slowest
+from mooring_loadtests.traces import Began, slowest
 
 _LOCUSTFILE = Path(__file__).resolve().parent.parent / "locustfile.py"
 _POLL_S = 0.2
@@ -44,10 +44,12 @@ def run_load(
     trace: Path | None = None,
     log: Path,
     progress: Callable[[float], None] = lambda elapsed_s: None,
+    complain: Callable[[str], None] = lambda words: None,
 ) -> LoadResult:
     """Load a model as a profile says, over each protocol that has a URL; they share the load.
 
-    The model is asked one item first, so that a mistake shows before anything is measured.
+    The model is asked one item first over each protocol, so that a mistake shows before anything is measured.
+    What was measured is kept where the server can't be asked afterwards, or left no traces.
 
     Args:
         model: name of the model.
@@ -58,6 +60,7 @@ def run_load(
         processes: processes that generate the load.
         trace: where the server writes traces, on this machine.
         log: receives what Locust says.
+        complain: receives what is missing in the result.
         progress: receives the seconds since the start, several times a second.
 
     Raises:
@@ -76,12 +79,23 @@ def run_load(
         raise ConfigError("a load test needs the URL of a server")
     log.parent.mkdir(parents=True, exist_ok=True)
     started = datetime.now(UTC).isoformat(timespec="seconds")
+    for url in (urls[protocol] or "" for protocol in protocols):
+        with Client(url, timeout_s=30.0) as client:
+            version = _try(client, model, profile)
+    server_times = slowest_times = None
     with Client(urls[protocols[0]] or "", timeout_s=30.0) as client:
-        version = _try(client, model, profile)
         server = client.server_metadata()
-        began_ns, before = time.monotonic_ns(), snapshot(client, model)
+        began, before = Began.now(), snapshot(client, model)
         recorder = _generate(model, profile, urls, processes, log, progress)
-        after = snapshot(client, model)
+        try:
+            server_times = between(model, before, snapshot(client, model))
+        except MooringError as exc:
+            complain(f"no times of the server's steps: {exc}")
+    if trace is not None:
+        try:
+            slowest_times = slowest(trace, model, since=began)
+        except MooringError as exc:
+            complain(f"no times of the slowest requests: {exc}")
     return LoadResult(
         name=name,
         model=model,
@@ -92,8 +106,8 @@ def run_load(
         machine=machine(),
         versions=_versions() | {server.name: server.version},
         recorder=recorder,
-        server=between(model, before, after),
-        slowest=None if trace is None else slowest(trace, model, from_ns=began_ns),
+        server=server_times,
+        slowest=slowest_times,
     )
 
 

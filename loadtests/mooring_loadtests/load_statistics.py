@@ -84,9 +84,10 @@ def figures(stages: Sequence[Sequence[Second]], *, seed: int = 0) -> Draws:
         ValueError: nothing was sent.
     """
     size = max(1, round(sum(map(len, stages)) / _BLOCKS))
-    cut = [_split(stage, size) for stage in stages]
+    # A short stage has two blocks at least, or there would be no interval for all the others.
+    cut = [_split(stage, min(size, max(1, len(stage) // 2))) for stage in stages]
     parts = [part for blocks in cut for part in blocks]
-    counts, values = _histograms([_together(part) for part in parts])
+    counts, values = _histograms([together(part) for part in parts])
     requests = int(counts.sum())
     if not requests:
         raise ValueError("no figures of a run without requests")
@@ -170,7 +171,7 @@ def _split(seconds: Sequence[Second], size: int) -> list[Sequence[Second]]:
     return [seconds[first : first + size] for first in range(0, len(seconds), size)]
 
 
-def _together(part: Sequence[Second]) -> Second:
+def together(part: Sequence[Second]) -> Second:
     block = Second()
     for second in part:
         block.add(second)

@@ -61,7 +61,8 @@ def read_items(path: Path) -> list[Any]:
     """
     items = []
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        # Not splitlines, which takes more for the end of a line, such as what JSON strings may hold.
+        lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as exc:
         raise ConfigError(f"payload.file {path} cannot be read: {exc}") from exc
     for number, line in enumerate(lines, start=1):

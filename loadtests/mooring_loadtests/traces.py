@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from mooring import DataError
 from mooring_loadtests.server_times import ServerTimes, StepTimes
@@ -21,14 +22,28 @@ _PARTS = {
 _Times = Mapping[str, int]
 
 
-def slowest(file: Path, model: str, *, share: float = 0.01, from_ns: int = 0) -> ServerTimes | None:
+class Began(NamedTuple):
+    """When a run began."""
+
+    #: On the machine's monotonic clock, which Triton's traces have.
+    monotonic_ns: int
+    #: Since 1970, as files have it.
+    wall_ns: int
+
+    @classmethod
+    def now(cls) -> Began:
+        return cls(time.monotonic_ns(), time.time_ns())
+
+
+def slowest(file: Path, model: str, *, share: float = 0.01, since: Began | None = None) -> ServerTimes | None:
     """Mean times of the slowest requests among the traced ones.
 
     Args:
         file: what ``mooring serve --trace`` was given; the server adds ``.0``, ``.1`` and so on.
         model: that was called.
         share: of the traced requests; one at least.
-        from_ns: requests that began earlier on the machine's monotonic clock do not count.
+        since: requests that began earlier do not count, nor files that were written before: an earlier
+            server's, whose numbers are used again.
 
     Returns:
         Times as Triton's statistics have them; ``None`` where no request of the model was traced.
@@ -36,13 +51,14 @@ def slowest(file: Path, model: str, *, share: float = 0.01, from_ns: int = 0) ->
     Raises:
         DataError: there is no such file, or it holds no traces.
     """
-    times, names, children = _read(file)
+    since = since or Began(0, 0)
+    times, names, children = _read(file, since.wall_ns)
     roots = [
         number
         for number, name in names.items()
         if name == model
         and {"REQUEST_START", "REQUEST_END"} <= times[number].keys()
-        and times[number]["REQUEST_START"] >= from_ns
+        and times[number]["REQUEST_START"] >= since.monotonic_ns
     ]
     if not roots:
         return None
@@ -87,11 +103,17 @@ def _below(number: int, children: Mapping[int, Sequence[int]]) -> list[int]:
     return found
 
 
-def _read(file: Path) -> tuple[Mapping[int, _Times], Mapping[int, str], Mapping[int, list[int]]]:
+def _read(
+    file: Path, from_ns: int
+) -> tuple[Mapping[int, _Times], Mapping[int, str], Mapping[int, list[int]]]:
     """Times, models and calls by the number of the trace."""
     paths = [*file.parent.glob(f"{file.name}.*"), *([file] if file.is_file() else [])]
     if not paths:
-        raise DataError(f"{file} is missing: start the server with 'mooring serve --trace {file}'")
+        raise DataError(
+            f"{file} is missing: start the server with 'mooring serve --trace {file}'; it writes to the file "
+            "for the first time after 100 traces, one of ten requests each"
+        )
+    paths = [path for path in paths if path.stat().st_mtime_ns >= from_ns]
     times: defaultdict[int, dict[str, int]] = defaultdict(dict)
     names: dict[int, str] = {}
     children: defaultdict[int, list[int]] = defaultdict(list)

@@ -135,6 +135,13 @@ def number_of_minutes(text: str) -> float:
 
 def run(args: argparse.Namespace) -> int:
     """Search, confirm and propose; returns 0, or 1 where nothing keeps the bound."""
+    from mooring_serve.cli import sigterm_as_ctrl_c
+
+    with sigterm_as_ctrl_c():
+        return _run(args)
+
+
+def _run(args: argparse.Namespace) -> int:
     from mooring_loadtests.tune_plot import plot
 
     release = Release(args.repository, args.model)

@@ -28,9 +28,9 @@ import psutil
 from gevent.pool import Pool
 from locust.env import Environment
 from locust.exception import StopUser
-from locust.runners import MasterRunner
+from locust.runners import MasterRunner, WorkerRunner
 
-from mooring import Client, MooringError
+from mooring import Client, MooringError, RetryPolicy
 from mooring_loadtests.arrivals import arrival_times
 from mooring_loadtests.load_profile import Profile, load_profile
 from mooring_loadtests.options import add_options
@@ -134,7 +134,8 @@ def _take_over(data: dict[str, Any], **_: Any) -> None:
 def _write_results(environment: Environment, **_: Any) -> None:
     path = environment.parsed_options.results
     runner = environment.runner
-    if path is None or runner is None:
+    # Workers hand over to the master, which writes.
+    if path is None or runner is None or isinstance(runner, WorkerRunner):
         return
     crashes = [crash["traceback"] for crash in runner.exceptions.values()]
     written = {"measured": _process.recorder.to_dict(), "crashes": crashes}
@@ -158,16 +159,22 @@ class ProfileShape(LoadTestShape):
     abstract = False
 
     def tick(self) -> tuple[int, float] | None:
-        """Users and users started a second, as Locust asks for it every second; ``None`` at the end."""
+        """Users and users started a second, as Locust asks for it every second; ``None`` at the end.
+
+        Users end by themselves, after their last request. A master that ended them would not wait for what
+        its workers still have under way.
+        """
         environment = self.runner.environment
         profile = profile_of(environment)
-        now_s = self.get_run_time()
-        if now_s >= profile.seconds + 1:
+        over_s = self.get_run_time() - profile.seconds
+        if (over_s >= 1 and not self.runner.user_count) or over_s >= profile.timeout_s + 2 * _SLACK_S:
             return None
         if profile.loop == "open":
             count = environment.parsed_options.generators * len(environment.user_classes)
             return count, count
-        span = next((span for span in profile.spans() if now_s < span.end_s), profile.spans()[-1])
+        span = next(
+            (span for span in profile.spans() if self.get_run_time() < span.end_s), profile.spans()[-1]
+        )
         count = max(1, math.ceil(span.amount))
         return count, count
 
@@ -186,7 +193,8 @@ class ModelUser(User):
         self._model: str = options.model
         self._name = f"{self._model} {self.protocol}"
         url = {"grpc": options.grpc_url, "http": options.http_url}[self.protocol]
-        self._client = Client(url, timeout_s=self._profile.timeout_s)
+        # A retry would hide a refusal, and send more than the profile says.
+        self._client = Client(url, timeout_s=self._profile.timeout_s, retry=RetryPolicy(max_retries=0))
         generator = max(0, getattr(environment.runner, "worker_index", 0))
         self._number = generator + options.generators * next(_process.numbers)
         self._items: Iterator[Any] = iter(())
@@ -203,6 +211,8 @@ class ModelUser(User):
             gevent.sleep(_PAUSE_AFTER_FAILURE_S)
         elif self._profile.loop == "open":
             self._send_at_set_times()
+        elif _process.now_s() >= self._profile.seconds:
+            raise StopUser
         elif not self._send(_process.now_s(), due=False):
             gevent.sleep(_PAUSE_AFTER_FAILURE_S)
 

@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
             *(f"--rate-limit-resource={resource}" for resource in args.resource),
         ],
     )
-    with _sigterm_as_ctrl_c():
+    with sigterm_as_ctrl_c():
         try:
             print("mooring: starting tritonserver ...", flush=True)
             server.start()
@@ -119,7 +119,8 @@ def trace_arguments(file: Path, *, rate: int) -> list[str]:
 
 
 @contextmanager
-def _sigterm_as_ctrl_c() -> Iterator[None]:
+def sigterm_as_ctrl_c() -> Iterator[None]:
+    """Let a command that is ended by SIGTERM clean up as after Ctrl-C: by a :class:`KeyboardInterrupt`."""
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield

@@ -95,6 +95,7 @@ def test_commands_of_other_rooms_run(monkeypatch: pytest.MonkeyPatch) -> None:
             2,
             "mooring harbour: x is missing: install Mooring's extra [y]",
         ),
+        (PermissionError(13, "Permission denied", "reports/a.log"), 1, "reports/a.log: Permission denied"),
     ],
 )
 def test_errors_of_other_rooms_are_reported(
@@ -113,13 +114,16 @@ def test_errors_of_other_rooms_are_reported(
     assert capsys.readouterr() == ("", f"mooring: error: {said}\n")
 
 
-def test_other_errors_of_other_rooms_are_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("error", [ZeroDivisionError(), OSError("no file's fault")])
+def test_other_errors_of_other_rooms_are_not_hidden(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def run(args: argparse.Namespace) -> int:
-        raise ZeroDivisionError
+        raise error
 
     make_room(monkeypatch, "mooring_harbour", run)
     plug(monkeypatch, harbour="mooring_harbour:add_command")
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(type(error)):
         main(["harbour"])
 
 

@@ -6,12 +6,14 @@ import re
 import shlex
 import shutil
 import subprocess
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from mooring import ConnectError
 from mooring import _cli as cli
 from mooring_loadtests.demo import main
 from mooring_loadtests.load_profile import load_profile
@@ -129,6 +131,45 @@ def test_two_processes_make_one_rate(tmp_path: Path, make_server: Callable[..., 
     assert sum(health.cpu.total() for health in load.recorder.health.values()) > 4
 
 
+def test_what_is_under_way_at_the_end_counts_from_every_process(
+    tmp_path: Path, make_server: Callable[..., TritonServer]
+) -> None:
+    write_python_model(tmp_path / "models", "intent", source=STALLING, config=INTENT_CONFIG)
+    server = make_server(tmp_path / "models")
+    # The hundredth is asked after some four seconds: the server sleeps beyond the end.
+    overrides = ("rate=24", 'arrivals="constant"', "stages=[{seconds=5}]")
+    load = _load(server, tmp_path, "steady", *overrides, model="intent", processes=2)
+    requests, failures = load.count()
+    assert 114 <= requests <= 122
+    assert not failures
+    assert sum(second.answers for second in load.seconds()) < requests
+
+
+def test_what_was_measured_is_kept_where_the_server_died(
+    tmp_path: Path, make_server: Callable[..., TritonServer]
+) -> None:
+    server = make_server(write_text_models(tmp_path / "models"))
+    timer = threading.Timer(6.0, server.stop)
+    timer.start()
+    complaints: list[str] = []
+    load = _load(server, tmp_path, "steady", "rate=20", "stages=[{seconds=9}]", complain=complaints.append)
+    timer.join()
+    requests, failures = load.count()
+    assert 0 < failures < requests
+    assert load.server is None
+    assert len(complaints) == 1
+    assert complaints[0].startswith("no times of the server's steps: ")
+
+
+def test_each_protocol_is_tried_before_anything_is_measured(
+    tmp_path: Path, make_server: Callable[..., TritonServer]
+) -> None:
+    server = make_server(write_text_models(tmp_path / "models"))
+    with pytest.raises(ConnectError, match=r"127\.0\.0\.1:1"):
+        _load(server, tmp_path, "smoke", http_url="http://127.0.0.1:1")
+    assert not (tmp_path / "locust.log").exists()
+
+
 def test_the_command_writes_a_report_and_says_which_bound_broke(
     tmp_path: Path, make_server: Callable[..., TritonServer], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -145,8 +186,11 @@ def test_the_command_writes_a_report_and_says_which_bound_broke(
     ]
     words += ["--set", "slo.min_throughput=1e6", "--set", "slo.p50_ms=60000"]
     # 3 where this machine is too busy to measure anything.
+    words += ["--trace", str(tmp_path / "trace.json")]
     assert cli.main(words) in (1, 3)
     shown = capsys.readouterr().out
+    # The result is not thrown away for what is missing.
+    assert "no times of the slowest requests: " in shown
     # So short a run has no confidence intervals.
     assert re.search(r"min_throughput [\d.e+]+, bound 1e\+06: BROKEN\n", shown)
     assert re.search(r"p50_ms [\d.e+]+, bound 60000: kept\n", shown)

@@ -24,6 +24,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "slow": load_result(seed=3, **{**RUN, "service_ms": 9.0}, version="4"),
         "dead": load_result(seed=4, failures=1.0, **RUN),
         "elsewhere": load_result(seed=5, machine={"cores": "64"}, **RUN),
+        "saturated": load_result(seed=6, cpu=0.97, **{**RUN, "service_ms": 9.0}),
     }
     for name, result in results.items():
         (folder / f"{name}.json").write_text(result.to_json(), encoding="utf-8")
@@ -62,6 +63,14 @@ def test_other_machines_are_warned_of(files: dict[str, Path], capsys: pytest.Cap
     out = capsys.readouterr().out
     assert "NOT COMPARABLE" in out
     assert "machine: cores is 2 in A and 64 in B" in out
+
+
+@pytest.mark.parametrize("sides", [("saturated", "a"), ("a", "saturated")])
+def test_a_run_whose_generator_did_not_keep_up_passes_nothing(
+    files: dict[str, Path], sides: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _run(*(files[side] for side in sides)) == 3
+    assert "is invalid: a generating process used 97% of a core" in capsys.readouterr().out
 
 
 def test_json_is_one_document(files: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:

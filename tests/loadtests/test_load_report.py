@@ -113,6 +113,13 @@ def test_steps_are_drawn_against_load(tmp_path: Path) -> None:
         assert load in page.words
 
 
+def test_stages_of_the_same_load_have_a_row_each(tmp_path: Path) -> None:
+    stages = [Stage(seconds=20), Stage(seconds=20, load=2.0), Stage(seconds=20)]
+    page = _page(load_result(stages=stages, rate=20.0), tmp_path)
+    for row in ("1: 20/s", "2: 40/s", "3: 20/s"):
+        assert row in page.words
+
+
 @pytest.mark.parametrize(
     "changes",
     [

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from mooring import DataError
+from mooring import ConfigError, DataError
 from mooring_loadtests.load_profile import Profile, Slo, Stage
 from mooring_loadtests.load_result import LoadResult, read_result
 from mooring_loadtests.recorder import Recorder
@@ -97,6 +97,13 @@ def test_a_generator_that_did_not_keep_up_is_doubted(changes: dict[str, Any], do
     assert said.startswith(doubt)
 
 
+def test_an_overloaded_stage_does_not_excuse_a_quiet_one() -> None:
+    # A tenth of the slow stage's second would be allowed.
+    stages = (Stage(seconds=2), Stage(seconds=10))
+    (said,) = _result(late_s=0.02, stages=stages, rate=240 / 12).doubts
+    assert said.startswith("100.0% of the requests left more than 5 ms late")
+
+
 def test_bounds_are_kept_or_broken() -> None:
     result = _result(slo=Slo(p50_ms=14.0, p95_ms=15.0, error_rate=0.0, min_throughput=25.0))
     assert [(bound.name, bound.kept) for bound in bounds(result)] == [
@@ -127,6 +134,18 @@ def test_other_files_are_refused(tmp_path: Path, content: str | None) -> None:
     if content is not None:
         path.write_text(content, encoding="utf-8")
     with pytest.raises(DataError, match=r"run\.json"):
+        read_result(path)
+
+
+def test_what_is_wrong_with_a_file_is_said_plainly(tmp_path: Path) -> None:
+    path = tmp_path / "run.json"
+    path.write_text('{"schema": 99}', encoding="utf-8")
+    with pytest.raises(DataError, match=r"^\S+run\.json has schema 99, this version reads \d+$"):
+        read_result(path)
+    document = json.loads(_result().to_json())
+    document["profile"]["rate"] = -1
+    path.write_text(json.dumps(document), encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"^\S+run\.json has 1 mistake\(s\):\n  rate: "):
         read_result(path)
 
 

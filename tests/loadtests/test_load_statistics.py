@@ -93,6 +93,12 @@ def test_a_short_run_has_no_interval() -> None:
     assert figures([stage, [stage[0]]]).estimates()["p50_ms"] == Estimate(value=50.0)
 
 
+def test_a_short_stage_takes_no_interval_from_the_others() -> None:
+    long, short = ([_second(*map(float, range(1, 11))) for _ in range(count)] for count in (300, 10))
+    estimate = figures([long, short, long]).estimates()["p50_ms"]
+    assert estimate.low is not None
+
+
 def test_a_percentile_that_no_request_may_have_reached_has_no_interval() -> None:
     # 0.99 ** 367 is 2.5 %: so likely all of 367 requests lie below the 99th percentile.
     few, enough = ([_second(*[1.0, 2.0] * count) for _ in range(20)] for count in (9, 10))

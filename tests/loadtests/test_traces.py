@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mooring import DataError
-from mooring_loadtests.traces import slowest
+from mooring_loadtests.traces import Began, slowest
 
 _NAMES = ("REQUEST_START", "QUEUE_START", "COMPUTE_START", "COMPUTE_INPUT_END", "COMPUTE_OUTPUT_START")
 
@@ -57,9 +58,20 @@ def test_the_slowest_are_picked_and_their_steps_averaged(tmp_path: Path) -> None
 
 def test_requests_of_earlier_runs_and_other_models_do_not_count(tmp_path: Path) -> None:
     (tmp_path / "trace.json").write_text(json.dumps(_request(1, 0.0, 2.0)), encoding="utf-8")
-    assert slowest(tmp_path / "trace.json", "ner", from_ns=1) is None
+    assert slowest(tmp_path / "trace.json", "ner", since=Began(1, 0)) is None
     assert slowest(tmp_path / "trace.json", "intent") is None
     assert slowest(tmp_path / "trace.json", "ner") is not None
+
+
+def test_files_of_an_earlier_server_do_not_count(tmp_path: Path) -> None:
+    # It numbered its requests from 1 too, and its machine's clock had run for longer.
+    (tmp_path / "trace.json.0").write_text(json.dumps(_request(1, 900.0, 50.0)), encoding="utf-8")
+    os.utime(tmp_path / "trace.json.0", ns=(10, 10))
+    assert slowest(tmp_path / "trace.json", "ner", since=Began(0, 20)) is None
+    (tmp_path / "trace.json.1").write_text(json.dumps(_request(1, 0.0, 2.0)), encoding="utf-8")
+    times = slowest(tmp_path / "trace.json", "ner", since=Began(0, 20))
+    assert times is not None
+    assert times.total_ms == pytest.approx(3 + 2 + 11)
 
 
 @pytest.mark.parametrize(
