@@ -11,8 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tritonclient.grpc import model_config_pb2 as pb
 
+from mooring_build.recipe import COMPOSED_TASKS, load_recipe, shipped_recipes
 from mooring_build.triton_config import (
     HEADER,
+    as_configured,
     dumps_config,
     loads_config,
     model_configs,
@@ -48,6 +50,35 @@ def test_the_text_round_trips_and_says_where_it_comes_from(shipped: str) -> None
         assert loads_config(text) == config
         assert dumps_config(loads_config(text)) == text
         assert config.name == name
+
+
+WITH_ENGINE = [name for name in shipped_recipes() if load_recipe(name).task not in COMPOSED_TASKS]
+
+
+@pytest.mark.parametrize("shipped", WITH_ENGINE)
+@pytest.mark.parametrize("limit", [0, 64])
+def test_what_a_recipe_is_served_with_is_read_back(shipped: str, limit: int) -> None:
+    built = load_recipe(shipped)
+    tuned = {
+        "instance_count": 3,
+        "intra_op_thread_count": 5,
+        "max_batch_size": 16,
+        "preferred_batch_size": [2, 7],
+        "max_queue_delay_microseconds": 700,
+    }
+    built = built.model_copy(update={"serving": built.serving.model_copy(update={"max_batch_tokens": limit})})
+    served = built.model_copy(
+        update={
+            "serving": built.serving.model_copy(update=tuned),
+            "export": built.export.model_copy(update={"engine": built.export.formats[-1]}),
+        }
+    )
+    found = as_configured(built, model_configs(served, INTENT_LABELS, 1))
+    assert found.export.engine == built.export.formats[-1]
+    overruled = {"preferred_batch_size", "max_queue_delay_microseconds"} if limit else set()
+    for key, value in tuned.items():
+        assert getattr(found.serving, key) == (getattr(built.serving, key) if key in overruled else value)
+    assert model_configs(found, INTENT_LABELS, 1).keys() == model_configs(served, INTENT_LABELS, 1).keys()
 
 
 def test_text_that_is_no_config_is_refused() -> None:
