@@ -67,7 +67,10 @@ def step_files(
     metrics = stage.result()
     if metrics is None:
         opened, encoder = open_engine_and_tokenizer(recipe, engine, labels, folder)
-        logits = (_logits(opened, encoder, texts) for texts in (inside, outside))
+        logits = (
+            _logits(opened, encoder, texts, key)
+            for texts, key in ((inside, "evaluation"), (outside, "out_of_scope"))
+        )
         metrics = _calibrate(recipe, *logits, stage.folder)
         stage.finish(metrics)
     say(
@@ -93,13 +96,13 @@ def _calibrate(recipe: Recipe, known: np.ndarray, foreign: np.ndarray, target: P
     }
 
 
-def _logits(engine: Engine, encoder: TextEncoder, texts: Sequence[str]) -> np.ndarray:
-    """``[N, labels]`` of as many texts as there are."""
+def _logits(engine: Engine, encoder: TextEncoder, texts: Sequence[str], key: str) -> np.ndarray:
+    """``[N, labels]`` of as many texts as there are under a key of ``[data]``."""
     rows = []
     for start in range(0, len(texts), _BATCH_SIZE):
         try:
             encoded = encoder.encode(texts[start : start + _BATCH_SIZE])
         except TextError as exc:
-            raise DataError(f"counted from evaluation text {start} on, {exc}") from exc
+            raise DataError(f"data.{key}, counted from text {start} on: {exc}") from exc
         rows.append(engine(encoded.input_ids, encoded.attention_mask))
     return np.concatenate(rows)

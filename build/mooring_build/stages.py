@@ -54,8 +54,11 @@ class Stage:
             files = {name: file_sha256(self.folder / name) for name in record["files"]}
         except (FileNotFoundError, ValueError, KeyError):
             return None
-        whole = record.get("key") == self.key and files == record["files"]
-        return record["result"] if whole else None
+        if record.get("key") != self.key or files != record["files"]:
+            return None
+        # For newest_stage: what is used again is what the newest release was made of.
+        (self.folder / _RECORD).touch()
+        return record["result"]
 
     def finish(self, result: dict[str, Any]) -> None:
         """Record the stage as done, with the files that lie in its folder."""
@@ -70,7 +73,7 @@ class Stage:
 
 
 def newest_stage(artifacts: Path, recipe_name: str, name: str) -> Path:
-    """Folder of a recipe's stage that was finished last.
+    """Folder of a recipe's stage that was finished or used last.
 
     Raises:
         ValueError: none was.

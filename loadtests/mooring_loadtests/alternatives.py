@@ -47,8 +47,9 @@ _GRACE_S = 15.0
 _POLL_S = 0.25
 _LOADED = b"model loaded in process "
 _FIRST_TEXT = "A first text."
-# What of the caller's environment would change a server behind its options' back.
-_NOT_INHERITED = ("PYTHONDONTWRITEBYTECODE", "PYTHONHOME", "PYTHONPATH", "PYTHONWARNINGS", "VIRTUAL_ENV")
+# What of the caller's environment would change a server behind its options' back, or have it write elsewhere
+# than below its own HOME; by how it begins.
+_NOT_INHERITED = ("PYTHON", "VIRTUAL_ENV", "XDG_", "RAY_", "MLSERVER_", "BENTOML_", "PYTRITON_", "HF_")
 # No look-ups, no reports of usage; the same of every alternative.
 _QUIET = {
     "HF_HUB_OFFLINE": "1",
@@ -217,7 +218,10 @@ def install(requirements: Path, cache: Path) -> Path:
     if python.exists() and stamp.is_file() and stamp.read_text(encoding="utf-8") == digest:
         return python
     # Links, as ``python -m venv`` makes them: a copy of the program may not find its shared library.
-    venv.EnvBuilder(clear=True, symlinks=True, with_pip=True).create(environment)
+    try:
+        venv.EnvBuilder(clear=True, symlinks=True, with_pip=True).create(environment)
+    except subprocess.CalledProcessError as exc:
+        raise MooringError(f"not installed: no environment in {environment}: {exc}") from exc
     command = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-compile"]
     command += ["--requirement", str(requirements)]
     try:
@@ -227,8 +231,11 @@ def install(requirements: Path, cache: Path) -> Path:
     except subprocess.TimeoutExpired as exc:
         raise MooringError(f"not installed: pip took longer than {_INSTALL_LIMIT_S:.0f} s") from exc
     if done.returncode:
-        errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR:")]
-        raise MooringError("not installed: " + " ".join(errors or done.stderr.splitlines()[-3:])[:600])
+        said = done.stderr.splitlines()
+        errors = [line for line in said if line.startswith("ERROR:")]
+        # Without a network the errors are about versions that were not found.
+        warnings = [line for line in said if line.startswith("WARNING: Retrying")]
+        raise MooringError("not installed: " + " ".join([*warnings[-1:], *errors] or said[-3:])[:600])
     stamp.write_text(digest, encoding="utf-8")
     return python
 
@@ -287,7 +294,7 @@ def serve(
     with tempfile.TemporaryDirectory(prefix="mooring-", ignore_cleanup_errors=True) as home:
         process = SupervisedProcess(
             command,
-            environment={**_environment(alternative, python, settings), "HOME": home},
+            environment={**_environment(alternative, python, settings), "HOME": home, "RAY_TMPDIR": home},
             log_file=log_file,
             shm_prefix=f"mooring-alternative-{os.getpid()}-{port}",
             grace_s=_GRACE_S,
@@ -310,7 +317,7 @@ def ask(alternative: Alternative, url: str, text: str, *, timeout_s: float = 60.
 
 
 def _environment(alternative: Alternative, python: Path, settings: ServingSettings) -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if name not in _NOT_INHERITED}
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(_NOT_INHERITED)}
     return {
         **kept,
         **_QUIET,

@@ -19,6 +19,7 @@ from mooring_loadtests.payloads import draw_text
 #: Callers at a time, of sides that are compared.
 CONCURRENCIES = (8, 32)
 _OVERLOADED = (429, 503)
+_BETWEEN_CONNECTIONS_S = 0.005
 #: Asks about the text of this number.
 Ask = Callable[[int], Awaitable[object]]
 #: A POST that asks about the text of this number: path and body.
@@ -68,8 +69,13 @@ async def drive(ask: Ask, numbers: Sequence[int], *, concurrency: int) -> Run:
             await ask(number)
             latencies_s.append(time.perf_counter() - began_s)
 
-    # The first ones find caches empty, connections closed and clocks low.
-    await asyncio.gather(*(ask(number) for number in islice(numbers, concurrency)))
+    # The first ones find caches empty, connections closed and clocks low. They come one after the other: of
+    # connections that are opened all at once, the first process of a server that looks may take every one.
+    first = []
+    for number in islice(numbers, concurrency):
+        first.append(asyncio.ensure_future(ask(number)))
+        await asyncio.sleep(_BETWEEN_CONNECTIONS_S)
+    await asyncio.gather(*first)
     began_s = time.perf_counter()
     await asyncio.gather(*(call() for _ in range(concurrency)))
     lasted_s = time.perf_counter() - began_s

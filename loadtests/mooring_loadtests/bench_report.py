@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,13 +44,16 @@ Sides = Mapping[str, Sequence[Mapping[str, float]]]
 
 
 def summary(results: Mapping[str, Any]) -> dict[str, Any]:
-    """Figures by name; of each ratio the lowest over models and numbers of callers.
+    """Figures by name; of each ratio the worst over models and numbers of callers.
 
     Args:
-        results: by part; a part that was not measured is left out.
+        results: by part; the figures of a part that is left out are ``None``.
     """
     found: dict[str, Any] = {}
     raw: dict[str, Any] = {}
+    missing = {
+        part: dict(result["not_measured"]) for part, result in results.items() if result.get("not_measured")
+    }
     models = {part: results[part]["sides"] for part in ("classifier", "ner") if part in results}
     for sides in models.values():
         for callers in CONCURRENCIES:
@@ -61,21 +64,29 @@ def summary(results: Mapping[str, Any]) -> dict[str, Any]:
                     if name == "pipeline_over_best_alternative":
                         found["best_alternative"] = best_alternative(sides, callers)
     for part, sides in models.items():
-        raw[part] = {
-            side: {key: round(value, 2) for key, value in medians(sides, side).items()} for side in sides
-        }
+        raw[part] = {side: _rounded(medians(sides, side)) for side in sides}
     if "overload" in results:
         rounds = results["overload"]["rounds"]
-        found["goodput_at_5x"] = statistics.median(
-            one["beyond_per_s"] / one["capacity_per_s"] for one in rounds
-        )
+        # What users who wait for their answers get is what it can take.
+        found["goodput_at_5x"] = statistics.median(one["beyond_per_s"] / one["rate"] for one in rounds)
         found["refusal_p99_ms"] = statistics.median(one["refusal_p99_ms"] for one in rounds)
     if "locust" in results:
         found["locust_rps_per_core"] = statistics.median(
             one["per_core_s"] for one in results["locust"]["rounds"]
         )
+    if "options" in results:
+        sides = results["options"]["sides"]
+        raw["options"] = {side: _rounded(medians(sides, side)) for side in sides}
+    for part in ("overload", "locust"):
+        if part in results:
+            rounds = [
+                {key: value for key, value in one.items() if key not in _CORES}
+                for one in results[part]["rounds"]
+            ]
+            raw[part] = _rounded(medians({part: rounds}, part))
     rounded = {name: round(value, 3) if isinstance(value, float) else value for name, value in found.items()}
-    return dict(finite(rounded)) | {"medians": raw}
+    closing = dict.fromkeys([*GOALS, "best_alternative", *LIMITS]) | dict(finite(rounded))
+    return closing | {"not_measured": missing, "medians": raw}
 
 
 def ratios(sides: Sides, callers: int) -> dict[str, float]:
@@ -109,25 +120,51 @@ def medians(sides: Sides, side: str) -> dict[str, float]:
     return {key: statistics.median(one[key] for one in rounds) for key in rounds[0]}
 
 
+def _rounded(figures: Mapping[str, float]) -> dict[str, float]:
+    return {key: round(value, 2) for key, value in figures.items()}
+
+
+def check_report(path: Path, parts: Iterable[str]) -> None:
+    """Refuse a document into which :func:`write_report` could not put the sections of these parts.
+
+    Raises:
+        DataError: it has not both marks of a part, or its folder is not there.
+    """
+    if not path.parent.is_dir():
+        raise DataError(f"{path.parent} is not there: run this from the project's folder, or name a --report")
+    text = _document(path)
+    for part in parts:
+        _cut(path, text, part)
+
+
 def write_report(path: Path, results: Mapping[str, Any]) -> None:
     """Put a section for each part into a document, between the marks of the part; other sections stay.
 
     Raises:
         DataError: the document has not both marks of a part; then nothing is written.
     """
-    if path.is_file():
-        text = path.read_text(encoding="utf-8")
-    else:
-        text = "# Performance\n" + "".join(f"\n{BEGIN.format(part=part)}\n{END}\n" for part in _SECTIONS)
+    text = _document(path)
     for part, result in results.items():
-        begin = BEGIN.format(part=part)
-        before, found, rest = text.partition(begin)
-        old, end, after = rest.partition(END)
-        if not found or not end or BEGIN.partition("{")[0] in old:
-            raise DataError(f"{path} has not both marks, {begin!r} and {END!r}: nothing is written without")
+        before, after = _cut(path, text, part)
         section = "\n".join(_section(part, result))
-        text = f"{before}{begin}\n\n{section}\n\n{END}{after}"
+        text = f"{before}{BEGIN.format(part=part)}\n\n{section}\n\n{END}{after}"
     path.write_text(text, encoding="utf-8")
+
+
+def _document(path: Path) -> str:
+    if path.is_file():
+        return path.read_text(encoding="utf-8")
+    return "# Performance\n" + "".join(f"\n{BEGIN.format(part=part)}\n{END}\n" for part in _SECTIONS)
+
+
+def _cut(path: Path, text: str, part: str) -> tuple[str, str]:
+    """What stands before and after a part's section and its marks."""
+    begin = BEGIN.format(part=part)
+    before, found, rest = text.partition(begin)
+    old, end, after = rest.partition(END)
+    if not found or not end or BEGIN.partition("{")[0] in old:
+        raise DataError(f"{path} has not both marks, {begin!r} and {END!r}: nothing is written without")
+    return before, after
 
 
 def _section(part: str, result: Mapping[str, Any]) -> Iterator[str]:
@@ -141,7 +178,7 @@ def _section(part: str, result: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _verdicts(found: Mapping[str, Any]) -> Iterator[str]:
-    goals = {name: goal for name, goal in {**GOALS, **LIMITS}.items() if name in found}
+    goals = {name: goal for name, goal in {**GOALS, **LIMITS}.items() if found[name] is not None}
     if not goals:
         return
     yield from ("| figure | measured | wanted | |", "|---|---:|---:|---|")

@@ -15,10 +15,13 @@ from typing import Any
 import numpy as np
 import psutil
 
-from mooring import AsyncClient, RetryPolicy
+from mooring import AsyncClient, MooringError, RetryPolicy
 from mooring_loadtests.alternatives import Alternative, ServingSettings, serve
 from mooring_loadtests.bench_clients import CONCURRENCIES, Run, drive, http_caller
 from mooring_serve import TritonServer
+
+#: Share of answers that rounding may change.
+_ROUNDED = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,23 +176,42 @@ def post_text(name: str, text: str) -> tuple[str, bytes]:
     return f"/v2/models/{name}/infer", json.dumps({"inputs": [tensor]}).encode("utf-8")
 
 
+def best_labels(built: Built, texts: Sequence[str]) -> list[list[str]]:
+    """What transformers' own pipeline says of each text: its label, or that of each entity."""
+    from transformers import pipeline
+
+    grouped = {"aggregation_strategy": "simple"} if built.task == "token-classification" else {}
+    ask: Any = pipeline(built.task, str(built.checkpoint), device="cpu", **grouped)
+    return [[found.get("entity_group") or found["label"] for found in ask(text)] for text in texts]
+
+
 def drive_alternative(
     alternative: Alternative,
     python: Path,
     built: Built,
     texts: Sequence[str],
+    expected: Sequence[Sequence[str]],
     *,
     settings: ServingSettings,
     log_file: Path,
 ) -> dict[str, Run]:
     """Runs of another server, by concurrency.
 
+    Args:
+        expected: labels of the first texts, as of :func:`best_labels`; a few may differ by rounding.
+
     Raises:
-        MooringError: it does not start with an answer that can be read, or a request fails.
+        MooringError: it does not start with an answer that can be read, answers otherwise than expected, or a
+            request fails.
     """
 
     async def run(url: str) -> dict[str, Run]:
         async with http_caller(url, lambda number: alternative.request(texts[number])) as ask:
+            answers = [alternative.read(await ask(number)) for number in range(len(expected))]
+            labels = [[label for label, _ in answer] for answer in answers]
+            wrong = sum(one != list(other) for one, other in zip(labels, expected, strict=True))
+            if wrong > _ROUNDED * len(expected):
+                raise MooringError(f"it answers {wrong} of {len(expected)} texts otherwise than transformers")
             return {
                 str(concurrency): await drive(ask, range(len(texts)), concurrency=concurrency)
                 for concurrency in CONCURRENCIES

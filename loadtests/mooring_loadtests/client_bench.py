@@ -26,7 +26,7 @@ from mooring_loadtests.client_bench_import import measure_import
 from mooring_loadtests.client_bench_infer import CASES, compare_infer
 from mooring_loadtests.client_bench_map import time_map
 from mooring_loadtests.client_bench_memory import measure_memory
-from mooring_loadtests.commands import exit_code
+from mooring_loadtests.commands import count, exit_code
 from mooring_loadtests.summary import table
 from mooring_loadtests.texts import endless_sentences
 
@@ -88,17 +88,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--repository", type=Path, default=Path("model_repository"), metavar="FOLDER")
     parser.add_argument("--only", choices=PARTS, nargs="+", default=PARTS, help="measure no more than this")
-    parser.add_argument("--pairs", type=_count, default=31, help="turns of each side (default: 31)")
-    parser.add_argument("--slice-ms", type=_count, default=200, help="length of a turn (default: 200)")
-    parser.add_argument("--requests", type=_count, default=100_000, help="for memory (default: 100000)")
-    parser.add_argument("--texts", type=_count, default=5_000, help="for map (default: 5000)")
+    parser.add_argument("--pairs", type=count, default=31, help="turns of each side (default: 31)")
+    parser.add_argument("--slice-ms", type=count, default=200, help="length of a turn (default: 200)")
+    parser.add_argument("--requests", type=count, default=100_000, help="for memory (default: 100000)")
+    parser.add_argument("--texts", type=count, default=5_000, help="for map (default: 5000)")
     return parser
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1")
-    return int(text)
 
 
 def _run(args: argparse.Namespace) -> dict[str, Figure]:

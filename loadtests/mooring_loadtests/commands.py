@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Callable
 
 from mooring import ConfigError, MooringError
+
+
+def count(text: str) -> int:
+    """The number of an option such as ``--rounds 3``."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1")
+    return int(text)
 
 
 def exit_code(run: Callable[[], int]) -> int:

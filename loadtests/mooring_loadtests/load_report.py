@@ -54,6 +54,7 @@ def write_report(result: LoadResult, path: Path) -> None:
     )
     template = environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
     differ = len(stages) > 1
+    numbers = {span: number for number, span in enumerate(result.profile.spans(), start=1)}
     page = template.render(
         result=result,
         started=_moment(result.started),
@@ -64,10 +65,7 @@ def write_report(result: LoadResult, path: Path) -> None:
         over_time_words=_over_time_words(result),
         by_name=_by_name(result),
         by_stage=_table(
-            {
-                f"{number}: {_load_words(result, one.span.amount)}": one.figures
-                for number, one in enumerate(stages, start=1)
-            }
+            {f"{numbers[one.span]}: {_load_words(result, one.span.amount)}": one.figures for one in stages}
         )
         if differ
         else None,

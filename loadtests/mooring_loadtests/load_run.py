@@ -28,6 +28,8 @@ _LOCUSTFILE = Path(__file__).resolve().parent.parent / "locustfile.py"
 _POLL_S = 0.2
 #: Time for Locust to start, stop and write its report, on top of the run itself.
 _OVERHEAD_S = 60.0
+#: Time for a run that is given up to end in order.
+_STOP_S = 10.0
 _PROTOCOLS = {"grpc": "GrpcUser", "http": "HttpUser"}
 #: What decides how much faster int8 is than fp32, as Linux calls it on x86 and on Arm.
 _VECTORS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm", "sve")
@@ -96,6 +98,9 @@ def run_load(
             slowest_times = slowest(trace, model, since=began)
         except MooringError as exc:
             complain(f"no times of the slowest requests: {exc}")
+        else:
+            if slowest_times is None:
+                complain(f"no times of the slowest requests: {trace} has none of this run yet")
     return LoadResult(
         name=name,
         model=model,
@@ -148,7 +153,8 @@ def _generate(
                 command += [f"--{protocol}-url", url]
                 users.append(_PROTOCOLS[protocol])
         with log.open("wb") as output:
-            limit_s = profile.seconds + profile.timeout_s + _OVERHEAD_S
+            # Its last requests, and users that end it late.
+            limit_s = profile.seconds + 2 * profile.timeout_s + _OVERHEAD_S
             status = _run([*command, *users], output.fileno(), limit_s, progress)
         if not results.is_file():
             end = log.read_text(encoding="utf-8", errors="replace").strip()[-1000:]
@@ -179,8 +185,13 @@ def _run(command: Sequence[str], output: int, limit_s: float, progress: Callable
             time.sleep(_POLL_S)
         return process.returncode
     finally:
-        process.kill()
-        process.wait()
+        # A master tells its workers to stop.
+        process.terminate()
+        try:
+            process.wait(_STOP_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
 
 def _environment(current: os._Environ[str]) -> dict[str, str]:

@@ -37,11 +37,12 @@ _INTRODUCTION = """\
 
 Written by `make quality` (or `make quality SYSTEM=ner`), which trains eight systems on real data sets, each
 as its recipe says but for the settings in `loadtests/mooring_loadtests/quality_systems.py`, serves it with
-tritonserver, and asks the client about every test example. *Served* is scored on those answers, *PyTorch* on
-the fine-tuned model before export; *minutes* is the whole build. Seeds are fixed. The best epoch
-is picked on other examples, but for `tabular` and `faq`, which have none to spare. `oos_recall` is the share
-of texts out of scope that is refused where 95 % of the validation texts in scope are accepted. The
-recommender is held against ranking by popularity and by similarity of the items' texts.
+tritonserver, and asks the client about every test example. *Served* is scored on those answers, *PyTorch*
+on the fine-tuned model before export (`oos_recall`: on the engine, in the build); *minutes* is the whole
+build. Seeds are fixed. The best epoch is picked on other examples, but for `tabular` and `faq`, which have
+none to spare. `oos_recall` is the share of texts out of scope that is refused where 95 % of the validation
+texts in scope are accepted. The recommender is held against ranking by popularity and by similarity of the
+items' texts.
 
 The data sets are not part of the project: each lies in a folder named as in the column *data* under
 `../shared/data`, or where `python -m mooring_loadtests.quality --data FOLDER` says. `digits` comes with

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from mooring_loadtests.commands import exit_code
 from mooring_loadtests.load_profile import Payload
-from mooring_loadtests.tune_command import MINUTES, choose, make_plan, request_timeout_s, slo
+from mooring_loadtests.tune_command import MINUTES, choose, in_words, make_plan, request_timeout_s, slo
 from mooring_loadtests.tune_probe import Prober, Release
 from mooring_loadtests.tuner import Probe, grid, pooled, probe_all, rate_within, search
 
@@ -79,7 +79,9 @@ def _run(args: argparse.Namespace) -> int:
         first_round=plan.first_round,
         note=say,
     )
-    choice, _ = choose(prober, release.default, best, args.slo)
+    choice, confirmed = choose(prober, release.default, best, args.slo)
+    for candidate, one in confirmed.items():
+        print(f"  {in_words(candidate, one)}", flush=True)
     search_s = time.monotonic() - began_s
     # Not from the choice alone: what it is held against may take far more.
     rate = max(best.rate_within(args.slo), plan.guess)

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mooring import CheckpointError, ConfigError, RecipeError, VerificationError
+from mooring import CheckpointError, ConfigError, InvalidInput, RecipeError, VerificationError
 from mooring_loadtests.load_profile import Payload
 from mooring_loadtests.load_profile import Stage as ProfileStage
 from mooring_loadtests.load_result import finite
@@ -35,7 +35,7 @@ _CONFIRMED_BOUNDS = 20
 _CONFIRMATIONS = 5
 #: A longer run with fewer requests says nothing about a 99th percentile.
 _FEWEST_REQUESTS = 10
-#: Share of failed requests that a plan may be made from.
+#: Share of requests that the model may refuse as none of its inputs.
 _ERROR_RATE = 0.01
 #: Of both together, as a rule.
 _USUAL_CONFIRMATIONS = 4
@@ -193,7 +193,7 @@ def _run(args: argparse.Namespace) -> int:
         return 1
     print()
     for candidate, one in confirmed.items():
-        print(f"{'present' if candidate == release.default else 'found':<7}  {_words(candidate, one)}")
+        print(f"{'present' if candidate == release.default else 'found':<7}  {in_words(candidate, one)}")
     if choice == release.default:
         print("\nThe present settings stay.")
         return 0
@@ -243,20 +243,21 @@ def make_plan(prober: Prober, candidates: Sequence[Candidate], *, minutes: float
         p99_ms: the bound.
 
     Raises:
-        ConfigError: the present settings answer nothing, or fail too often.
+        ConfigError: the present settings answer nothing, or the model does not take what is asked.
     """
     began_s = time.monotonic()
     users = _USERS_PER_CORE * (os.cpu_count() or 1)
     stages = (ProfileStage(seconds=1, measured=False), ProfileStage(seconds=_GUESS_S))
     result = prober.load(candidates[0], loop="closed", users=users, stages=stages)
-    figures, errors = result.figures(), dict(result.recorder.errors)
-    throughput, failed = figures["throughput"].value, figures["error_rate"].value
+    throughput, errors = result.figures()["throughput"].value, result.recorder.errors
     if not throughput:
-        raise ConfigError(f"the present settings answer nothing: {errors}")
-    if failed > _ERROR_RATE:
+        raise ConfigError(f"the present settings answer nothing: {dict(errors)}")
+    # Other failures may be the settings'.
+    refused = {words: number for words, number in errors.items() if words.startswith(InvalidInput.__name__)}
+    if sum(refused.values()) > _ERROR_RATE * result.count()[0]:
         raise ConfigError(
-            f"{failed:.1%} of the requests fail, whatever the settings: {errors}; give items that the model "
-            "takes (--items), or build it with text.truncation = true where texts are too long"
+            f"the model does not take what is asked: {refused}; give other items (--items), or build it with "
+            "text.truncation = true where texts are too long"
         )
     took_s = time.monotonic() - began_s
     # A probe warms up for a second, too.
@@ -309,7 +310,7 @@ def _note(journal: Journal, probe: Probe, p99_ms: float) -> None:
     print(f"  round {probe.round + 1}  {probe.told(p99_ms)}", flush=True)
 
 
-def _words(candidate: Candidate, confirmed: Confirmed) -> str:
+def in_words(candidate: Candidate, confirmed: Confirmed) -> str:
     if not confirmed.rate:
         return f"{candidate}: does not keep the bound at the rates that were tried"
     p99 = confirmed.p99_ms

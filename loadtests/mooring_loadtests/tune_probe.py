@@ -66,7 +66,12 @@ class Release:
         built = Recipe.model_validate(manifest["recipe"])
         configs = {name: read_config(repository, name) for name in model_names(built)}
         # Not as it was built, but as it is served: `apply` may have changed that.
-        self._recipe = as_configured(built, {name: one for name, one in configs.items() if one is not None})
+        try:
+            self._recipe = as_configured(
+                built, {name: one for name, one in configs.items() if one is not None}
+            )
+        except (LookupError, StopIteration, ValueError) as exc:
+            raise self._changed_by_hand(repository / model) from exc
         #: Digest of what the release was made from.
         self.digest: str = manifest["inputs_digest"]
         #: Least ``max_batch_size`` that the pipelines which join this one allow.
@@ -128,9 +133,12 @@ class Release:
         for model, text in self.configs(self.default).items():
             path = self.repository / model / CONFIG
             if read_text(path) != text:
-                raise ConfigError(
-                    f"{path} is not as Mooring writes it: build {self.model!r} again before it is tuned"
-                )
+                raise self._changed_by_hand(path)
+
+    def _changed_by_hand(self, path: Path) -> ConfigError:
+        return ConfigError(
+            f"{path} is not as Mooring writes it: build {self.model!r} again before it is tuned"
+        )
 
     @property
     def default(self) -> Candidate:

@@ -207,12 +207,12 @@ class ModelUser(User):
     @task
     def run_loop(self) -> None:
         """One turn of a closed loop, or all of an open one."""
+        if self._profile.loop == "closed" and _process.now_s() >= self._profile.seconds:
+            raise StopUser
         if self._ask is None and not self._learn():
             gevent.sleep(_PAUSE_AFTER_FAILURE_S)
         elif self._profile.loop == "open":
             self._send_at_set_times()
-        elif _process.now_s() >= self._profile.seconds:
-            raise StopUser
         elif not self._send(_process.now_s(), due=False):
             gevent.sleep(_PAUSE_AFTER_FAILURE_S)
 

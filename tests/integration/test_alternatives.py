@@ -23,7 +23,7 @@ from tiny_checkpoint import make_tiny_checkpoint
 
 pytestmark = pytest.mark.integration
 
-CACHE = Path(__file__).resolve().parents[2] / "artifacts" / "alternatives"
+CACHE = Path(__file__).resolve().parents[2] / "artifacts" / "bench" / "alternatives"
 TEXTS = ["Who pays my refund now", "Anna works for Brightwater in Porto and Lisbon", "The river is wide"]
 LABELS = {
     "text-classification": ["river", "refund", "work"],

@@ -7,13 +7,14 @@ import shlex
 import shutil
 import subprocess
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from mooring import ConnectError
+from mooring import Client, ConnectError
 from mooring import _cli as cli
 from mooring_loadtests.demo import main
 from mooring_loadtests.load_profile import load_profile
@@ -149,11 +150,18 @@ def test_what_was_measured_is_kept_where_the_server_died(
     tmp_path: Path, make_server: Callable[..., TritonServer]
 ) -> None:
     server = make_server(write_text_models(tmp_path / "models"))
-    timer = threading.Timer(6.0, server.stop)
-    timer.start()
     complaints: list[str] = []
+
+    def stop_when_asked() -> None:
+        with Client(server.grpc_url) as client:
+            while sum(entry.inference_count for entry in client.statistics("ner")) < 40:
+                time.sleep(0.1)
+        server.stop()
+
+    stopper = threading.Thread(target=stop_when_asked)
+    stopper.start()
     load = _load(server, tmp_path, "steady", "rate=20", "stages=[{seconds=9}]", complain=complaints.append)
-    timer.join()
+    stopper.join()
     requests, failures = load.count()
     assert 0 < failures < requests
     assert load.server is None

@@ -11,8 +11,17 @@ from typing import Any
 import pytest
 
 from mooring import DataError, MooringError, Overloaded
+from mooring_loadtests.bench import PARTS
 from mooring_loadtests.bench_clients import draw_texts, drive, flood, http_caller
-from mooring_loadtests.bench_report import BEGIN, END, best_alternative, ratios, summary, write_report
+from mooring_loadtests.bench_report import (
+    BEGIN,
+    END,
+    best_alternative,
+    check_report,
+    ratios,
+    summary,
+    write_report,
+)
 from mooring_loadtests.load_profile import Payload
 
 
@@ -84,11 +93,36 @@ def test_the_summary_has_the_lowest_ratio_over_models_and_callers() -> None:
     json.dumps(found, allow_nan=False)
 
 
-def test_parts_that_were_not_measured_are_left_out() -> None:
+def test_what_was_not_measured_is_said() -> None:
     found = summary(
         {"locust": {"rounds": [{"per_core_s": 1700.0}, {"per_core_s": 1800.0}, {"per_core_s": 900.0}]}}
     )
-    assert found == {"locust_rps_per_core": 1700.0, "medians": {}}
+    assert found["locust_rps_per_core"] == 1700.0
+    assert found["medians"] == {"locust": {"per_core_s": 1700.0}}
+    keys = ("engine_over_onnxruntime", "best_alternative", "goodput_at_5x", "refusal_p99_ms")
+    assert [found[key] for key in keys] == [None] * 4
+    assert summary(results(ner=sides(8) | sides(32)))["not_measured"] == {
+        "ner": {"MLServer": "not installed: no such wheel"}
+    }
+
+
+def test_goodput_is_held_against_what_users_get_who_wait_for_their_answers() -> None:
+    one = {"rate": 200.0, "capacity_per_s": 180.0, "beyond_per_s": 150.0, "refusal_p99_ms": 20.0}
+    overload = {"rounds": [{**one, "cores": {"engine": 1.0}, "cores_beyond": {"engine": 0.5}}]}
+    found = summary({"overload": overload})
+    assert (found["goodput_at_5x"], found["refusal_p99_ms"]) == (0.75, 20.0)
+    assert found["medians"]["overload"] == one
+
+
+def test_a_report_is_looked_at_before_anything_is_measured(tmp_path: Path) -> None:
+    page = tmp_path / "performance.md"
+    check_report(page, PARTS)
+    page.write_text(marked("ner", "old"), encoding="utf-8")
+    check_report(page, ["ner"])
+    with pytest.raises(DataError, match=r"has not both marks, .*PART=classifier"):
+        check_report(page, ["ner", "classifier"])
+    with pytest.raises(DataError, match="nowhere is not there"):
+        check_report(tmp_path / "nowhere" / "performance.md", ["ner"])
 
 
 def marked(part: str, content: str) -> str:

@@ -4,6 +4,7 @@ import argparse
 import json
 import math
 import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from itertools import count
@@ -117,8 +118,11 @@ def test_a_search_without_time_probes_the_present_settings_alone() -> None:
 
 
 def test_a_plan_goes_by_how_long_the_first_run_took(monkeypatch: pytest.MonkeyPatch) -> None:
-    figures = {"throughput": SimpleNamespace(value=120.0), "error_rate": SimpleNamespace(value=0.0)}
-    result = SimpleNamespace(figures=lambda: figures, recorder=SimpleNamespace(errors={}))
+    figures = {"throughput": SimpleNamespace(value=120.0)}
+    errors = Counter({"DeadlineExceeded: no answer within 1 s": 100})
+    result = SimpleNamespace(
+        figures=lambda: figures, count=lambda: (400, 100), recorder=SimpleNamespace(errors=errors)
+    )
     prober = cast(Prober, SimpleNamespace(load=lambda candidate, **profile: result))
     candidates = grid(cores=2, variants=[ONNX], default=DEFAULT)
 
@@ -133,8 +137,8 @@ def test_a_plan_goes_by_how_long_the_first_run_took(monkeypatch: pytest.MonkeyPa
     assert plan(28.0, 10.0).first_round < usual.first_round < plan(14.0, 20.0).first_round
     # Longer runs for a generous bound leave less time for the search.
     assert plan(14.0, 10.0, 2000.0).first_round < usual.first_round
-    figures["error_rate"].value = 0.02
-    with pytest.raises(ConfigError, match=r"2\.0% of the requests fail"):
+    errors["InvalidInput: text 0 has 40 tokens"] = 5
+    with pytest.raises(ConfigError, match=r"does not take what is asked: \{'InvalidInput: text 0 has 40"):
         plan(14.0, 10.0)
     figures["throughput"].value = 0.0
     with pytest.raises(ConfigError, match="the present settings answer nothing"):

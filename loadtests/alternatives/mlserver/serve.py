@@ -53,5 +53,7 @@ def write_settings(options: Options, folder: Path) -> None:
 if __name__ == "__main__":
     served = Path(sys.prefix) / "served"
     write_settings(parse_options(), served)
+    # It makes folders where it runs, and reads a file .env there.
+    os.chdir(served)
     start = "import sys; from mlserver.cli import main; sys.argv[0] = 'mlserver'; main()"
     os.execv(sys.executable, [sys.executable, "-c", start, "start", str(served)])

@@ -53,7 +53,8 @@ def _stop(number: int, frame: object) -> None:
 if __name__ == "__main__":
     given = parse_options()
     signal.signal(signal.SIGTERM, _stop)
-    ray.init(include_dashboard=False)
+    # Of its own: it would join a cluster that runs here already, and end what that serves.
+    ray.init(address="local", include_dashboard=False)
     try:
         serve.start(http_options={"host": HOST, "port": given.port})
         serve.run(deployment(given), route_prefix="/answer")
