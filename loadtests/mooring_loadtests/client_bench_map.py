@@ -73,7 +73,8 @@ def time_map(
         grpc_url: as in ``mooring.Client``.
         texts: what the model is asked.
         model: name of a token classifier.
-        loop_texts: texts of a run of the plain loop, the slowest side; the others take all.
+        loop_texts: about so many, of all parts of the texts, are a run of the plain loop, the slowest side;
+            the others take all.
         sample: texts on which the hand-tuned loop's numbers are tried.
         report: takes a line for each step.
 
@@ -85,7 +86,7 @@ def time_map(
         report(f"  every side finds the same {found} entities in the first {len(texts[:_WARM_UP])} texts")
         concurrency, batch_size = _tune(sides, texts[:sample], report)
         runs = [
-            ("loop", "a loop of single calls", texts[:loop_texts], sides.loop),
+            ("loop", "a loop of single calls", texts[:: -(-len(texts) // loop_texts)], sides.loop),
             (
                 "asyncio_loop",
                 f"the asyncio loop with {concurrency} coroutines, {batch_size} texts a request",
