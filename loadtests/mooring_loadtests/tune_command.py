@@ -276,10 +276,17 @@ def choose(
         The better of both, and what each did. The present ones where both are as good, or where the generator
         did not keep up in a run and they keep the bound.
     """
-    confirmed = {
-        candidate: _confirm(prober, candidate, best.rate_within(p99_ms), p99_ms)
-        for candidate in dict.fromkeys([default, best.candidate])
-    }
+    rate, seconds = best.rate_within(p99_ms), confirmation_s(p99_ms)
+    waiting = list(dict.fromkeys([default, best.candidate]))
+    confirmed = {one: Confirmed(rate=0.0, p99_ms=Estimate(value=math.inf), doubts=()) for one in waiting}
+    # In turns at each rate, as a machine may be slower a minute later.
+    for _ in range(_CONFIRMATIONS):
+        rate *= _CONFIRMED_SHARE
+        if rate * seconds < _FEWEST_REQUESTS:
+            break
+        for candidate in waiting:
+            confirmed[candidate] = _confirm(prober, candidate, rate, p99_ms, seconds)
+        waiting = [candidate for candidate in waiting if not confirmed[candidate].rate]
     if confirmed[default].rate and any(one.doubts for one in confirmed.values()):
         return default, confirmed
     return max(confirmed, key=lambda candidate: confirmed[candidate].rate), confirmed
@@ -290,19 +297,13 @@ def confirmation_s(p99_ms: float) -> int:
     return max(_CONFIRM_S, math.ceil(_CONFIRMED_BOUNDS * p99_ms / 1000))
 
 
-def _confirm(prober: Prober, candidate: Candidate, rate: float, p99_ms: float) -> Confirmed:
-    """Lower the rate until a longer run keeps the bound."""
-    seconds, estimate, doubts = confirmation_s(p99_ms), Estimate(value=math.inf), list[str]()
-    for _ in range(_CONFIRMATIONS):
-        rate *= _CONFIRMED_SHARE
-        if rate * seconds < _FEWEST_REQUESTS:
-            break
-        stages = (ProfileStage(seconds=2, measured=False), ProfileStage(seconds=seconds))
-        result = prober.load(candidate, loop="open", rate=rate, stages=stages)
-        estimate, doubts = result.figures()["p99_ms"], result.doubts
-        if estimate.value <= p99_ms:
-            return Confirmed(rate=rate, p99_ms=estimate, doubts=doubts)
-    return Confirmed(rate=0.0, p99_ms=estimate, doubts=doubts)
+def _confirm(prober: Prober, candidate: Candidate, rate: float, p99_ms: float, seconds: int) -> Confirmed:
+    stages = (ProfileStage(seconds=2, measured=False), ProfileStage(seconds=seconds))
+    result = prober.load(candidate, loop="open", rate=rate, stages=stages)
+    estimate = result.figures()["p99_ms"]
+    return Confirmed(
+        rate=rate if estimate.value <= p99_ms else 0.0, p99_ms=estimate, doubts=tuple(result.doubts)
+    )
 
 
 def _note(journal: Journal, probe: Probe, p99_ms: float) -> None:

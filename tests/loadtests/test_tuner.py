@@ -19,7 +19,6 @@ from mooring import ConfigError
 from mooring_loadtests import tune_check, tune_command
 from mooring_loadtests.load_statistics import Estimate
 from mooring_loadtests.tune_command import (
-    Confirmed,
     Journal,
     Plan,
     choose,
@@ -236,42 +235,66 @@ def test_what_disturbed_one_of_several_probes_counts_for_nothing() -> None:
     assert pooled([crashed, crashed]) == []
 
 
+OTHER = replace(DEFAULT, max_batch_size=8)
+BEST = Probe(candidate=OTHER, round=2, stages=(Stage(rate=200.0, p99_ms=30.0),))
+
+
+class Confirming:
+    """A prober of longer runs: settings keep the bound up to a rate of their own."""
+
+    def __init__(
+        self, keeps: dict[Candidate, float], doubts: dict[Candidate, list[str]] | None = None
+    ) -> None:
+        self.keeps = keeps
+        self.doubts = doubts or {}
+        self.runs: list[tuple[Candidate, float]] = []
+
+    def load(self, candidate: Candidate, *, loop: str, rate: float, stages: Any) -> Any:
+        self.runs.append((candidate, rate))
+        p99_ms = BOUND_MS if rate <= self.keeps[candidate] else 2 * BOUND_MS
+        figures = {"p99_ms": Estimate(value=p99_ms)}
+        return SimpleNamespace(figures=lambda: figures, doubts=self.doubts.get(candidate, []))
+
+
 @pytest.mark.parametrize(
     ("present", "found", "stays"),
-    [(150.0, 170.0, False), (170.0, 170.0, True), (170.0, 150.0, True), (0.0, 150.0, False)],
+    [
+        (150.0, 185.0, False),
+        (185.0, 185.0, True),
+        (185.0, 160.0, True),
+        (0.0, 160.0, False),
+        (0.0, 0.0, True),
+    ],
 )
-def test_settings_change_only_for_better_ones(
-    present: float, found: float, stays: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    other = replace(DEFAULT, max_batch_size=8)
-    rates = {DEFAULT: present, other: found}
-
-    def confirm(prober: Any, candidate: Candidate, rate: float, p99_ms: float) -> Confirmed:
-        assert (rate, p99_ms) == (200.0, BOUND_MS)
-        return Confirmed(rate=rates[candidate], p99_ms=Estimate(value=40.0), doubts=())
-
-    monkeypatch.setattr(tune_command, "_confirm", confirm)
-    best = Probe(candidate=other, round=2, stages=(Stage(rate=200.0, p99_ms=30.0),))
-    choice, confirmed = choose(cast(Prober, None), DEFAULT, best, BOUND_MS)
-    assert choice == (DEFAULT if stays else other)
-    assert {candidate: one.rate for candidate, one in confirmed.items()} == rates
+def test_settings_change_only_for_better_ones(present: float, found: float, stays: bool) -> None:
+    prober = Confirming({DEFAULT: present, OTHER: found})
+    choice, confirmed = choose(cast(Prober, prober), DEFAULT, BEST, BOUND_MS)
+    assert choice == (DEFAULT if stays else OTHER)
+    rates = [200.0 * 0.95**number for number in range(1, 6)]
+    for candidate, keeps in prober.keeps.items():
+        highest = next((rate for rate in rates if rate <= keeps), 0.0)
+        assert confirmed[candidate].rate == pytest.approx(highest)
 
 
-@pytest.mark.parametrize("default_rate", [150.0, 0.0])
-def test_a_run_in_doubt_changes_nothing_that_keeps_the_bound(
-    default_rate: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    other = replace(DEFAULT, max_batch_size=8)
-    confirmed = {
-        DEFAULT: Confirmed(rate=default_rate, p99_ms=Estimate(value=40.0), doubts=()),
-        other: Confirmed(rate=170.0, p99_ms=Estimate(value=40.0), doubts=["requests left late"]),
-    }
-    monkeypatch.setattr(
-        tune_command, "_confirm", lambda prober, candidate, rate, p99_ms: confirmed[candidate]
-    )
-    best = Probe(candidate=other, round=2, stages=(Stage(rate=200.0, p99_ms=30.0),))
-    choice, _ = choose(cast(Prober, None), DEFAULT, best, BOUND_MS)
-    assert choice == (DEFAULT if default_rate else other)
+def test_longer_runs_take_turns_at_each_rate() -> None:
+    prober = Confirming({DEFAULT: 175.0, OTHER: 185.0})
+    choose(cast(Prober, prober), DEFAULT, BEST, BOUND_MS)
+    first, second, third = (pytest.approx(200.0 * 0.95**number) for number in (1, 2, 3))
+    assert prober.runs == [
+        (DEFAULT, first),
+        (OTHER, first),
+        (DEFAULT, second),
+        (OTHER, second),
+        # The other one has kept it.
+        (DEFAULT, third),
+    ]
+
+
+@pytest.mark.parametrize("present", [170.0, 0.0])
+def test_a_run_in_doubt_changes_nothing_that_keeps_the_bound(present: float) -> None:
+    prober = Confirming({DEFAULT: present, OTHER: 185.0}, {OTHER: ["requests left late"]})
+    choice, _ = choose(cast(Prober, prober), DEFAULT, BEST, BOUND_MS)
+    assert choice == (DEFAULT if present else OTHER)
 
 
 def test_settings_that_keep_no_rate_are_not_run_longer() -> None:
