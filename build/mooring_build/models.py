@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import (
@@ -15,6 +16,7 @@ from transformers import (
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerFast,
+    pipeline,
 )
 from transformers.utils import logging as transformers_logging
 
@@ -96,6 +98,12 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     if not tokenizer.is_fast:
         raise CheckpointError(f"{folder}: its tokenizer is not a fast one (no tokenizer.json)")
     return tokenizer
+
+
+def load_pipeline(folder: Path, task: Task) -> Any:
+    """transformers' own pipeline of a fine-tuned checkpoint, on the CPU; entities are groups of tokens."""
+    grouped = {"aggregation_strategy": "simple"} if task == "token-classification" else {}
+    return pipeline(task, str(folder), device="cpu", **grouped)
 
 
 def _load(folder: Path, task: Task, **options: object) -> tuple[PreTrainedModel, list[str]]:

@@ -178,10 +178,9 @@ def post_text(name: str, text: str) -> tuple[str, bytes]:
 
 def best_labels(built: Built, texts: Sequence[str]) -> list[list[str]]:
     """What transformers' own pipeline says of each text: its label, or that of each entity."""
-    from transformers import pipeline
+    from mooring_build.models import load_pipeline
 
-    grouped = {"aggregation_strategy": "simple"} if built.task == "token-classification" else {}
-    ask: Any = pipeline(built.task, str(built.checkpoint), device="cpu", **grouped)
+    ask = load_pipeline(built.checkpoint, built.task)
     return [[found.get("entity_group") or found["label"] for found in ask(text)] for text in texts]
 
 
