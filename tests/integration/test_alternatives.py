@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from mooring_build.models import load_pipeline
 from mooring_loadtests.alternatives import (
     ALTERNATIVES,
     TASKS,
@@ -35,16 +36,13 @@ TOLERANCE = 1e-5
 @pytest.fixture(scope="module", params=TASKS)
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path, Any]:
     """A task, a checkpoint for it and transformers' own answers to the texts."""
-    from transformers import pipeline
-
     task = request.param
     checkpoint = make_tiny_checkpoint(tmp_path_factory.mktemp("checkpoint"), task, LABELS[task])
     # Some alternatives run transformers 4, which does not know the name that transformers 5 writes.
     tokenizer = json.loads((checkpoint / "tokenizer_config.json").read_text(encoding="utf-8"))
     tokenizer["tokenizer_class"] = "PreTrainedTokenizerFast"
     (checkpoint / "tokenizer_config.json").write_text(json.dumps(tokenizer), encoding="utf-8")
-    grouped = {"aggregation_strategy": "simple"} if task == "token-classification" else {}
-    pipe = pipeline(task, str(checkpoint), device="cpu", **grouped)
+    pipe = load_pipeline(checkpoint, task)
     answers = [pipe(text) for text in TEXTS]
     assert any(answers)
     return (
