@@ -154,12 +154,12 @@ class ReleaseTransport(FakeTransport):
         if isinstance(encoded, TextError):
             raise InvalidInput(f"model 'm': in ensemble 'm', {encoded}")
         logits = self._logits({"input_ids": encoded.input_ids, "attention_mask": encoded.attention_mask})
-        if encoded.offsets is None or encoded.word_ids is None:
+        if encoded.words is None:
             order, scores = rank_labels(logits, 2)
             return {
                 "label": np.array([name.encode() for name in self.labels], object)[order],
                 "score": scores,
             }
         texts = decode_texts(inputs["text"][:, 0])
-        found = BioLabels(self.labels).decode(texts, logits, encoded.offsets, encoded.word_ids)
+        found = BioLabels(self.labels).decode(texts, logits, encoded.words)
         return tabulate(texts, found)

@@ -58,7 +58,7 @@ def _labels(
 def _entities(
     texts: Sequence[str], encoded: EncodedTexts, logits: np.ndarray, labels: Sequence[str]
 ) -> list[list[Entity]]:
-    found = BioLabels(labels).decode(texts, logits, encoded.offsets, encoded.word_ids)
+    found = BioLabels(labels).decode(texts, logits, encoded.words)
     return [
         [
             Entity(label=label, score=score, start=start, end=end, text=text[start:end])

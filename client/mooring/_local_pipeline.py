@@ -95,7 +95,7 @@ class Encoded:
     """Checked texts as the engine takes them; ``B`` texts, ``L`` tokens in the padded row."""
 
     texts: Sequence[str]
-    #: With offsets and word ids, where the task needs them.
+    #: With words, where the task needs them.
     tokens: EncodedTexts
 
     @property
@@ -219,9 +219,9 @@ def _read_entities(parts: PipelineParts) -> _Reader:
     labels = BioLabels(parts.labels)
 
     def read(texts: Sequence[str], tokens: EncodedTexts, logits: np.ndarray) -> dict[str, np.ndarray]:
-        if tokens.offsets is None or tokens.word_ids is None:
-            raise ValueError("the tokenizer gives no offsets and word_ids")
-        return tabulate(texts, labels.decode(texts, logits, tokens.offsets, tokens.word_ids))
+        if tokens.words is None:
+            raise ValueError("the tokenizer gives no words")
+        return tabulate(texts, labels.decode(texts, logits, tokens.words))
 
     return read
 

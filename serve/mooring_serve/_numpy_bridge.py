@@ -33,8 +33,7 @@ import ctypes
 import functools
 import importlib
 import threading
-from collections.abc import Callable, Iterator, MutableMapping
-from contextlib import contextmanager
+from collections.abc import Callable, MutableMapping
 from typing import Any
 
 import numpy as np
@@ -44,13 +43,14 @@ _ELSIZE_OFFSET = 32
 # Index of PyArray_NewFromDescr in the API table; pybind11 before 2.12 uses none above 282.
 _NEW_FROM_DESCR = 94
 _TABLE_LENGTH = 283
+_STRIDE = ctypes.sizeof(ctypes.c_ssize_t)
 _NewFromDescr = ctypes.PYFUNCTYPE(
     ctypes.c_void_p,  # the new array
     ctypes.c_void_p,  # subtype
     ctypes.c_void_p,  # descr
     ctypes.c_int,  # nd
     ctypes.c_void_p,  # dims
-    ctypes.POINTER(ctypes.c_ssize_t),  # strides
+    ctypes.c_void_p,  # strides
     ctypes.c_void_p,  # data
     ctypes.c_int,  # flags
     ctypes.c_void_p,  # obj
@@ -94,9 +94,9 @@ def _new_from_descr(original: Callable[..., int | None]) -> Any:
     """Return a C function like the original one, which takes strides of 0 for none."""
 
     def without_zero_strides(
-        subtype: int, descr: int, nd: int, dims: int, strides: Any, data: int, flags: int, obj: int
+        subtype: int, descr: int, nd: int, dims: int, strides: int | None, data: int, flags: int, obj: int
     ) -> int | None:
-        if nd > 0 and strides and strides[nd - 1] == 0:
+        if nd > 0 and strides and ctypes.c_ssize_t.from_address(strides + (nd - 1) * _STRIDE).value == 0:
             strides = None
         return original(subtype, descr, nd, dims, strides, data, flags, obj)
 
@@ -108,46 +108,47 @@ class _Lender:
 
     def __init__(self, serialize: Any) -> None:
         self._serialize = serialize
-        # One stack of open loans per constructor call in progress, for each thread on its own.
+        # Loans of the constructor call in progress, for each thread on its own.
         self._calls = threading.local()
 
     def wrap_init(self, plain_init: Any) -> Any:
         """Return a constructor that lends each array's element size to the given one."""
+        calls = self._calls
 
         @functools.wraps(plain_init)
         def init(tensor: Any, name: str, array: Any) -> None:
             array = np.asarray(array)
             if not array.flags.c_contiguous:
                 array = np.ascontiguousarray(array)
-            with self._loans() as lend:
+            outer = getattr(calls, "loans", None)
+            loans: list[_Loan] = []
+            calls.loans = loans
+            try:
                 # Of strings the stub takes the serialized form instead, below.
-                plain_init(tensor, name, array if array.dtype.kind in "OSU" else lend(array))
+                plain_init(tensor, name, array if array.dtype.kind in "OSU" else _lend(array, loans))
+            finally:
+                calls.loans = outer
+                for field, value, _ in loans:
+                    field.value = value
 
         return init
 
     def serialize_byte_tensor(self, array: Any) -> Any:
         """As the wheel's, but a form that the constructor can take if it is the constructor that asks."""
         raw = self._serialize(array)
-        lend = getattr(self._calls, "lend", None)
-        if not raw or lend is None:
+        loans = getattr(self._calls, "loans", None)
+        if not raw or loans is None:
             return raw
-        return lend(np.frombuffer(raw, np.uint8))
+        return _lend(np.frombuffer(raw, np.uint8), loans)
 
-    @contextmanager
-    def _loans(self) -> Iterator[Any]:
-        fields: list[tuple[ctypes.c_int32, int, Any]] = []
 
-        def lend(array: Any) -> Any:
-            lent = array.view(np.dtype(array.dtype, copy=True))
-            field = ctypes.c_int32.from_address(id(lent.dtype) + _ELSIZE_OFFSET)
-            fields.append((field, field.value, lent.dtype))
-            field.value = lent.dtype.itemsize
-            return lent
+#: Where an element size was lent to, what was there before, and the object that it is in.
+_Loan = tuple[ctypes.c_int32, int, Any]
 
-        outer, self._calls.lend = getattr(self._calls, "lend", None), lend
-        try:
-            yield lend
-        finally:
-            self._calls.lend = outer
-            for field, value, _ in fields:
-                field.value = value
+
+def _lend(array: Any, loans: list[_Loan]) -> Any:
+    lent = array.view(np.dtype(array.dtype, copy=True))
+    field = ctypes.c_int32.from_address(id(lent.dtype) + _ELSIZE_OFFSET)
+    loans.append((field, field.value, lent.dtype))
+    field.value = lent.dtype.itemsize
+    return lent

@@ -103,16 +103,15 @@ def test_a_piece_has_the_tag_of_the_character_it_begins_in(
     assert item["labels"][0] == item["labels"][-1] == IGNORED
 
 
-def test_served_offsets_count_characters_of_the_text_as_it_came(encoder: TextEncoder) -> None:
+def test_served_words_count_characters_of_the_text_as_it_came(encoder: TextEncoder) -> None:
     encoded = encoder.encode([TEXT])
-    assert encoded.offsets is not None
-    assert encoded.word_ids is not None
+    assert encoded.words is not None
     # The answer of a model that is never wrong.
     tags = sentence().tags
     logits = np.full((1, encoded.input_ids.shape[1], len(LABELS)), -10.0, np.float32)
-    for place, (start, _) in enumerate(encoded.offsets[0]):
+    for place, (start, _) in enumerate(encoded.words[0]):
         logits[0, place, LABELS.index(tags[start]) if start >= 0 else 0] = 10.0
-    (found,) = BioLabels(LABELS).decode([TEXT], logits, encoded.offsets, encoded.word_ids)
+    (found,) = BioLabels(LABELS).decode([TEXT], logits, encoded.words)
     assert [(entity.label, entity.start, entity.end) for entity in found] == SPANS
     assert [TEXT[entity.start : entity.end] for entity in found] == ["小林", "Ａｎｎ", "IBM公司"]
     # The scorer of served models counts in the same way.

@@ -110,7 +110,7 @@ def intent() -> Recipe:
 
 def test_the_tokenizer_answers_each_request(load: Load, ner: Recipe) -> None:
     model = load(ner, "tokenizer")
-    tokens = ("input_ids", "attention_mask", "offsets", "word_ids")
+    tokens = ("input_ids", "attention_mask", "words")
     good, bad = model.execute(
         [_request(*tokens, text=_texts(b"Anna visits Porto")), _request(*tokens, text=_texts(b"a", b""))]
     )
@@ -118,8 +118,7 @@ def test_the_tokenizer_answers_each_request(load: Load, ner: Recipe) -> None:
     assert {name: (array.dtype, array.shape) for name, array in arrays.items()} == {
         "input_ids": (np.int64, (1, 8)),
         "attention_mask": (np.int64, (1, 8)),
-        "offsets": (np.int32, (1, 8, 2)),
-        "word_ids": (np.int32, (1, 8)),
+        "words": (np.int32, (1, 8, 2)),
     }
     assert bad.error == _TritonError("text 1 is empty", _TritonError.INVALID_ARG)
     assert bad.output_tensors == []
@@ -158,7 +157,7 @@ def test_the_entity_postprocessor_answers_each_request(load: Load, ner: Recipe) 
     model = load(ner, "postprocessor")
     logits = np.zeros((1, 3, 5), np.float32)
     logits[0, 1, 3] = 50
-    tokens = {"offsets": [[[-1, -1], [3, 8], [-1, -1]]], "word_ids": [[-1, 0, -1]]}
+    tokens = {"words": [[[-1, -1], [3, 8], [-1, -1]]]}
     good, bad = model.execute(
         [
             _request(text=_texts(b"in Porto"), logits=logits, **tokens),
@@ -174,6 +173,38 @@ def test_the_entity_postprocessor_answers_each_request(load: Load, ner: Recipe) 
     }
     assert bad.error.code == _TritonError.INVALID_ARG
     assert "do not fit 1 text(s) and 5 labels" in bad.error.message
+
+
+def test_entities_of_requests_of_any_shape_are_found_together(load: Load, ner: Recipe) -> None:
+    model = load(ner, "postprocessor")
+
+    def request(*texts: bytes, width: int, value: float = 50.0) -> _Request:
+        # Each text's second token is a place, and its only word.
+        logits = np.zeros((len(texts), width, 5), np.float32)
+        logits[:, 1, 3] = value
+        words = np.full((len(texts), width, 2), -1)
+        words[:, 1] = [[0, len(text)] for text in texts]
+        return _request(text=_texts(*texts), logits=logits, words=words)
+
+    requests = [request(b"Porto", width=3), request(b"Lyon", b"Rome", width=9), request(b"Oslo", width=4)]
+    found = [response.arrays()["entity"].tolist() for response in model.execute(requests)]
+    assert found == [[[b"Porto"]], [[b"Lyon"], [b"Rome"]], [[b"Oslo"]]]
+    # What no logit says is no answer, and its neighbours have theirs.
+    first, broken, last = model.execute([requests[0], request(b"Bath", width=3, value=np.nan), requests[2]])
+    assert broken.error == _TritonError("the logits of text 0 are not finite", _TritonError.INVALID_ARG)
+    assert [one.arrays()["entity"].tolist() for one in (first, last)] == [[[b"Porto"]], [[b"Oslo"]]]
+    assert model.execute([request(b"Bath", width=3, value=np.nan)])[0].error is not None
+
+
+def test_labels_of_requests_of_any_size_are_ranked_together(load: Load, intent: Recipe) -> None:
+    model = load(intent, "postprocessor")
+    logits = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32)
+    alone = [model.execute([_request(logits=row[None])])[0].arrays() for row in logits]
+    parts = [_request(logits=logits[:1]), _request(logits=logits[1:5]), _request(logits=logits[5:])]
+    together = [response.arrays() for response in model.execute(parts)]
+    for name in ("label", "score", "acceptance"):
+        rows = np.concatenate([arrays[name] for arrays in together])
+        assert rows.tolist() == np.concatenate([arrays[name] for arrays in alone]).tolist()
 
 
 def test_the_classifier_postprocessor_answers_each_request(load: Load, intent: Recipe) -> None:

@@ -91,7 +91,7 @@ def test_signatures_of_token_classification() -> None:
     text = {"text": ("TYPE_STRING", [1])}
     tokens = {"input_ids": ("TYPE_INT64", [-1]), "attention_mask": ("TYPE_INT64", [-1])}
     files = {"tokenizer": ("TYPE_STRING", [1]), "settings": ("TYPE_STRING", [1])}
-    words = {"offsets": ("TYPE_INT32", [-1, 2]), "word_ids": ("TYPE_INT32", [-1])}
+    words = {"words": ("TYPE_INT32", [-1, 2])}
     answers = {
         "label": ("TYPE_STRING", [-1]),
         "score": ("TYPE_FP32", [-1]),
@@ -305,8 +305,7 @@ def test_python_steps_take_requests_of_unlike_shapes_together(mixed_lengths: str
     assert {tensor.name: (list(tensor.dims), tensor.allow_ragged_batch) for tensor in inputs} == {
         "text": ([1], False),
         "logits": ([-1, -1], True),
-        "offsets": ([-1, 2], True),
-        "word_ids": ([-1], True),
+        "words": ([-1, 2], True),
     }
 
 

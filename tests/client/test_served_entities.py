@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable
 
 import numpy as np
 import pytest
@@ -15,8 +16,8 @@ from mooring._served.softmax import softmax
 LABELS = ["O", "B-PER", "I-PER", "B-LOC", "I-LOC"]
 
 
-def _one_token_a_word(text: str, tags: list[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Logits, offsets and word ids of a text whose words are tokens, between two special tokens."""
+def _one_token_a_word(text: str, tags: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Logits and words of a text whose words are tokens, between two special tokens."""
     spans, start = [], 0
     for word in text.split():
         start = text.index(word, start)
@@ -25,8 +26,7 @@ def _one_token_a_word(text: str, tags: list[str]) -> tuple[np.ndarray, np.ndarra
     logits = np.full((len(tags) + 2, len(LABELS)), -2, np.float32)
     for position, tag in enumerate(tags, start=1):
         logits[position, LABELS.index(tag)] = 3
-    offsets = np.array([(-1, -1), *spans, (-1, -1)], np.int32)
-    return logits, offsets, np.array([-1, *range(len(tags)), -1], np.int32)
+    return logits, np.array([(-1, -1), *spans, (-1, -1)], np.int32)
 
 
 def _decode(text: str, tags: list[str]) -> list[tuple[str, str]]:
@@ -50,30 +50,26 @@ def test_words_are_merged_by_the_rules_of_bio(tags: list[str], expected: list[tu
     assert _decode("a bb ccc dddd", tags) == expected
 
 
-def test_the_score_is_the_mean_over_words_and_offsets_span_them() -> None:
+def test_the_score_is_the_mean_over_words_and_the_span_holds_them() -> None:
     logits = np.log(np.array([[0.1, 0.6, 0.1, 0.1, 0.1], [0.05, 0.05, 0.8, 0.05, 0.05]], np.float32))
-    found = decode_entities("Anna  Smith", logits, np.array([[0, 4], [6, 11]]), np.array([0, 1]), LABELS)
+    found = decode_entities("Anna  Smith", logits, np.array([[0, 4], [6, 11]]), LABELS)
     assert found == [Entity("PER", pytest.approx(0.7), 0, 11)]
 
 
 def test_a_word_takes_the_label_of_its_first_token_and_the_end_of_its_last() -> None:
     logits = np.zeros((5, len(LABELS)), np.float32)
     logits[[1, 2, 3], [1, 3, 0]] = 5  # B-PER, B-LOC, O
-    offsets = np.array([[-1, -1], [0, 2], [2, 4], [5, 6], [-1, -1]], np.int32)
-    found = decode_entities("Anna is", logits, offsets, np.array([-1, 0, 0, 1, -1]), LABELS)
+    words = np.array([[-1, -1], [0, 4], [-1, -1], [5, 6], [-1, -1]], np.int32)
+    found = decode_entities("Anna is", logits, words, LABELS)
     assert [tuple(entity)[::2] for entity in found] == [("PER", 0)]
     assert found[0].end == 4
 
 
 def test_rows_of_a_batch_do_not_touch() -> None:
-    logits, offsets, word_ids = _one_token_a_word("a b", ["O", "B-PER"])
-    more, _, _ = _one_token_a_word("a b", ["I-PER", "O"])
+    logits, words = _one_token_a_word("a b", ["O", "B-PER"])
+    more, _ = _one_token_a_word("a b", ["I-PER", "O"])
     # No special tokens: the last word of one row is followed by the first word of the next.
-    batch = (
-        np.stack([logits, more])[:, 1:3],
-        np.stack([offsets] * 2)[:, 1:3],
-        np.stack([word_ids] * 2)[:, 1:3],
-    )
+    batch = np.stack([logits, more])[:, 1:3], np.stack([words] * 2)[:, 1:3]
     found = BioLabels(LABELS).decode(["a b", "a b"], *batch)
     assert [[(entity.start, entity.end) for entity in row] for row in found] == [[(2, 3)], [(0, 1)]]
 
@@ -92,13 +88,13 @@ def test_a_span_holds_whole_characters_and_no_space_before(
     text: str, span: tuple[int, int], surface: str
 ) -> None:
     logits = np.array([[0, 9, 0, 0, 0]], np.float32)
-    (entity,) = decode_entities(text, logits, np.array([span]), np.array([0]), LABELS)
+    (entity,) = decode_entities(text, logits, np.array([span]), LABELS)
     assert text[entity.start : entity.end] == surface
 
 
 def test_a_word_of_white_space_is_no_entity() -> None:
     logits = np.array([[0, 9, 0, 0, 0]], np.float32)
-    assert decode_entities("a  b", logits, np.array([[1, 3]]), np.array([0]), LABELS) == []
+    assert decode_entities("a  b", logits, np.array([[1, 3]]), LABELS) == []
 
 
 @pytest.mark.parametrize("label", ["PER", "B-", "LABEL_0", "S-PER", ""])
@@ -108,20 +104,27 @@ def test_a_label_outside_of_bio_is_refused(label: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("logits", "offsets", "word_ids"),
+    ("logits", "words"),
     [
-        ((1, 3, 4), (1, 3, 2), (1, 3)),
-        ((2, 3, 5), (1, 3, 2), (1, 3)),
-        ((1, 3, 5), (1, 4, 2), (1, 3)),
-        ((1, 3, 5), (1, 3, 2), (1, 4)),
-        ((1, 5), (1, 3, 2), (1, 3)),
+        ((1, 3, 4), (1, 3, 2)),
+        ((2, 3, 5), (1, 3, 2)),
+        ((1, 3, 5), (1, 4, 2)),
+        ((1, 3, 5), (1, 3)),
+        ((1, 5), (1, 3, 2)),
     ],
 )
-def test_shapes_that_do_not_fit_are_refused(
-    logits: tuple[int, ...], offsets: tuple[int, ...], word_ids: tuple[int, ...]
-) -> None:
+def test_shapes_that_do_not_fit_are_refused(logits: tuple[int, ...], words: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"do not fit 1 text\(s\) and 5 labels"):
-        BioLabels(LABELS).decode(["abc"], np.zeros(logits), np.zeros(offsets), np.zeros(word_ids))
+        BioLabels(LABELS).decode(["abc"], np.zeros(logits), np.zeros(words))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_logits_that_say_nothing_are_refused(value: float) -> None:
+    logits, words = _one_token_a_word("a b", ["O", "B-PER"])
+    broken = logits.copy()
+    broken[2, 4] = value
+    with pytest.raises(ValueError, match="the logits of text 1 are not finite"):
+        BioLabels(LABELS).decode(["a b", "a b"], np.stack([logits, broken]), np.stack([words, words]))
 
 
 def test_answers_are_padded_to_the_longest_row() -> None:
@@ -192,13 +195,22 @@ def _texts(draw: st.DrawFn) -> tuple[str, np.ndarray, np.ndarray, np.ndarray]:
     return text, logits, table[:, :2], table[:, 2]
 
 
+def _words_of(offsets: np.ndarray, word_ids: np.ndarray) -> np.ndarray:
+    """What the tokenizer hands on, read aloud: begin and end of each word on its first token."""
+    words = np.full_like(offsets, -1)
+    for word in set(word_ids.tolist()) - {-1}:
+        places = np.flatnonzero(word_ids == word)
+        words[places[0]] = offsets[places[0], 0], offsets[places[-1], 1]
+    return words
+
+
 @settings(deadline=None)
 @given(_texts())
 def test_any_text_is_decoded_by_the_rules(
     example: tuple[str, np.ndarray, np.ndarray, np.ndarray],
 ) -> None:
     text, logits, offsets, word_ids = example
-    found = decode_entities(text, logits, offsets, word_ids, LABELS)
+    found = decode_entities(text, logits, _words_of(offsets, word_ids), LABELS)
     expected = _by_the_rules(text, logits, offsets, word_ids)
     assert [entity._replace(score=0) for entity in found] == [entity._replace(score=0) for entity in expected]
     assert [entity.score for entity in found] == pytest.approx(
@@ -211,16 +223,18 @@ def test_any_text_is_decoded_by_the_rules(
 def test_a_batch_is_decoded_as_its_texts_alone(
     examples: list[tuple[str, np.ndarray, np.ndarray, np.ndarray]],
 ) -> None:
-    width = max(len(word_ids) for _, _, _, word_ids in examples)
+    rows = [(text, logits, _words_of(*tokens)) for text, logits, *tokens in examples]
+    alone = [decode_entities(*row, LABELS) for row in rows]
+    width = max(len(logits) for _, logits, _ in rows)
 
-    def padded(position: int) -> np.ndarray:
-        rows = [example[position] for example in examples]
+    def padded(arrays: Iterable[np.ndarray]) -> np.ndarray:
         return np.stack(
-            [
-                np.pad(row, [(0, width - len(row))] + [(0, 0)] * (row.ndim - 1), constant_values=-1)
-                for row in rows
-            ]
+            [np.pad(array, [(0, width - len(array)), (0, 0)], constant_values=-1) for array in arrays]
         )
 
-    found = BioLabels(LABELS).decode([example[0] for example in examples], padded(1), padded(2), padded(3))
-    assert found == [decode_entities(*example, LABELS) for example in examples]
+    texts = [text for text, _, _ in rows]
+    logits, words = padded(logits for _, logits, _ in rows), padded(words for _, _, words in rows)
+    labels = BioLabels(LABELS)
+    assert labels.decode(texts, logits, words) == alone
+    # As Triton joins requests: each of its own length.
+    assert labels.decode_requests(texts, [(one[None], its[None]) for _, one, its in rows]) == alone

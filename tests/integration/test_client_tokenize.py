@@ -166,9 +166,9 @@ def test_the_tokenizer_is_given_to_those_who_name_it(server: TritonServer, folde
     texts = np.array([["a"], ["b"]], np.object_)
     with Client(server.grpc_url) as client:
         given = client.infer("ner_tokenizer", {"text": texts}, outputs=["tokenizer"], version="1")
-        tokens = client.infer("ner_tokenizer", {"text": texts}, outputs=["input_ids", "word_ids"])
+        tokens = client.infer("ner_tokenizer", {"text": texts}, outputs=["input_ids", "words"])
     assert given["tokenizer"].tolist() == [[(folder / "ner" / "tokenizer.json").read_bytes()], [b""]]
-    assert tokens.keys() == {"input_ids", "word_ids"}
+    assert tokens.keys() == {"input_ids", "words"}
 
 
 NAMES_OUTPUTS = """

@@ -201,11 +201,13 @@ def _pytorch(built: Built):
 def _reference_entities(built: Built, text: str):
     model, tokenizer = _pytorch(built)
     encoded = tokenizer(text, return_tensors="pt", return_offsets_mapping=True)
-    word_ids = np.array([[-1 if word is None else word for word in encoded.word_ids()]])
     offsets = encoded.pop("offset_mapping").numpy()
+    words = np.full_like(offsets, -1)
+    for place, word in enumerate(encoded.word_ids()):
+        if word is not None:
+            first = encoded.word_ids().index(word)
+            words[0, first] = offsets[0, first, 0], offsets[0, place, 1]
     with torch.inference_mode():
         logits = model(**encoded).logits.numpy()
     labels = [model.config.id2label[index] for index in range(model.config.num_labels)]
-    return BioLabels(labels).decode([text], logits, np.where(word_ids[..., None] < 0, -1, offsets), word_ids)[
-        0
-    ]
+    return BioLabels(labels).decode([text], logits, words)[0]

@@ -16,7 +16,7 @@ TOKENS: Tensors = {"input_ids": (pb.TYPE_INT64, (-1,)), "attention_mask": (pb.TY
 LENGTHS = "lengths"
 # Content of the tokenizer's files, for clients that tokenize themselves.
 _TOKENIZER_FILES: Tensors = {"tokenizer": (pb.TYPE_STRING, (1,)), "settings": (pb.TYPE_STRING, (1,))}
-_WORDS: Tensors = {"offsets": (pb.TYPE_INT32, (-1, 2)), "word_ids": (pb.TYPE_INT32, (-1,))}
+_WORDS: Tensors = {"words": (pb.TYPE_INT32, (-1, 2))}
 _ENTITIES: Tensors = {
     "label": (pb.TYPE_STRING, (-1,)),
     "score": (pb.TYPE_FP32, (-1,)),

@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
-from itertools import chain
+from itertools import accumulate, chain
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from tokenizers import Encoding, Tokenizer
@@ -19,7 +18,7 @@ from .texts import TextError, decode_texts
 class EncodingSettings:
     """How texts become token ids: the content of ``settings.json``."""
 
-    #: ``token-classification`` asks for offsets and word ids too.
+    #: ``token-classification`` asks for words too.
     task: str
     #: Longest text in tokens, special tokens counted.
     max_length: int
@@ -53,12 +52,10 @@ class EncodedTexts:
     input_ids: np.ndarray
     #: ``[B, L]`` int64: 1 on tokens, 0 on padding.
     attention_mask: np.ndarray
-    #: ``[B, L, 2]`` int32: first character and the one after the last, in the text as it came; -1 on
-    #: special tokens and padding. ``None`` for text classification.
-    offsets: np.ndarray | None = None
-    #: ``[B, L]`` int32: the pre-tokenizer's word that the token is part of; -1 on special tokens and
-    #: padding. ``None`` for text classification.
-    word_ids: np.ndarray | None = None
+    #: ``[B, L, 2]`` int32: on the first token of each of the pre-tokenizer's words the word's first character
+    #: and the one after its last, in the text as it came; -1 on all other tokens and on padding. ``None`` for
+    #: text classification.
+    words: np.ndarray | None = None
 
 
 class TextEncoder:
@@ -78,6 +75,7 @@ class TextEncoder:
         self._tokenizer = tokenizer
         self._settings = settings
         self._with_words = settings.task == "token-classification"
+        self._special_tokens = tokenizer.num_special_tokens_to_add(False)
 
     @classmethod
     def load(cls, folder: Path) -> TextEncoder:
@@ -91,7 +89,7 @@ class TextEncoder:
         Raises:
             TextError: a text has too many tokens, or none.
         """
-        return self._arrays(self._tokenize(texts))
+        return self._arrays(self._tokenize(texts), 0, len(texts))
 
     def encode_requests(self, requests: Sequence[Iterable[bytes]]) -> list[EncodedTexts | TextError]:
         """Encode requests that Triton batched: tokenized in one call, but each request is padded to its
@@ -104,63 +102,106 @@ class TextEncoder:
             One result a request, in order.
         """
         texts: list[str] = []
-        slices: list[slice | TextError] = []
+        parts: list[tuple[int, int] | TextError] = []
         for raw in requests:
             try:
                 decoded = decode_texts(raw)
             except TextError as exc:
-                slices.append(exc)
+                parts.append(exc)
             else:
-                slices.append(slice(len(texts), len(texts) + len(decoded)))
+                parts.append((len(texts), len(texts) + len(decoded)))
                 texts += decoded
-        encodings = self._tokenize(texts)
-        return [part if isinstance(part, TextError) else self._try_arrays(encodings[part]) for part in slices]
+        tokens = self._tokenize(texts)
+        return [part if isinstance(part, TextError) else self._try_arrays(tokens, *part) for part in parts]
 
-    def _tokenize(self, texts: Sequence[str]) -> list[Encoding]:
+    def _tokenize(self, texts: Sequence[str]) -> _Tokens:
         # The fast variant leaves out offsets; token ids are the same.
         encode = self._tokenizer.encode_batch if self._with_words else self._tokenizer.encode_batch_fast
-        return list(encode(list(texts)))
+        encodings = encode(list(texts))
+        ids = [encoding.ids for encoding in encodings]
+        lengths = [len(row) for row in ids]
+        count = sum(lengths)
+        flat = np.fromiter(chain.from_iterable(ids), np.int64, count)
+        starts = list(accumulate(lengths, initial=0))
+        words = _words(encodings, starts) if self._with_words else None
+        return _Tokens(encodings, lengths, starts, flat, words)
 
-    def _try_arrays(self, encodings: Sequence[Encoding]) -> EncodedTexts | TextError:
+    def _try_arrays(self, tokens: _Tokens, first: int, end: int) -> EncodedTexts | TextError:
         try:
-            return self._arrays(encodings)
+            return self._arrays(tokens, first, end)
         except TextError as exc:
             return exc
 
-    def _arrays(self, encodings: Sequence[Encoding]) -> EncodedTexts:
-        ids = [encoding.ids for encoding in encodings]
-        lengths = np.array([len(row) for row in ids])
-        self._check(encodings, lengths)
-        longest = int(lengths.max(initial=0))
+    def _arrays(self, tokens: _Tokens, first: int, end: int) -> EncodedTexts:
+        """Rows of the texts from ``first`` to ``end``."""
+        lengths = tokens.lengths[first:end]
+        self._check(tokens.encodings[first:end], lengths)
+        longest = max(lengths, default=0)
         width = next((length for length in self._settings.padded_lengths if length >= longest), longest)
-        filled = np.arange(width) < lengths[:, None]  # [B, L]
-        input_ids = _rows(filled, ids, np.int64, self._settings.pad_token_id)
-        attention_mask = filled.astype(np.int64)
-        if not self._with_words:
-            return EncodedTexts(input_ids, attention_mask)
-        words = [[-1 if word is None else word for word in encoding.word_ids] for encoding in encodings]
-        word_ids = _rows(filled, words, np.int32, -1)
-        offsets = _rows(filled, [encoding.offsets for encoding in encodings], np.int32, -1, (2,))
-        offsets[word_ids < 0] = -1
-        return EncodedTexts(input_ids, attention_mask, offsets, word_ids)
+        cells = slice(tokens.starts[first], tokens.starts[end])
+        # None is needed where every row is as long, as that of a single text.
+        filled = None
+        if len(lengths) * width != cells.stop - cells.start:
+            filled = np.arange(width) < np.array(lengths)[:, None]  # [B, L]
+        shape = (len(lengths), width)
 
-    def _check(self, encodings: Sequence[Encoding], lengths: np.ndarray) -> None:
+        def rows(values: np.ndarray, padding: int) -> np.ndarray:
+            """``[B, L, …]`` of the tokens' values ``[T, …]``."""
+            own = values[cells]
+            if filled is None:
+                return own.reshape(*shape, *own.shape[1:])
+            padded = np.full((*shape, *own.shape[1:]), padding, own.dtype)
+            padded[filled] = own
+            return padded
+
+        return EncodedTexts(
+            rows(tokens.ids, self._settings.pad_token_id),
+            np.ones(shape, np.int64) if filled is None else filled.astype(np.int64),
+            None if tokens.words is None else rows(tokens.words, -1),
+        )
+
+    def _check(self, encodings: Sequence[Encoding], lengths: Sequence[int]) -> None:
         limit = self._settings.max_length
-        too_long = np.flatnonzero(lengths > limit)
-        if too_long.size:
-            raise TextError(
-                f"text {too_long[0]} has {lengths[too_long[0]]} tokens, this model takes at most {limit}: "
-                "shorten it, or build with text.truncation = true"
-            )
-        for index, encoding in enumerate(encodings):
-            if all(encoding.special_tokens_mask):
+        for index, (encoding, length) in enumerate(zip(encodings, lengths, strict=True)):
+            if length > limit:
+                raise TextError(
+                    f"text {index} has {length} tokens, this model takes at most {limit}: "
+                    "shorten it, or build with text.truncation = true"
+                )
+            # Only then can the special tokens be all that there is.
+            if length <= self._special_tokens and all(encoding.special_tokens_mask):
                 raise TextError(f"text {index} has no tokens: the tokenizer drops every character of it")
 
 
-def _rows(
-    filled: np.ndarray, values: Sequence[Sequence[Any]], dtype: type, padding: int, item: tuple[int, ...] = ()
-) -> np.ndarray:
-    """Lay ragged ``values`` into the true cells of ``filled`` ``[B, L]``; ``item`` is one value's shape."""
-    rows = np.full((*filled.shape, *item), padding, dtype)
-    rows[filled] = np.array(list(chain.from_iterable(values)), dtype).reshape(-1, *item)
-    return rows
+@dataclass(frozen=True)
+class _Tokens:
+    """Texts of several requests, their ``T`` tokens one after the other."""
+
+    encodings: list[Encoding]
+    #: Tokens of each text.
+    lengths: list[int]
+    #: Where each text begins, and at last where they all end.
+    starts: list[int]
+    #: ``[T]``.
+    ids: np.ndarray
+    #: ``[T, 2]``, as in :class:`EncodedTexts`.
+    words: np.ndarray | None
+
+
+def _words(encodings: Sequence[Encoding], starts: Sequence[int]) -> np.ndarray:
+    """Begin and end of each word on its first token, ``[T, 2]``; texts begin at ``starts``."""
+    count = starts[-1]
+    named = chain.from_iterable(encoding.word_ids for encoding in encodings)
+    word_ids = np.fromiter((-1 if word is None else word for word in named), np.int32, count)
+    pairs = chain.from_iterable(encoding.offsets for encoding in encodings)
+    offsets = np.fromiter(chain.from_iterable(pairs), np.int32, 2 * count).reshape(count, 2)
+    # Where a token does not go on with the word before it; a text always begins with one that doesn't.
+    new = np.ones(count + 1, bool)
+    new[1:-1] = word_ids[1:] != word_ids[:-1]
+    new[starts] = True
+    real = word_ids >= 0
+    words = np.full((count, 2), -1, np.int32)
+    first = real & new[:-1]
+    words[first, 0] = offsets[first, 0]
+    words[first, 1] = offsets[real & new[1:], 1]
+    return words

@@ -48,9 +48,7 @@ class BioLabels:
         self._type_of = np.array([self.types.index(label[2:]) if label != "O" else -1 for label in labels])
         self._begins = np.array([label.startswith("B-") for label in labels])
 
-    def decode(
-        self, texts: Sequence[str], logits: np.ndarray, offsets: np.ndarray, word_ids: np.ndarray
-    ) -> list[list[Entity]]:
+    def decode(self, texts: Sequence[str], logits: np.ndarray, words: np.ndarray) -> list[list[Entity]]:
         """Find the entities of each text, in order of appearance.
 
         A word takes the label of its first token. ``B-X`` starts an entity and ``I-X`` continues one of
@@ -59,37 +57,59 @@ class BioLabels:
         Args:
             texts: ``B`` texts.
             logits: ``[B, L, labels]``.
-            offsets: ``[B, L, 2]``, as in :class:`~.encoding.EncodedTexts`.
-            word_ids: ``[B, L]``, as in :class:`~.encoding.EncodedTexts`.
+            words: ``[B, L, 2]``, as in :class:`~.encoding.EncodedTexts`.
 
         Raises:
-            ValueError: the shapes do not fit one another or the labels.
+            ValueError: the shapes do not fit one another or the labels, or a logit of a word is not finite.
         """
+        self.check(texts, logits, words)
+        return self.decode_requests(texts, [(logits, words)])
+
+    def check(self, texts: Sequence[str], logits: np.ndarray, words: np.ndarray) -> None:
+        """Raise ValueError where the shapes do not fit one another or the labels."""
         tokens = (len(texts), logits.shape[1] if logits.ndim == 3 else -1)
-        if (logits.shape, offsets.shape, word_ids.shape) != ((*tokens, self.count), (*tokens, 2), tokens):
+        if (logits.shape, words.shape) != ((*tokens, self.count), (*tokens, 2)):
             raise ValueError(
-                f"logits {list(logits.shape)}, offsets {list(offsets.shape)} and word_ids "
-                f"{list(word_ids.shape)} do not fit {len(texts)} text(s) and {self.count} labels"
+                f"logits {list(logits.shape)} and words {list(words.shape)} do not fit {len(texts)} text(s) "
+                f"and {self.count} labels"
             )
-        first, last = _word_edges(word_ids)
-        rows = np.nonzero(first)[0]  # [W]: the text of each word
-        probabilities = softmax(logits[first])  # [W, labels]
-        labels = probabilities.argmax(axis=-1)
+
+    def decode_requests(
+        self, texts: Sequence[str], requests: Sequence[tuple[np.ndarray, np.ndarray]]
+    ) -> list[list[Entity]]:
+        """Find the entities of several requests' texts in one go; a request's rows are as long as it likes.
+
+        Args:
+            texts: of all requests, one after the other.
+            requests: ``logits`` and ``words`` of each, checked by :meth:`check`.
+
+        Raises:
+            ValueError: a logit of a word is not finite.
+        """
+        found: list[list[Entity]] = [[] for _ in texts]
+        lengths = [words.shape[1] for _, words in requests for _ in range(len(words))]
+        spans = _flat([words.reshape(-1, 2) for _, words in requests])  # [T, 2]
+        first = np.flatnonzero(spans[:, 0] >= 0)  # [W]: place of each word's first token
+        word_logits = _flat([logits.reshape(-1, self.count) for logits, _ in requests])[first]  # [W, labels]
+        rows = np.repeat(np.arange(len(lengths)), lengths)[first]  # [W]: the text of each word
+        if not np.isfinite(word_logits).all():
+            row = rows[np.isfinite(word_logits).all(axis=-1).argmin()]
+            raise ValueError(f"the logits of text {row} are not finite")
+        labels = word_logits.argmax(axis=-1)
         types = self._type_of[labels]
-        inside = types >= 0
+        inside = np.flatnonzero(types >= 0)
+        if not len(inside):
+            return found
         goes_on = np.zeros(len(rows), bool)
         goes_on[1:] = (types[1:] == types[:-1]) & (rows[1:] == rows[:-1]) & ~self._begins[labels[1:]]
 
         # From here on only words of entities, [E]; an entity is a run of them.
         opens = np.flatnonzero(~goes_on[inside])  # [entities]: index of the first word of each
-        word_scores = probabilities.max(axis=-1)[inside]
-        sizes = np.diff(opens, append=len(word_scores))
-        scores = np.add.reduceat(word_scores, opens) / sizes if len(opens) else word_scores
-        starts = offsets[first][inside][opens, 0]
-        ends = offsets[last][inside][opens + sizes - 1, 1]
-
-        found: list[list[Entity]] = [[] for _ in texts]
-        columns = (rows[inside][opens], types[inside][opens], scores, starts, ends)
+        closes = np.append(opens[1:], len(inside)) - 1
+        scores = np.add.reduceat(softmax(word_logits[inside]).max(axis=-1), opens) / (closes - opens + 1)
+        starts, ends = spans[first[inside[opens]], 0], spans[first[inside[closes]], 1]
+        beginning = inside[opens]
+        columns = (rows[beginning], types[beginning], scores, starts, ends)
         for row, kind, score, start, end in zip(*(column.tolist() for column in columns), strict=True):
             start, end = _fit(texts[row], start, end)
             if start < end:
@@ -97,11 +117,9 @@ class BioLabels:
         return found
 
 
-def decode_entities(
-    text: str, logits: np.ndarray, offsets: np.ndarray, word_ids: np.ndarray, labels: Sequence[str]
-) -> list[Entity]:
+def decode_entities(text: str, logits: np.ndarray, words: np.ndarray, labels: Sequence[str]) -> list[Entity]:
     """Find the entities of one text; arguments and errors as in :meth:`BioLabels.decode`, without ``B``."""
-    return BioLabels(labels).decode([text], logits[None], offsets[None], word_ids[None])[0]
+    return BioLabels(labels).decode([text], logits[None], words[None])[0]
 
 
 def tabulate(texts: Sequence[str], found: Sequence[Sequence[Entity]]) -> dict[str, np.ndarray]:
@@ -118,14 +136,8 @@ def tabulate(texts: Sequence[str], found: Sequence[Sequence[Entity]]) -> dict[st
     return arrays
 
 
-def _word_edges(word_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Masks ``[B, L]`` of each word's first and last token; both have one true cell a word."""
-    changes = word_ids[:, 1:] != word_ids[:, :-1]
-    first = word_ids >= 0
-    last = first.copy()
-    first[:, 1:] &= changes
-    last[:, :-1] &= changes
-    return first, last
+def _flat(parts: Sequence[np.ndarray]) -> np.ndarray:
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 def _fit(text: str, start: int, end: int) -> tuple[int, int]:

@@ -7,6 +7,7 @@ so that one bad request does not take its neighbours along.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -116,7 +117,7 @@ def make_batch_input(entry: BatchInput, shapes: Sequence[tuple[int, ...]]) -> Ar
             f"batch_input {list(entry.target_names)}: data type {entry.data_type} is neither TYPE_INT32 nor "
             "TYPE_FP32"
         )
-    counts = [int(np.prod(shape, dtype=np.int64)) for shape in shapes]
+    counts = list(map(math.prod, shapes))
     values: Any
     match entry.kind:
         case "BATCH_ELEMENT_COUNT":
@@ -200,7 +201,7 @@ def _scatter(entry: BatchOutput, requests: Sequence[Request], value: Array) -> l
     for request in requests:
         source = request.inputs[entry.source_input].shape
         shape = tuple(source[axis] if dim == -1 else dim for axis, dim in enumerate(entry.shape))
-        start, end = end, end + int(np.prod(shape, dtype=np.int64))
+        start, end = end, end + math.prod(shape)
         if end > flat.size:
             parts.append(
                 BackendError(
