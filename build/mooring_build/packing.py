@@ -89,6 +89,8 @@ class PackedTexts(nn.Module):
         Returns:
             ``[T, …]`` or ``[B, …]``.
         """
+        # Also refuses a request whose mask is not as long as its ids: it would shift those of its neighbours.
+        input_ids = input_ids * attention_mask
         lengths = lengths[:, 0].long()
         # Exporters take a length of which they know no more for another one than 1.
         longest = lengths.max().clamp(min=2)

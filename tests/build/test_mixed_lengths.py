@@ -178,6 +178,19 @@ def test_a_texts_answer_depends_on_the_text_alone(
         np.testing.assert_allclose(alone, served.alone(ids), rtol=0, atol=served.recipe.verify.tolerance)
 
 
+@pytest.mark.parametrize("export_format", ["onnx", "torchscript"])
+@pytest.mark.parametrize("surplus", [-2, 3])
+def test_a_mask_of_another_length_than_its_ids_is_an_error_and_shifts_no_other_text(
+    exports: Exports, task: str, export_format: ExportFormat, surplus: int
+) -> None:
+    # Triton looks at each input by itself, so that it lets such a request join a batch.
+    engine = exports.serve(task, "ragged", export_format).engine
+    ids, lengths = np.arange(11) + 5, np.array([[4], [7]], np.int32)
+    engine(ids, np.ones(11, np.int64), lengths)
+    with pytest.raises(Exception, match=r"must match the size|broadcast|invalid index"):
+        engine(ids, np.ones(11 + surplus, np.int64), lengths)
+
+
 def test_what_is_published_is_verified_as_triton_runs_it(served: Served) -> None:
     recipe, exportable = served.recipe, served.exportable
     engine = served.engine

@@ -119,6 +119,16 @@ def test_padding_inside_a_request_changes_nothing(tmp_path: Path) -> None:
     torch.testing.assert_close(both[9:], _alone(module, long), rtol=0, atol=BOUND)
 
 
+def test_a_mask_that_is_not_as_long_as_its_ids_is_refused(tmp_path: Path) -> None:
+    # Triton looks at each input by itself: a surplus of one request would become the next one's mask.
+    folder = make_tiny_checkpoint(tmp_path, "text-classification", ["a", "b"])
+    module = LogitsOnly(load_fine_tuned_model(folder, "text-classification")).eval()
+    packed = PackedTexts(module, max_length=MAX_LENGTH, per_token=False).eval()
+    ids, mask, lengths = torch.arange(11) + 5, torch.ones(15).long(), torch.tensor([[4], [7]])
+    with pytest.raises(RuntimeError, match="must match the size"), torch.no_grad():
+        packed(ids, mask, lengths.int())
+
+
 def test_a_warm_up_of_zeros_is_finite(tmp_path: Path) -> None:
     folder = make_tiny_checkpoint(tmp_path, "text-classification", ["a", "b"])
     module = LogitsOnly(load_fine_tuned_model(folder, "text-classification")).eval()
