@@ -72,6 +72,8 @@ TEXT_TASKS = frozenset(
 )
 #: Tasks whose encoder may get low-rank adapters.
 ADAPTER_TASKS: frozenset[Task] = frozenset({"text-classification", "token-classification"})
+#: Tasks whose answers may be kept: one way to ask, all outputs, and no other release within.
+_CACHED_TASKS = LABELLED_TASKS | {"feature-extraction", "text-ranking"}
 #: Tasks that join the pipelines of other recipes and have no engine.
 COMPOSED_TASKS = frozenset({"customer-service", "opinion-monitoring"})
 #: Of each composed task, the parts that it joins and the task of each.
@@ -226,6 +228,13 @@ class Recipe(Table):
             raise ValueError(
                 f"serving.max_batch_tokens {self.serving.max_batch_tokens}: the engine of task {self.task!r} "
                 "takes no tokens"
+            )
+        if self.serving.response_cache and self.task not in _CACHED_TASKS:
+            raise ValueError(
+                f"serving.response_cache: task {self.task!r} would give wrong answers, as Triton takes "
+                "requests of equal bytes for the same one, whatever outputs they ask for and however their "
+                "rows are cut, and keeps answers when a model that was asked is released anew; "
+                f"it is for {', '.join(sorted(_CACHED_TASKS))}"
             )
         lengths = self.serving.padded_lengths
         if not isinstance(lengths, int) and max(lengths) > self.text.max_length:

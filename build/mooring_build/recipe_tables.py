@@ -327,8 +327,9 @@ class Serving(Table):
     #: Most requests that may wait for the engine; further ones are refused at once. 0 is no limit:
     #: ``triton_config`` says what a limit costs.
     max_queue_size: Annotated[int, Field(ge=0)] = 0
-    #: Keep answers of the pipeline, and give them again to the same request. ``mooring serve`` holds 64 MiB
-    #: of them; elsewhere tritonserver needs ``--cache-config=local,size=67108864``.
+    #: Keep answers of the pipeline, and give them again to the same request; every caller must ask for all
+    #: outputs, as Triton does not tell apart who asks for which. ``mooring serve`` holds 64 MiB of them;
+    #: elsewhere tritonserver needs ``--cache-config=local,size=67108864``.
     response_cache: bool = False
     #: Resources that a run of the engine takes while it lasts, by name, such as ``{cores = 1}``: what several
     #: models name alike they share. ``mooring serve --resource cores=2`` says how many there are; elsewhere

@@ -86,6 +86,15 @@ def test_a_mistake_names_its_key(recipe_file: Path, change: tuple[str, str], com
     assert complaint in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["opinion_heads", "recommender", "opinion_monitor"])
+def test_answers_that_a_cache_would_mix_up_are_not_kept(name: str) -> None:
+    with pytest.raises(
+        RecipeError, match=r"serving\.response_cache: task '[a-z-]+' would give wrong answers"
+    ):
+        load_recipe(name, ["serving.response_cache=true"])
+    assert load_recipe("faq", ["serving.response_cache=true"]).serving.response_cache
+
+
 def test_not_toml(recipe_file: Path) -> None:
     recipe_file.write_bytes(b"name = \xff")
     with pytest.raises(RecipeError, match="is not a TOML file"):
