@@ -97,7 +97,10 @@ def test_a_parameter_of_the_wrong_kind_is_named(read: Any) -> None:
         read(config, "key")
 
 
-def test_instance_and_model_file(tmp_path: Path) -> None:
+@pytest.mark.parametrize("wanted", [True, False])
+def test_instance_and_model_file(tmp_path: Path, wanted: bool) -> None:
+    group = "{ count: 2 kind: KIND_GPU }" if wanted else "{ count: 2 }"
+    (tmp_path / "config.pbtxt").write_text(f"instance_group {group}", encoding="utf-8")
     instance = Instance.parse(
         {
             "model_instance_kind": "GPU",
@@ -106,7 +109,7 @@ def test_instance_and_model_file(tmp_path: Path) -> None:
             "model_version": "12",
         }
     )
-    assert instance == Instance(kind="GPU", device_id=1, folder=tmp_path / "12")
+    assert instance == Instance(kind="GPU", device_id=1, folder=tmp_path / "12", gpu_wanted=wanted)
     with pytest.raises(BackendError, match=r"unable to find '.*gone\.onnx'") as raised:
         check_model_file(ModelConfig(name="m"), tmp_path / "gone.onnx")
     assert raised.value.code == "UNAVAILABLE"

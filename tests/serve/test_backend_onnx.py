@@ -233,6 +233,15 @@ def test_providers_that_can_not_be_had(config: ModelConfig, kind: str, message: 
         execution_providers(config, Instance(kind=kind, device_id=0, folder=Path()))
 
 
+def test_a_gpu_that_triton_chose_is_used_where_onnx_runtime_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = Instance(kind="GPU", device_id=0, folder=Path(), gpu_wanted=False)
+    cpu = ("CPUExecutionProvider", {})
+    assert execution_providers(ModelConfig(name="m"), chosen) == [cpu]
+    monkeypatch.setattr(ort, "get_available_providers", lambda: ["CUDAExecutionProvider", cpu[0]])
+    cuda = ("CUDAExecutionProvider", {"device_id": "0"})
+    assert execution_providers(ModelConfig(name="m"), chosen) == [cuda, cpu]
+
+
 def test_gpu_accelerators_do_not_concern_cpu_instances() -> None:
     assert execution_providers(_accelerated("gpu", "tensorrt"), _on_cpu()) == [("CPUExecutionProvider", {})]
 

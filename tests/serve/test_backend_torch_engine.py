@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import mooring_torch_engine
 import numpy as np
 import pytest
 import torch
@@ -94,6 +95,13 @@ def test_a_gpu_that_is_not_there(tmp_path: Path) -> None:
     ) as raised:
         TorchEngine(ModelConfig(name="m"), missing)
     assert raised.value.code == "UNAVAILABLE"
+
+
+def test_a_gpu_that_triton_chose_is_used_where_pytorch_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = Instance(kind="GPU", device_id=0, folder=Path(), gpu_wanted=False)
+    for gpus, device in ((0, "cpu"), (1, "cuda:0")):
+        monkeypatch.setattr(torch.cuda, "device_count", lambda gpus=gpus: gpus)
+        assert str(mooring_torch_engine._device(ModelConfig(name="m"), chosen)) == device
 
 
 @pytest.mark.parametrize("parameter", ["INFERENCE_MODE", "ENABLE_TENSOR_FUSER", "INTRA_OP_THREAD_COUNT"])

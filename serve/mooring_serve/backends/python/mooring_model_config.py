@@ -159,14 +159,20 @@ class Instance:
     device_id: int
     #: The folder that holds the model's version.
     folder: Path
+    #: Whether the config asks for a GPU. Otherwise Triton chose one, as there is one: the CPU does as well.
+    gpu_wanted: bool = True
 
     @classmethod
     def parse(cls, args: Mapping[str, str]) -> Instance:
         """Read the arguments of ``TritonPythonModel.initialize``."""
+        folder = Path(args["model_repository"])
+        written = folder / "config.pbtxt"
         return cls(
             kind=args["model_instance_kind"],
             device_id=int(args["model_instance_device_id"]),
-            folder=Path(args["model_repository"]) / args["model_version"],
+            folder=folder / args["model_version"],
+            # The config that Triton hands over has its choice in place of KIND_AUTO.
+            gpu_wanted=written.is_file() and "KIND_GPU" in written.read_text(encoding="utf-8"),
         )
 
 

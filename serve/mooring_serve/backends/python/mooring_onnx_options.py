@@ -107,17 +107,17 @@ def execution_providers(config: ModelConfig, instance: Instance) -> list[Provide
 
     Raises:
         BackendError: a provider that the instance needs is not in this ONNX Runtime, or an accelerator or
-            its parameter is unknown.
+            its parameter is unknown. A GPU that only Triton chose is not needed.
     """
     accelerators = config.optimization.get("execution_accelerators", {})
+    available = ort.get_available_providers()
     providers: list[Provider] = []
-    if instance.kind == "GPU":
+    if instance.kind == "GPU" and (instance.gpu_wanted or "CUDAExecutionProvider" in available):
         providers += _gpu_providers(config, instance, accelerators.get("gpu_execution_accelerator", ()))
     for accelerator in accelerators.get("cpu_execution_accelerator", ()):
         if accelerator["name"] != "openvino":
             raise BackendError(_unknown(config, accelerator["name"]))
         providers.append(("OpenVINOExecutionProvider", {"device_type": "CPU"}))
-    available = ort.get_available_providers()
     for name, _ in providers:
         if name not in available:
             raise BackendError(

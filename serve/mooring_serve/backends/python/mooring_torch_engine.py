@@ -152,9 +152,9 @@ def _apply_parameters(config: ModelConfig) -> None:
 
 
 def _device(config: ModelConfig, instance: Instance) -> Any:
-    if instance.kind != "GPU":
-        return torch.device("cpu")
     count = torch.cuda.device_count()
+    if instance.kind != "GPU" or (not instance.gpu_wanted and not count):
+        return torch.device("cpu")
     if instance.device_id >= count:
         raise BackendError(
             f"model '{config.name}' needs GPU {instance.device_id}, but the embedded server's PyTorch "
