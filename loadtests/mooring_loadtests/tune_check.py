@@ -25,7 +25,7 @@ from mooring_loadtests.commands import exit_code
 from mooring_loadtests.load_profile import Payload
 from mooring_loadtests.tune_command import MINUTES, choose, in_words, make_plan, request_timeout_s, slo
 from mooring_loadtests.tune_probe import Prober, Release
-from mooring_loadtests.tuner import Probe, grid, pooled, probe_all, rate_within, search
+from mooring_loadtests.tuner import Probe, pooled, probe_all, rate_within, search
 
 #: Of the grid, so many are probed again beside the choice.
 _FINALISTS = 3
@@ -56,14 +56,7 @@ def _run(args: argparse.Namespace) -> int:
     args.work.mkdir(parents=True, exist_ok=True)
     timeout_s = request_timeout_s(args.slo)
     prober = Prober(release, payload=Payload(), timeout_s=timeout_s, folder=args.work)
-    variants = [variant for variant in release.variants if args.engine in (None, variant.engine)]
-    candidates = grid(
-        cores=os.cpu_count() or 1,
-        variants=variants,
-        default=release.default,
-        vary_batches=release.varies_batches,
-        smallest_batch=release.smallest_batch,
-    )
+    candidates = release.candidates(os.cpu_count() or 1, engine=args.engine)
 
     def say(probe: Probe) -> None:
         print(f"  {probe.told(args.slo)}", flush=True)
@@ -81,7 +74,7 @@ def _run(args: argparse.Namespace) -> int:
     )
     choice, confirmed = choose(prober, release.default, best, args.slo)
     for candidate, one in confirmed.items():
-        print(f"  {in_words(candidate, one)}", flush=True)
+        print(f"  {in_words(candidate, one, args.slo)}", flush=True)
     search_s = time.monotonic() - began_s
     # Not from the choice alone: what it is held against may take far more.
     rate = max(best.rate_within(args.slo), plan.guess)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import hashlib
+import importlib.metadata
 import itertools
 import json
 import math
@@ -16,27 +17,37 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mooring import CheckpointError, ConfigError, InvalidInput, RecipeError, VerificationError
+from mooring import (
+    CheckpointError,
+    ConfigError,
+    InvalidInput,
+    MooringError,
+    RecipeError,
+    VerificationError,
+)
 from mooring_loadtests.load_profile import Payload
 from mooring_loadtests.load_profile import Stage as ProfileStage
 from mooring_loadtests.load_result import finite
+from mooring_loadtests.load_run import machine
 from mooring_loadtests.load_statistics import Estimate
 from mooring_loadtests.tune_probe import Prober, Release
-from mooring_loadtests.tuner import Candidate, Probe, Stage, affordable, grid, search
+from mooring_loadtests.tuner import Candidate, Probe, Stage, affordable, search
 
 #: Users of the first guess, a core each.
 _USERS_PER_CORE = 4
 _GUESS_S = 4
-#: The chosen settings are confirmed at this share of what the probes said, and lower until the bound is kept.
-_CONFIRMED_SHARE = 0.95
+#: The chosen settings are confirmed at this share of what the probes said, and lower until the bound is kept:
+#: each share is of the rate before.
+_CONFIRMED_SHARES = (0.95,) * 5
+#: Where nothing has kept it by then: short probes of a noisy machine can be wrong by half.
+_LOWER_SHARES = (0.8,) * 5
 _CONFIRM_S = 15
 #: A longer run lasts at least so many times the bound: an overload by a twentieth shows by then.
 _CONFIRMED_BOUNDS = 20
-_CONFIRMATIONS = 5
 #: A longer run with fewer requests says nothing about a 99th percentile.
 _FEWEST_REQUESTS = 10
 #: Share of requests that the model may refuse as none of its inputs.
-_ERROR_RATE = 0.01
+_REFUSED_SHARE = 0.01
 #: Of both together, as a rule.
 _USUAL_CONFIRMATIONS = 4
 #: How long to tune, about.
@@ -60,7 +71,12 @@ class Confirmed:
     #: Requests a second; 0 where the bound was kept at no rate that was tried.
     rate: float
     p99_ms: Estimate
+    #: Why it says little: the generator did not keep up, or the settings did not serve.
     doubts: Sequence[str]
+
+    def headroom(self, p99_ms: float) -> float:
+        """Share of the bound that the 99th percentile leaves free; 0 where the bound was not kept."""
+        return max(0.0, 1 - self.p99_ms.value / p99_ms)
 
 
 def add_command(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -151,23 +167,18 @@ def _run(args: argparse.Namespace) -> int:
     prober = Prober(
         release, payload=Payload(file=args.items), timeout_s=request_timeout_s(args.slo), folder=folder
     )
-    cores = os.cpu_count() or 1
     about = {
         "model": args.model,
         "release": release.digest,
         "p99_ms": args.slo,
         "minutes": args.minutes,
         "items": None if args.items is None else _digest(Path(args.items)),
-        "cores": cores,
+        # What it is, not what it did at the moment.
+        "machine": {key: words for key, words in machine().items() if key != "load average"},
+        "mooring": importlib.metadata.version("mooring"),
     }
     journal = Journal(folder / "probes.jsonl", about)
-    candidates = grid(
-        cores=cores,
-        variants=release.variants,
-        default=release.default,
-        vary_batches=release.varies_batches,
-        smallest_batch=release.smallest_batch,
-    )
+    candidates = release.candidates(os.cpu_count() or 1)
     plan = journal.plan or make_plan(prober, candidates, minutes=args.minutes, p99_ms=args.slo)
     journal.start(plan)
     print(f"Trying {plan.first_round} of {len(candidates)} settings", flush=True)
@@ -185,7 +196,7 @@ def _run(args: argparse.Namespace) -> int:
     result = {
         "p99_ms": args.slo,
         "chosen": asdict(choice),
-        "runs": [_json(candidate, one) for candidate, one in confirmed.items()],
+        "runs": [_json(candidate, one, args.slo) for candidate, one in confirmed.items()],
     }
     (folder / "result.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
     if not confirmed[choice].rate:
@@ -193,7 +204,8 @@ def _run(args: argparse.Namespace) -> int:
         return 1
     print()
     for candidate, one in confirmed.items():
-        print(f"{'present' if candidate == release.default else 'found':<7}  {in_words(candidate, one)}")
+        whose = "present" if candidate == release.default else "found"
+        print(f"{whose:<7}  {in_words(candidate, one, args.slo)}")
     if choice == release.default:
         print("\nThe present settings stay.")
         return 0
@@ -254,7 +266,7 @@ def make_plan(prober: Prober, candidates: Sequence[Candidate], *, minutes: float
         raise ConfigError(f"the present settings answer nothing: {dict(errors)}")
     # Other failures may be the settings'.
     refused = {words: number for words, number in errors.items() if words.startswith(InvalidInput.__name__)}
-    if sum(refused.values()) > _ERROR_RATE * result.count()[0]:
+    if sum(refused.values()) > _REFUSED_SHARE * result.count()[0]:
         raise ConfigError(
             f"the model does not take what is asked: {refused}; give other items (--items), or build it with "
             "text.truncation = true where texts are too long"
@@ -280,9 +292,10 @@ def choose(
     waiting = list(dict.fromkeys([default, best.candidate]))
     confirmed = {one: Confirmed(rate=0.0, p99_ms=Estimate(value=math.inf), doubts=()) for one in waiting}
     # In turns at each rate, as a machine may be slower a minute later.
-    for _ in range(_CONFIRMATIONS):
-        rate *= _CONFIRMED_SHARE
-        if rate * seconds < _FEWEST_REQUESTS:
+    for number, share in enumerate((*_CONFIRMED_SHARES, *_LOWER_SHARES)):
+        rate *= share
+        enough = number >= len(_CONFIRMED_SHARES) and any(one.rate for one in confirmed.values())
+        if enough or rate * seconds < _FEWEST_REQUESTS:
             break
         for candidate in waiting:
             confirmed[candidate] = _confirm(prober, candidate, rate, p99_ms, seconds)
@@ -299,8 +312,14 @@ def confirmation_s(p99_ms: float) -> int:
 
 def _confirm(prober: Prober, candidate: Candidate, rate: float, p99_ms: float, seconds: int) -> Confirmed:
     stages = (ProfileStage(seconds=2, measured=False), ProfileStage(seconds=seconds))
-    result = prober.load(candidate, loop="open", rate=rate, stages=stages)
-    estimate = result.figures()["p99_ms"]
+    try:
+        result = prober.load(candidate, loop="open", rate=rate, stages=stages)
+        estimate = result.figures()["p99_ms"]
+    except ConfigError:
+        # What was asked for is wrong, not the candidate.
+        raise
+    except MooringError as exc:
+        return Confirmed(rate=0.0, p99_ms=Estimate(value=math.inf), doubts=(f"it did not serve: {exc}",))
     return Confirmed(
         rate=rate if estimate.value <= p99_ms else 0.0, p99_ms=estimate, doubts=tuple(result.doubts)
     )
@@ -311,22 +330,27 @@ def _note(journal: Journal, probe: Probe, p99_ms: float) -> None:
     print(f"  round {probe.round + 1}  {probe.told(p99_ms)}", flush=True)
 
 
-def in_words(candidate: Candidate, confirmed: Confirmed) -> str:
-    if not confirmed.rate:
-        return f"{candidate}: does not keep the bound at the rates that were tried"
+def in_words(candidate: Candidate, confirmed: Confirmed, bound_ms: float) -> str:
+    """One line of what settings did, and why it is doubtful where it is."""
     p99 = confirmed.p99_ms
     interval = "" if p99.low is None or p99.high is None else f" [{p99.low:.3g}, {p99.high:.3g}]"
     # What to do about it is for load tests.
     facts = (doubt.partition(":")[0] for doubt in confirmed.doubts)
     doubt = "".join(f"\n         doubtful: {fact}" for fact in facts)
-    return f"{candidate}: {confirmed.rate:.1f} requests/s, p99 {p99.value:.3g}{interval} ms{doubt}"
+    if not confirmed.rate:
+        return f"{candidate}: does not keep the bound at the rates that were tried{doubt}"
+    headroom = f"{confirmed.headroom(bound_ms):.0%} below the bound"
+    return (
+        f"{candidate}: {confirmed.rate:.1f} requests/s, p99 {p99.value:.3g}{interval} ms, {headroom}{doubt}"
+    )
 
 
-def _json(candidate: Candidate, confirmed: Confirmed) -> dict[str, Any]:
+def _json(candidate: Candidate, confirmed: Confirmed, bound_ms: float) -> dict[str, Any]:
     return {
         "settings": asdict(candidate),
         "rate": confirmed.rate,
         "p99_ms": finite(asdict(confirmed.p99_ms)),
+        "headroom": round(confirmed.headroom(bound_ms), 3),
         "doubts": list(confirmed.doubts),
     }
 

@@ -11,7 +11,7 @@ from mooring import ConfigError
 from mooring_loadtests.load_profile import Payload, Profile
 from mooring_loadtests.load_profile import Stage as ProfileStage
 from mooring_loadtests.load_run import run_load
-from mooring_loadtests.tuner import Candidate, Stage, Variant
+from mooring_loadtests.tuner import Candidate, Stage, Variant, grid
 
 if TYPE_CHECKING:
     from mooring_build.recipe import Recipe
@@ -75,7 +75,7 @@ class Release:
         #: Digest of what the release was made from.
         self.digest: str = manifest["inputs_digest"]
         #: Least ``max_batch_size`` that the pipelines which join this one allow.
-        self.smallest_batch = max(joining_pipelines(repository, model).values(), default=1)
+        self._smallest_batch = max(joining_pipelines(repository, model).values(), default=1)
         self._builds = {self._built: Build(self._recipe, repository, version)}
         self._check_configs()
 
@@ -155,10 +155,21 @@ class Release:
             max_queue_delay_microseconds=serving.max_queue_delay_microseconds,
         )
 
-    @property
-    def varies_batches(self) -> bool:
-        """Whether other ways to form batches would change anything: a limit of tokens takes what waits."""
-        return self._recipe.serving.max_batch_tokens == 0
+    def candidates(self, cores: int, *, engine: str | None = None) -> list[Candidate]:
+        """Settings worth a thought on a machine of so many cores, the present ones first.
+
+        Args:
+            cores: of the machine.
+            engine: look at this one alone.
+        """
+        return grid(
+            cores=cores,
+            variants=[variant for variant in self.variants if engine in (None, variant.engine)],
+            default=self.default,
+            # A limit of tokens takes what waits.
+            vary_batches=self._recipe.serving.max_batch_tokens == 0,
+            smallest_batch=self._smallest_batch,
+        )
 
     def configs(self, candidate: Candidate) -> dict[str, str]:
         """Text of each model's ``config.pbtxt`` under a candidate's settings."""

@@ -12,7 +12,7 @@ from mooring_build.building import build
 from mooring_build.publish import publish_release
 from mooring_build.recipe import load_recipe
 from mooring_build.repository import released_version
-from mooring_loadtests import tune_command, tuner
+from mooring_loadtests import tune_command, tune_probe, tuner
 from mooring_loadtests.load_profile import Payload
 from mooring_loadtests.tune_probe import Prober, Release
 from tiny_checkpoint import make_tiny_checkpoint
@@ -108,7 +108,7 @@ def test_other_builds_are_tried_and_published_when_asked(
         return [one for one in grid(**given) if one.mixed_lengths == "ragged"]
 
     grid = tuner.grid
-    monkeypatch.setattr(tune_command, "grid", packed_alone)
+    monkeypatch.setattr(tune_probe, "grid", packed_alone)
     monkeypatch.setattr(tune_command, "affordable", lambda count, **times: 1)
     monkeypatch.setattr(tuner, "_ROUNDS", ((1, (0.1, 0.2)),))
     monkeypatch.setattr(tune_command, "confirmation_s", lambda p99_ms: 2)
