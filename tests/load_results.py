@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from mooring_loadtests.load_profile import Profile, Slo, Stage
+from mooring_loadtests.arrivals import arrival_times
+from mooring_loadtests.load_profile import Payload, Profile, Slo, Stage
 from mooring_loadtests.load_result import LoadResult
 from mooring_loadtests.recorder import Recorder
 from mooring_loadtests.server_times import ServerTimes, StepTimes
@@ -23,6 +23,7 @@ STEPS = (
 def load_result(
     *,
     seed: int = 0,
+    arrivals: int = 0,
     stages: Sequence[Stage] = STEADY,
     rate: float = 50.0,
     service_ms: float = 8.0,
@@ -38,28 +39,32 @@ def load_result(
     Requests queue, so that latencies depend on those before, as they do in practice.
 
     Args:
-        seed: of everything that is drawn.
+        seed: of the server's times and of what fails.
+        arrivals: the profile's seed, which says when requests leave.
         stages: of the profile.
         rate: requests a second at load 1.
         service_ms: mean service time.
         stall: seconds from the start at which the server stops and goes on.
         failures: share of the requests that are refused.
-        names: of the requests, drawn at random.
+        names: of the requests, each with a stream of its own.
         cpu: share of a core that the generator used.
         slo: bounds.
         facts: other fields of the result.
     """
     random = np.random.default_rng(seed)
-    profile = Profile(loop="open", rate=rate, timeout_s=5.0, stages=tuple(stages), slo=slo)
-    arrivals_s = np.concatenate(
-        [
-            np.sort(random.uniform(span.start_s, span.end_s, random.poisson(span.amount * stage.seconds)))
-            for span, stage in zip(profile.spans(), stages, strict=True)
-        ]
+    profile = Profile(
+        loop="open", rate=rate, timeout_s=5.0, stages=tuple(stages), slo=slo, payload=Payload(seed=arrivals)
     )
+    streams = [
+        arrival_times(
+            profile.spans(), arrivals="poisson", seed=f"{arrivals}", source=source, sources=len(names)
+        )
+        for source in range(len(names))
+    ]
+    due = sorted((at_s, name) for name, stream in enumerate(streams) for at_s in stream)
+    arrivals_s, which = np.array([at_s for at_s, _ in due]), [name for _, name in due]
     ends_s = _serve(arrivals_s, random.lognormal(-0.08, 0.4, len(arrivals_s)) * service_ms / 1000, stall)
     refused = random.random(len(arrivals_s)) < failures
-    which = random.integers(len(names), size=len(arrivals_s))
     late_s = random.exponential(0.0004, len(arrivals_s))
     recorder = Recorder()
     for at_s, end_s, no, name, late in zip(arrivals_s, ends_s, refused, which, late_s, strict=True):
@@ -74,7 +79,7 @@ def load_result(
             error=error,
         )
     for second in range(profile.seconds):
-        recorder.health[second].cpu = Counter({cpu: 1})
+        recorder.health[second].cpu = {0: cpu}
     given: dict[str, Any] = {
         "name": "steady",
         "model": "ner",
@@ -88,6 +93,7 @@ def load_result(
             "load average": "1.02",
         },
         "versions": {"python": "3.11.7", "mooring": "0.1.0", "triton": "2.51.0"},
+        "settings": {"ner": "ensemble", "ner_onnx": "onnxruntime, 2 instances, batches up to 32"},
         "server": server_times(service_ms, len(arrivals_s)),
     }
     return LoadResult(profile=profile, recorder=recorder, **{**given, **facts})

@@ -57,6 +57,7 @@ from mooring._errors import (
 from mooring._models import (
     BatchStatistics,
     DurationStatistics,
+    DynamicBatching,
     EnsembleStep,
     ModelConfig,
     ModelMetadata,
@@ -116,6 +117,7 @@ __all__ = [
     "DeadlineExceeded",
     "DecodeError",
     "DurationStatistics",
+    "DynamicBatching",
     "Embedder",
     "EndpointStatus",
     "EnsembleStep",

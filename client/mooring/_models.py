@@ -49,6 +49,17 @@ class EnsembleStep:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DynamicBatching:
+    """How a model's requests wait for one another."""
+
+    preferred_batch_sizes: tuple[int, ...] = ()
+    #: How long the oldest request waits for others, in microseconds.
+    max_queue_delay_us: int = 0
+    #: Requests that may wait; further ones are refused. 0 is any number.
+    max_queue_size: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """What the client needs of a model's ``config.pbtxt``."""
 
@@ -63,6 +74,10 @@ class ModelConfig:
     parameters: Mapping[str, str]
     #: Whether one request may get any number of responses; such a model is called with ``stream``.
     decoupled: bool = False
+    #: How many of it run side by side; 0 where the config leaves it to the server, or for an ensemble.
+    instance_count: int = 0
+    #: How requests are batched; ``None`` where each runs by itself.
+    dynamic_batching: DynamicBatching | None = None
     #: What an ensemble calls, in the config's order; empty for other models.
     steps: tuple[EnsembleStep, ...] = ()
 
@@ -179,6 +194,8 @@ def read_config(raw: Any, *, model: str) -> ModelConfig:
                 for key, value in raw.get("parameters", {}).items()
             },
             decoupled=bool(raw.get("model_transaction_policy", {}).get("decoupled", False)),
+            instance_count=sum(_instances(group) for group in raw.get("instance_group", [])),
+            dynamic_batching=_dynamic_batching(raw.get("dynamic_batching")),
             steps=tuple(_step(step) for step in raw.get("ensemble_scheduling", {}).get("step", [])),
         )
     except (AttributeError, KeyError, TypeError, ValueError) as exc:
@@ -235,6 +252,21 @@ def read_statistics(raw: Any) -> list[ModelStatistics]:
 
 _TIMES = ("success", "fail", "queue", "compute_input", "compute_infer", "compute_output")
 _CACHE_TIMES = ("cache_hit", "cache_miss")
+
+
+def _instances(group: Mapping[str, Any]) -> int:
+    # So many on each of its GPUs.
+    return int(group.get("count", 1)) * max(1, len(group.get("gpus", [])))
+
+
+def _dynamic_batching(raw: Mapping[str, Any] | None) -> DynamicBatching | None:
+    if raw is None:
+        return None
+    return DynamicBatching(
+        preferred_batch_sizes=tuple(int(size) for size in raw.get("preferred_batch_size", [])),
+        max_queue_delay_us=int(raw.get("max_queue_delay_microseconds", 0)),
+        max_queue_size=int(raw.get("default_queue_policy", {}).get("max_queue_size", 0)),
+    )
 
 
 def _model_statistics(raw: Any) -> ModelStatistics:

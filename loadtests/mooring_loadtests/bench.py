@@ -29,7 +29,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from mooring import AsyncClient, MooringError, RetryPolicy
+from mooring import AsyncClient, ConfigError, MooringError, RetryPolicy
 from mooring_loadtests.alternatives import (
     ALTERNATIVES,
     OPENVINO,
@@ -169,6 +169,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--rounds", type=count, default=3, help="turns of each side (default: 3)")
     parser.add_argument("--texts", type=count, default=_TEXTS, help="of a run (default: 2000)")
     parser.add_argument("--work", type=Path, default=Path("artifacts/bench"), metavar="FOLDER")
+    parser.add_argument(
+        "--settings",
+        type=Path,
+        metavar="FILE",
+        help="JSON with the other servers' settings by name, as an earlier run wrote it into --work: they "
+        "are not searched for again",
+    )
     parser.add_argument("--report", type=Path, default=Path("docs/performance.md"), metavar="FILE")
     return parser
 
@@ -239,7 +246,11 @@ def _compare(part: str, args: argparse.Namespace) -> dict[str, Any]:
         f"{lengths[len(lengths) // 2]} at the median"
     )
     expected = best_labels(built, texts[:_CHECKED_TEXTS])
-    chosen, missing = _choose_settings(built, texts[:_FEW_TEXTS], expected, args.work)
+    known = None if args.settings is None else _read_settings(args.settings)
+    chosen, missing = _choose_settings(built, texts[:_FEW_TEXTS], expected, args.work, known)
+    if known is None:
+        found = {name: asdict(settings) for name, (_, settings) in chosen.items()}
+        (args.work / f"{part}-settings.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
     bare = {precision: _best_bare(built, precision, inputs) for precision in _PRECISIONS}
     seen: dict[str, list[dict[str, float]]] = {}
     cores: dict[str, list[dict[str, float]]] = {}
@@ -291,10 +302,25 @@ def _compare(part: str, args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def _read_settings(path: Path) -> dict[str, ServingSettings]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return {name: ServingSettings(**settings) for name, settings in content.items()}
+    except (OSError, ValueError, TypeError, AttributeError) as exc:
+        raise ConfigError(f"--settings {path} holds no settings of other servers ({exc!r})") from exc
+
+
 def _choose_settings(
-    built: Built, texts: Sequence[str], expected: Sequence[Sequence[str]], work: Path
+    built: Built,
+    texts: Sequence[str],
+    expected: Sequence[Sequence[str]],
+    work: Path,
+    known: Mapping[str, ServingSettings] | None,
 ) -> tuple[dict[str, tuple[Path, ServingSettings]], dict[str, str]]:
-    """Of each alternative that runs here, the settings that answered most; of the others, the reason."""
+    """Of each alternative that runs here, the settings that answered most; of the others, the reason.
+
+    Where some are known, they are taken as they are.
+    """
     chosen: dict[str, tuple[Path, ServingSettings]] = {}
     missing: dict[str, str] = {}
     for alternative in ALTERNATIVES:
@@ -306,6 +332,12 @@ def _choose_settings(
         except (MooringError, OSError) as exc:
             missing[alternative.name] = str(exc)
             say(f"  {alternative.name:<36} not measured: {exc}")
+            continue
+        if known is not None:
+            if alternative.name in known:
+                chosen[alternative.name] = python, known[alternative.name]
+            else:
+                missing[alternative.name] = "no settings of it are known"
             continue
         for settings in candidate_settings(os.cpu_count() or 1):
             log_file = work / f"{alternative.folder}.log"
@@ -467,8 +499,8 @@ def _locust(args: argparse.Namespace) -> dict[str, Any]:
                 grpc_url=server.grpc_url,
                 log=args.work / "locust.log",
             )
-            used = result.health().cpu
-            core_s = sum(share * count for share, count in used.items())
+            used = [shares for span in result.measured for shares in result.cpu(span).values()]
+            core_s = sum(share * count for shares in used for share, count in shares.items())
             sent, failed = result.count()
             rates.append(
                 {"per_s": result.figures()["throughput"].value, "per_core_s": (sent - failed) / core_s}

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from mooring_loadtests.load_changes import ALL, Change, compare_runs, incomparable, other_versions
+from mooring_loadtests.load_changes import ALL, Change, compare_runs, differences, incomparable
 from mooring_loadtests.load_result import INVALID, LoadResult, finite, read_result
 from mooring_loadtests.summary import table
 
@@ -25,7 +25,7 @@ def add_command(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
         "together, chance alone calls one of them different in about 5 %% of comparisons. Chance means what "
         "varied within the two runs: it knows nothing of a machine that was busier during one of them, so "
         "repeat a comparison that matters. Exit code: 0 no figure is worse, 1 one is, 2 a file can't be "
-        "compared, 3 in one of the runs the generator did not keep up.",
+        "compared, 3 the runs are not comparable, or in one of them the generator did not keep up.",
     )
     parser.add_argument("a", type=Path, metavar="A.json", help="the earlier run, as 'mooring load' wrote it")
     parser.add_argument("b", type=Path, metavar="B.json", help="the later run")
@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps(_document(args, a, b, changes, warnings), indent=1, allow_nan=False))
     else:
         print("\n".join(describe(args, a, b, changes, warnings)))
-    if a.doubts or b.doubts:
+    if warnings:
         return INVALID
     return 1 if any(change.verdict == "worse" for change in changes) else 0
 
@@ -67,7 +67,7 @@ def describe(
 ) -> list[str]:
     """The comparison as lines of text."""
     lines = table([["A", str(args.a), *_words(a)], ["B", str(args.b), *_words(b)]])
-    lines += [f"   {what}: {one} in A, {other} in B" for what, one, other in other_versions(a, b)]
+    lines += [f"   {what}: {one} in A, {other} in B" for what, one, other in differences(a, b)]
     if warnings:
         lines += ["", "NOT COMPARABLE: a difference may not come from the model."]
         lines += [f"  {warning}" for warning in warnings]
@@ -142,6 +142,7 @@ def _facts(path: Path, run: LoadResult) -> dict[str, Any]:
         "profile": run.name,
         "started": run.started,
         "versions": dict(run.versions),
+        "settings": dict(run.settings),
     }
 
 

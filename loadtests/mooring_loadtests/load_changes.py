@@ -86,9 +86,10 @@ def incomparable(a: LoadResult, b: LoadResult) -> list[str]:
     return reasons + [f"{what} is {one} in A and {other} in B" for what, one, other in facts if one != other]
 
 
-def other_versions(a: LoadResult, b: LoadResult) -> list[tuple[str, Any, Any]]:
-    """Software whose versions differ: its name, and its version in A and in B."""
-    return [(what, one, other) for what, one, other in _pairs("", a.versions, b.versions) if one != other]
+def differences(a: LoadResult, b: LoadResult) -> list[tuple[str, Any, Any]]:
+    """What was compared, on purpose or not: versions of software and settings of models, in A and in B."""
+    pairs = [*_pairs("", a.versions, b.versions), *_pairs("", a.settings, b.settings)]
+    return [(what, one, other) for what, one, other in pairs if one != other]
 
 
 def _changes(requests: str, a: Draws, b: Draws) -> list[Change]:

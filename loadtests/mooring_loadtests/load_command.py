@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mooring import ConfigError
 from mooring_loadtests.load_profile import load_profile, shipped_profiles
 from mooring_loadtests.load_result import INVALID, LoadResult
 from mooring_loadtests.progress import Progress
 from mooring_loadtests.slo import Bound, bounds
+
+if TYPE_CHECKING:
+    from mooring_loadtests.load_run import Workers
 
 
 def add_command(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -46,6 +51,19 @@ def add_command(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
         "--processes", type=int, default=1, metavar="N", help="processes that generate the load (default: 1)"
     )
     parser.add_argument(
+        "--workers",
+        type=int,
+        metavar="N",
+        help="let so many Locust workers generate the load instead, on machines of their own; prints what to "
+        "run there, and waits for them",
+    )
+    parser.add_argument(
+        "--bind",
+        default="127.0.0.1:5557",
+        metavar="HOST:PORT",
+        help="address of this machine at which the workers find it (default: 127.0.0.1:5557)",
+    )
+    parser.add_argument(
         "--trace",
         type=Path,
         metavar="FILE",
@@ -66,6 +84,10 @@ def run(args: argparse.Namespace) -> int:
     profile = load_profile(args.profile, args.overrides)
     urls = _by_protocol(args.url or ["grpc://127.0.0.1:8001"])
     name = Path(args.profile).stem
+    workers = None if args.workers is None else _workers(args.workers, args.bind, args.processes)
+    if workers is not None:
+        command = shlex.join(workers.command(args.model, args.profile, args.overrides, urls))
+        print(f"Waiting for {workers.count} of:\n{command}\n", flush=True)
     log, document, page = (
         args.reports / f"{args.model}-{name}.{ending}" for ending in ("log", "json", "html")
     )
@@ -80,6 +102,7 @@ def run(args: argparse.Namespace) -> int:
                 grpc_url=urls.get("grpc"),
                 http_url=urls.get("http"),
                 processes=args.processes,
+                workers=workers,
                 trace=args.trace,
                 log=log,
                 progress=progress.show,
@@ -94,6 +117,17 @@ def run(args: argparse.Namespace) -> int:
     if result.doubts:
         return INVALID
     return 0 if all(bound.kept for bound in verdicts) else 1
+
+
+def _workers(count: int, bind: str, processes: int) -> Workers:
+    from mooring_loadtests.load_run import Workers
+
+    host, _, port = bind.rpartition(":")
+    if count < 1 or processes > 1:
+        raise ConfigError(f"--workers {count}: give 1 or more, and no --processes, as each is one")
+    if not host or not port.isdecimal():
+        raise ConfigError(f"--bind {bind!r} is not of the form HOST:PORT")
+    return Workers(count=count, host=host, port=int(port))
 
 
 def _by_protocol(urls: list[str]) -> dict[str, str]:

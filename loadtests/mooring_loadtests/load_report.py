@@ -73,6 +73,7 @@ def write_report(result: LoadResult, path: Path) -> None:
         load=list(_load(result)),
         machine=[*result.machine.items(), ("generating processes", result.processes)],
         versions=list(result.versions.items()),
+        settings=list(result.settings.items()),
     )
     path.write_text(page, encoding="utf-8")
 

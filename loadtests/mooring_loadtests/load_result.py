@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -11,20 +12,25 @@ from pathlib import Path
 from typing import Any
 
 from mooring import ConfigError, DataError
+from mooring_loadtests.arrivals import arrival_times
 from mooring_loadtests.load_profile import Profile, Span, read_profile
 from mooring_loadtests.load_statistics import Draws, Estimate, figures, percentile, together
-from mooring_loadtests.recorder import Health, Recorder, Second
+from mooring_loadtests.recorder import Recorder, Second
 from mooring_loadtests.server_times import ServerTimes, StepTimes
 
 #: Raised when the file changes so that older readers would err.
-_SCHEMA = 1
+_SCHEMA = 2
 #: Share of a core over which a generating process measures itself. Python runs on one core.
 _CPU_LIMIT = 0.9
 _BUSY_SHARE = 0.75
 #: Requests may leave so late, or a tenth of the 99th percentile of latency where that is more.
 _LATENESS_LIMIT_MS = 5.0
-#: Share of an open loop's requests that may be missing, beyond what chance does to a Poisson number.
+#: Share of an open loop's requests that may be missing.
 _MISSING_SHARE = 0.02
+#: So many may be, as some leave a moment early and so count for the second before a stage.
+_FEW_MISSING = 2
+#: A generating process that says nothing of itself for so long before the end is gone.
+_SILENT_S = 5
 #: So many may leave later; more must be beyond chance (two standard deviations of a Poisson count).
 _LATE_SHARE = 0.01
 #: So many late requests of a stage mean nothing.
@@ -55,9 +61,10 @@ class LoadResult:
     profile: Profile
     #: Generating processes.
     processes: int
-    #: The machine, and versions of the software, as words.
+    #: The machine, versions of the software, and how each model is served, as words.
     machine: Mapping[str, str]
     versions: Mapping[str, str]
+    settings: Mapping[str, str]
     recorder: Recorder
     #: Of all requests; ``None`` where the server was not asked.
     server: ServerTimes | None
@@ -126,28 +133,27 @@ class LoadResult:
         failures = sum(second.failures_ms.total() for second in seconds)
         return failures + sum(second.latencies_ms.total() for second in seconds), failures
 
-    def health(self, spans: Sequence[Span] | None = None) -> Health:
-        """The generating processes in stages, all seconds together; ``None`` for the stages that count."""
-        whole = Health()
-        for span in self.measured if spans is None else spans:
-            for second in range(span.start_s, span.end_s):
-                if second in self.recorder.health:
-                    whole.lateness_ms.update(self.recorder.health[second].lateness_ms)
-                    whole.cpu.update(self.recorder.health[second].cpu)
-        return whole
+    def cpu(self, span: Span) -> dict[int, Counter[float]]:
+        """What each generating process used of a core in the seconds of a stage."""
+        used: defaultdict[int, Counter[float]] = defaultdict(Counter)
+        for second in range(span.start_s, span.end_s):
+            health = self.recorder.health.get(second)
+            for process, share in health.cpu.items() if health else ():
+                used[process][share] += 1
+        return used
 
     @cached_property
     def doubts(self) -> list[str]:
         """Why the generator can't be trusted; empty where it can."""
         doubts = []
         if self.profile.loop == "open":
-            due = sum(span.amount * (span.end_s - span.start_s) for span in self.measured)
-            chance = 4 * math.sqrt(due) if self.profile.arrivals == "poisson" else 0.0
-            sent, _ = self.count()
-            if sent < due * (1 - _MISSING_SHARE) - chance:
-                doubts.append(f"{due - sent:.0f} of {due:.0f} requests that were due are missing")
-        # The stage in which the busiest quarter of the processes' seconds was the busiest.
-        used = [cpu for span in self.measured if (cpu := self.health([span]).cpu)]
+            due, (sent, _) = self._due(), self.count()
+            if sent < due * (1 - _MISSING_SHARE) - _FEW_MISSING:
+                doubts.append(f"{due - sent} of {due} requests that were due are missing")
+        if gone := self._gone():
+            doubts.append(f"{gone} of {self.processes} generating processes ended early or never began")
+        # Of each process and stage the busiest quarter of the seconds.
+        used = [cpu for span in self.measured for cpu in self.cpu(span).values()]
         if used and (busiest := max(percentile(cpu, _BUSY_SHARE) for cpu in used)) > _CPU_LIMIT:
             doubts.append(
                 f"a generating process used {busiest:.0%} of a core: add --processes, or lower the load"
@@ -156,9 +162,37 @@ class LoadResult:
         late = [doubt for stage in self.stages() if (doubt := self._lateness(stage)) is not None]
         return [*doubts, *(words for _, words in sorted(late)[-1:])]
 
+    def _due(self) -> int:
+        """How many requests an open loop should have sent in the stages that count: its seed says when."""
+        # Each process has a source of each protocol's requests.
+        sources = self.processes * max(1, len({name for name, _ in self.recorder.seconds}))
+        counted = {second for span in self.measured for second in range(span.start_s, span.end_s)}
+        return sum(
+            int(due_s) in counted
+            for source in range(sources)
+            for due_s in arrival_times(
+                self.profile.spans(),
+                arrivals=self.profile.arrivals,
+                seed=f"{self.profile.payload.seed}",
+                source=source,
+                sources=sources,
+            )
+        )
+
+    def _gone(self) -> int:
+        """How many of the generating processes were not there until the last stage that counts ended."""
+        end_s = max(span.end_s for span in self.measured)
+        health = self.recorder.health
+        last = {process: second for second in sorted(health) for process in health[second].cpu}
+        # A run of a second or two is over before any process has said something.
+        return sum(last.get(process, 0) < end_s - _SILENT_S for process in range(self.processes))
+
     def _lateness(self, stage: StageFigures) -> tuple[float, str] | None:
         """Share of a stage's requests that left late, and it in words; ``None`` where it does not matter."""
-        lateness = self.health([stage.span]).lateness_ms
+        lateness: Counter[float] = Counter()
+        for second in range(stage.span.start_s, stage.span.end_s):
+            if second in self.recorder.health:
+                lateness.update(self.recorder.health[second].lateness_ms)
         p99 = stage.figures["p99_ms"].value
         limit = max(_LATENESS_LIMIT_MS, p99 / 10 if math.isfinite(p99) else 0.0)
         late = sum(count for value, count in lateness.items() if value > limit)
@@ -183,6 +217,7 @@ class LoadResult:
             "processes": self.processes,
             "machine": dict(self.machine),
             "versions": dict(self.versions),
+            "settings": dict(self.settings),
             "profile": self.profile.model_dump(mode="json"),
             "figures": {
                 key: {figure: finite(asdict(value)) for figure, value in self.figures(name).items()}
@@ -216,6 +251,7 @@ def read_result(path: Path) -> LoadResult:
             processes=document["processes"],
             machine=document["machine"],
             versions=document["versions"],
+            settings=document["settings"],
             profile=read_profile(document["profile"], str(path)),
             recorder=recorder,
             server=_read_server(document["server"]),

@@ -11,7 +11,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from mooring_loadtests.load_profile import Profile
 from mooring_loadtests.load_result import LoadResult
 from mooring_loadtests.payloads import endless_items
 from mooring_loadtests.recorder import Recorder
+from mooring_loadtests.served_settings import served_settings
 from mooring_loadtests.server_times import between, snapshot
 from mooring_loadtests.traces import Began, slowest
 
@@ -31,8 +33,36 @@ _OVERHEAD_S = 60.0
 #: Time for a run that is given up to end in order.
 _STOP_S = 10.0
 _PROTOCOLS = {"grpc": "GrpcUser", "http": "HttpUser"}
+#: How long a run waits for its workers.
+_WORKERS_WAIT_S = 300
 #: What decides how much faster int8 is than fp32, as Linux calls it on x86 and on Arm.
 _VECTORS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm", "sve")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workers:
+    """Locust workers that generate the load, on machines of their own, and where they find this one."""
+
+    count: int
+    host: str
+    port: int
+
+    def command(
+        self, model: str, profile: str, overrides: Sequence[str], urls: Mapping[str, str | None]
+    ) -> list[str]:
+        """What to run for each of them, in a checkout of the project.
+
+        Args:
+            model: name of the model.
+            profile: its file or name, as each worker finds it.
+            overrides: keys of the profile that are changed.
+            urls: of the server by protocol, as the workers reach it.
+        """
+        command = ["locust", "-f", "loadtests/locustfile.py", "--worker"]
+        command += ["--master-host", self.host, "--master-port", str(self.port)]
+        command += ["--generators", str(self.count), "--model", model, "--load-profile", profile]
+        command += [word for override in overrides for word in ("--set", override)]
+        return [*command, *_users(urls)]
 
 
 def run_load(
@@ -43,6 +73,7 @@ def run_load(
     grpc_url: str | None = None,
     http_url: str | None = None,
     processes: int = 1,
+    workers: Workers | None = None,
     trace: Path | None = None,
     log: Path,
     progress: Callable[[float], None] = lambda elapsed_s: None,
@@ -59,7 +90,8 @@ def run_load(
         profile: the load.
         grpc_url: as in ``mooring.Client``; ``None`` leaves the protocol out.
         http_url: likewise.
-        processes: processes that generate the load.
+        processes: processes of this machine that generate the load.
+        workers: what generates it instead; they are waited for.
         trace: where the server writes traces, on this machine.
         log: receives what Locust says.
         complain: receives what is missing in the result.
@@ -87,8 +119,9 @@ def run_load(
     server_times = slowest_times = None
     with Client(urls[protocols[0]] or "", timeout_s=30.0) as client:
         server = client.server_metadata()
+        settings = served_settings(client, model)
         began, before = Began.now(), snapshot(client, model)
-        recorder = _generate(model, profile, urls, processes, log, progress)
+        recorder = _generate(model, profile, urls, workers or processes, log, progress)
         try:
             server_times = between(model, before, snapshot(client, model))
         except MooringError as exc:
@@ -107,9 +140,10 @@ def run_load(
         version=version,
         started=started,
         profile=profile,
-        processes=processes,
+        processes=processes if workers is None else workers.count,
         machine=machine(),
         versions=_versions() | {server.name: server.version},
+        settings=settings,
         recorder=recorder,
         server=server_times,
         slowest=slowest_times,
@@ -126,8 +160,8 @@ def _try(client: Client, model: str, profile: Profile) -> str:
 def _generate(
     model: str,
     profile: Profile,
-    urls: dict[str, str | None],
-    processes: int,
+    urls: Mapping[str, str | None],
+    generators: int | Workers,
     log: Path,
     progress: Callable[[float], None],
 ) -> Recorder:
@@ -144,18 +178,20 @@ def _generate(
             "--model",
             model,
         ]
-        command += ["--generators", str(processes)]
-        if processes > 1:
-            command += ["--processes", str(processes)]
-        users = []
-        for protocol, url in urls.items():
-            if url is not None:
-                command += [f"--{protocol}-url", url]
-                users.append(_PROTOCOLS[protocol])
+        # Its last requests, and users that end it late.
+        limit_s = profile.seconds + 2 * profile.timeout_s + _OVERHEAD_S
+        if isinstance(generators, Workers):
+            command += ["--generators", str(generators.count), "--master"]
+            command += ["--expect-workers", str(generators.count)]
+            command += ["--expect-workers-max-wait", str(_WORKERS_WAIT_S)]
+            command += ["--master-bind-host", generators.host, "--master-bind-port", str(generators.port)]
+            limit_s += _WORKERS_WAIT_S
+        else:
+            command += ["--generators", str(generators)]
+            if generators > 1:
+                command += ["--processes", str(generators)]
         with log.open("wb") as output:
-            # Its last requests, and users that end it late.
-            limit_s = profile.seconds + 2 * profile.timeout_s + _OVERHEAD_S
-            status = _run([*command, *users], output.fileno(), limit_s, progress)
+            status = _run([*command, *_users(urls)], output.fileno(), limit_s, progress)
         if not results.is_file():
             end = log.read_text(encoding="utf-8", errors="replace").strip()[-1000:]
             raise MooringError(
@@ -169,6 +205,13 @@ def _generate(
     recorder = Recorder()
     recorder.add(written["measured"])
     return recorder
+
+
+def _users(urls: Mapping[str, str | None]) -> list[str]:
+    """Locust's options for the servers, and the classes of users that call them."""
+    known = {protocol: url for protocol, url in urls.items() if url is not None}
+    options = [word for protocol, url in known.items() for word in (f"--{protocol}-url", url)]
+    return [*options, *(_PROTOCOLS[protocol] for protocol in known)]
 
 
 def _run(command: Sequence[str], output: int, limit_s: float, progress: Callable[[float], None]) -> int:

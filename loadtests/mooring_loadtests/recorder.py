@@ -17,8 +17,8 @@ class Health:
 
     #: How late requests left, in milliseconds, to one decimal; in a closed loop, how late the process was.
     lateness_ms: Counter[float] = field(default_factory=Counter)
-    #: CPU of each process, in shares of a core.
-    cpu: Counter[float] = field(default_factory=Counter)
+    #: CPU by the number of the process, in shares of a core.
+    cpu: dict[int, float] = field(default_factory=dict)
 
 
 @dataclass(kw_only=True)
@@ -101,7 +101,11 @@ class Recorder:
                 for (name, number), second in sorted(self.seconds.items())
             ],
             "health": [
-                {"second": number, "lateness_ms": _pairs(health.lateness_ms), "cpu": _pairs(health.cpu)}
+                {
+                    "second": number,
+                    "lateness_ms": _pairs(health.lateness_ms),
+                    "cpu": sorted(health.cpu.items()),
+                }
                 for number, health in sorted(self.health.items())
             ],
             "errors": dict(self.errors),
@@ -118,7 +122,7 @@ class Recorder:
             self.seconds[entry["name"], entry["second"]].add(second)
         for entry in taken["health"]:
             self.health[entry["second"]].lateness_ms.update(dict(entry["lateness_ms"]))
-            self.health[entry["second"]].cpu.update(dict(entry["cpu"]))
+            self.health[entry["second"]].cpu.update(entry["cpu"])
         self.errors.update(taken["errors"])
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from mooring import Client, ModelStatistics
+from mooring_loadtests.served_settings import pipeline_models
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +50,7 @@ def snapshot(client: Client, model: str) -> Snapshot:
     Raises:
         MooringError: as the client does.
     """
-    names = _names(client, model)
+    names = [config.name for config in pipeline_models(client, model)]
     return {name: _newest(client.statistics(name)) for name in names}
 
 
@@ -109,14 +110,6 @@ class _Change:
             for batch in self._after.batches
         }
         return {size: count for size, count in sorted(counts.items()) if count}
-
-
-def _names(client: Client, model: str) -> list[str]:
-    """The model and what it calls, each once, in the order of the steps."""
-    names = [model]
-    for name in names:
-        names += [step.model for step in client.config(name).steps if step.model not in names]
-    return names
 
 
 def _newest(versions: Sequence[ModelStatistics]) -> ModelStatistics:

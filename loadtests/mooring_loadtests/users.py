@@ -98,18 +98,23 @@ def _prepare(environment: Environment, **_: Any) -> None:
 @events.test_start.add_listener
 def _watch(environment: Environment, **_: Any) -> None:
     if not isinstance(environment.runner, MasterRunner):
-        gevent.spawn(_note_cpu)
+        gevent.spawn(_note_cpu, _generator(environment))
         if profile_of(environment).loop == "closed":
             gevent.spawn(_note_lag)
 
 
-def _note_cpu() -> None:
+def _generator(environment: Environment) -> int:
+    """Number of this process among those that generate the load."""
+    return max(0, getattr(environment.runner, "worker_index", 0))
+
+
+def _note_cpu(generator: int) -> None:
     process = psutil.Process()
     process.cpu_percent()
     while True:
         gevent.sleep(1.0)
         cpu = round(process.cpu_percent() / 100, 2)
-        _process.recorder.health[int(_process.now_s())].cpu[cpu] += 1
+        _process.recorder.health[int(_process.now_s())].cpu[generator] = cpu
 
 
 def _note_lag() -> None:
@@ -172,9 +177,9 @@ class ProfileShape(LoadTestShape):
         if profile.loop == "open":
             count = environment.parsed_options.generators * len(environment.user_classes)
             return count, count
-        span = next(
-            (span for span in profile.spans() if self.get_run_time() < span.end_s), profile.spans()[-1]
-        )
+        # By the clock that requests are noted by; a master has none of its own.
+        now_s = self.get_run_time() if isinstance(self.runner, MasterRunner) else _process.now_s()
+        span = next((span for span in profile.spans() if now_s < span.end_s), profile.spans()[-1])
         count = max(1, math.ceil(span.amount))
         return count, count
 
@@ -195,8 +200,7 @@ class ModelUser(User):
         url = {"grpc": options.grpc_url, "http": options.http_url}[self.protocol]
         # A retry would hide a refusal, and send more than the profile says.
         self._client = Client(url, timeout_s=self._profile.timeout_s, retry=RetryPolicy(max_retries=0))
-        generator = max(0, getattr(environment.runner, "worker_index", 0))
-        self._number = generator + options.generators * next(_process.numbers)
+        self._number = _generator(environment) + options.generators * next(_process.numbers)
         self._items: Iterator[Any] = iter(())
         self._ask: Any = None
 

@@ -5,17 +5,21 @@ import os
 import re
 import shlex
 import shutil
+import socket
 import subprocess
+import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from models_of_every_task import write_models_of_every_task
 from mooring import Client, ConnectError
 from mooring import _cli as cli
+from mooring._task_kinds import KINDS
 from mooring_loadtests.demo import main
 from mooring_loadtests.load_profile import load_profile
 from mooring_loadtests.load_result import LoadResult, read_result
@@ -27,7 +31,10 @@ from text_models import INTENT_CONFIG, write_text_models
 
 pytestmark = pytest.mark.integration
 
-DOCKERFILE = Path(__file__).resolve().parents[2] / "deploy" / "container" / "Dockerfile"
+CHECKOUT = Path(__file__).resolve().parents[2]
+DOCKERFILE = CHECKOUT / "deploy" / "container" / "Dockerfile"
+#: As many at once as there are users.
+WIDE_INTENT_CONFIG = INTENT_CONFIG.replace("count: 1", "count: 8")
 
 
 def test_the_demo_serves_asks_loads_and_sums_up(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -71,6 +78,32 @@ def test_failures_are_counted_and_the_rest_is_answered(
     assert (bound.name, bound.kept) == ("error_rate", False)
     assert load.server is not None
     assert load.server.requests >= load.count()[0] - load.count()[1]
+
+
+@pytest.fixture(scope="module")
+def every_task(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[TritonServer, dict[str, str]]]:
+    folder = tmp_path_factory.mktemp("every_task")
+    models = write_models_of_every_task(folder / "models")
+    with TritonServer(folder / "models", log_file=folder / "tritonserver.log") as server:
+        yield server, models
+
+
+@pytest.mark.parametrize("task", sorted(KINDS))
+def test_users_of_every_task_ask_over_both_protocols(
+    every_task: tuple[TritonServer, dict[str, str]], task: str, tmp_path: Path
+) -> None:
+    server, models = every_task
+    overrides = ["stages=[{seconds=2}]"]
+    if task == "recommendation":
+        (tmp_path / "histories.jsonl").write_text('["a", "b"]\n["c"]\n', encoding="utf-8")
+        overrides.append(f"payload.file='{tmp_path / 'histories.jsonl'}'")
+    load = _load(server, tmp_path, "smoke", *overrides, model=models[task], http_url=server.http_url)
+    assert load.names == (f"{models[task]} grpc", f"{models[task]} http")
+    for name in load.names:
+        requests, failures = load.count(name)
+        assert requests > 0
+        assert not failures, load.recorder.errors
+    assert load.settings[models[task]].startswith("python, 1 instance, batches up to 8")
 
 
 STALLING = """
@@ -129,7 +162,70 @@ def test_two_processes_make_one_rate(tmp_path: Path, make_server: Callable[..., 
     assert 116 <= requests <= 124 or any("missing" in doubt for doubt in load.doubts)
     assert not failures
     assert set(load.names) <= {"ner grpc", "ner http"}
-    assert sum(health.cpu.total() for health in load.recorder.health.values()) > 4
+    assert {process for health in load.recorder.health.values() for process in health.cpu} == {0, 1}
+
+
+def test_workers_of_other_machines_generate_the_load(
+    tmp_path: Path, make_server: Callable[..., TritonServer]
+) -> None:
+    server = make_server(write_text_models(tmp_path / "models"))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        bind = f"127.0.0.1:{probe.getsockname()[1]}"
+    words = ["load", "ner", "--url", server.grpc_url, "--reports", str(tmp_path), "--profile", "steady"]
+    words += ["--set", "rate=30", "--set", "stages=[{seconds=4}]", "--workers", "2", "--bind", bind]
+    with subprocess.Popen(
+        [sys.executable, "-m", "mooring", *words], stdout=subprocess.PIPE, text=True
+    ) as master:
+        assert master.stdout is not None
+        assert master.stdout.readline() == "Waiting for 2 of:\n"
+        command = shlex.split(master.stdout.readline())
+        assert command[0] == "locust"
+        workers = [
+            subprocess.Popen([sys.executable, "-m", *command], cwd=CHECKOUT, stderr=subprocess.DEVNULL)
+            for _ in range(2)
+        ]
+        shown, _ = master.communicate(timeout=90)
+    assert [worker.wait(30) for worker in workers] == [0, 0]
+    # 3 where this machine is too busy to measure anything; the profile's own bound is generous.
+    assert master.returncode in (0, 3), shown
+    load = read_result(tmp_path / "ner-steady.json")
+    requests, failures = load.count()
+    assert (load.processes, failures) == (2, 0)
+    assert 100 <= requests <= 140 or load.doubts
+    assert {process for health in load.recorder.health.values() for process in health.cpu} == {0, 1}
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        (["--workers", "0"], "--workers 0: give 1 or more"),
+        (["--workers", "2", "--processes", "2"], "--workers 2: give 1 or more, and no --processes"),
+        (["--workers", "2", "--bind", "here"], "--bind 'here' is not of the form HOST:PORT"),
+    ],
+)
+def test_mistaken_workers_are_refused(
+    options: list[str], complaint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["load", "ner", *options]) == 2
+    assert complaint in capsys.readouterr().err
+
+
+def test_a_closed_loops_stages_have_their_own_users(
+    tmp_path: Path, make_server: Callable[..., TritonServer]
+) -> None:
+    # Each request takes as long as the server sleeps, so that users are as good as answers.
+    source = STALLING.replace("if 100 <= self.asked < 100 + len(requests):", "if True:").replace("1.5", "0.1")
+    write_python_model(tmp_path / "models", "intent", source=source, config=WIDE_INTENT_CONFIG)
+    server = make_server(tmp_path / "models")
+    stages = "stages=[{seconds=4}, {seconds=4, load=4.0}]"
+    load = _load(server, tmp_path, "smoke", "users=2", stages, model="intent")
+    few, many = load.stages()
+    assert (few.span.amount, many.span.amount) == (2, 8)
+    answers = [stage.figures["throughput"].value for stage in (few, many)]
+    # Twice and eight times ten a second, if nothing else costs time.
+    assert 10 < answers[0] <= 22
+    assert answers[1] > 1.8 * answers[0]
 
 
 def test_what_is_under_way_at_the_end_counts_from_every_process(

@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections import Counter
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from load_results import load_result
 from mooring import ConfigError, DataError
 from mooring_loadtests.load_profile import Profile, Slo, Stage
 from mooring_loadtests.load_result import LoadResult, read_result
@@ -41,7 +43,7 @@ def _result(*, late_s: float = 0.0, cpu: float = 0.3, failing: int = 0, **profil
             error="Overloaded: full" if number >= 240 - failing else None,
         )
     for second in range(12):
-        recorder.health[second].cpu = Counter({cpu: 1})
+        recorder.health[second].cpu = {0: cpu}
     stages = (Stage(seconds=2, measured=False), Stage(seconds=10))
     return LoadResult(
         name="steady",
@@ -54,6 +56,7 @@ def _result(*, late_s: float = 0.0, cpu: float = 0.3, failing: int = 0, **profil
         processes=1,
         machine={"cores": "2"},
         versions={"python": "3.11"},
+        settings={"ner": "ensemble"},
         recorder=recorder,
         server=SERVER,
     )
@@ -95,6 +98,35 @@ def test_failures_are_slower_than_any_percentile() -> None:
 def test_a_generator_that_did_not_keep_up_is_doubted(changes: dict[str, Any], doubt: str) -> None:
     (said,) = _result(**changes).doubts
     assert said.startswith(doubt)
+
+
+def test_one_busy_process_is_seen_among_idle_ones() -> None:
+    result = replace(_result(), processes=4)
+    for second in range(12):
+        result.recorder.health[second].cpu = {0: 0.1, 1: 0.1, 2: 0.97, 3: 0.1}
+    (said,) = result.doubts
+    assert said.startswith("a generating process used 97% of a core")
+
+
+@pytest.mark.parametrize(("last_s", "gone"), [(11, False), (8, False), (4, True), (None, True)])
+def test_a_process_that_ended_early_is_missed(last_s: int | None, gone: bool) -> None:
+    profile = {"loop": "closed", "rate": None, "users": 4}
+    result = replace(_result(**profile), processes=2)
+    for second in range(12):
+        there = last_s is not None and second <= last_s
+        result.recorder.health[second].cpu = {0: 0.1, 1: 0.1} if there else {0: 0.1}
+    words = ["1 of 2 generating processes ended early or never began"]
+    assert result.doubts == (words if gone else [])
+
+
+def test_it_is_known_how_many_requests_of_a_poisson_stream_are_due() -> None:
+    # Chance alone might be 3 % below the rate; the seed says that it was not.
+    result = load_result(stages=[Stage(seconds=60)])
+    assert result.doubts == []
+    for second in range(4):
+        del result.recorder.seconds["ner grpc", second]
+    (said,) = replace(result).doubts
+    assert re.fullmatch(r"\d+ of \d+ requests that were due are missing", said)
 
 
 def test_an_overloaded_stage_does_not_excuse_a_quiet_one() -> None:

@@ -159,7 +159,9 @@ def test_intervals_hold_what_they_should() -> None:
     """The median and the mean of a queue at half load, against the figures of a run of 20 minutes."""
     truth = load_result(seed=999, stages=[Stage(seconds=1200)], rate=25.0, service_ms=20.0).figures()
     runs = [
-        load_result(seed=seed, stages=[Stage(seconds=40)], rate=25.0, service_ms=20.0).figures()
+        load_result(
+            seed=seed, arrivals=seed, stages=[Stage(seconds=40)], rate=25.0, service_ms=20.0
+        ).figures()
         for seed in range(60)
     ]
     for name in ("p50_ms", "mean_ms"):

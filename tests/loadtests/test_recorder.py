@@ -17,7 +17,7 @@ def _note(recorder: Recorder, number: int) -> None:
         ended_s=at_s + 0.004 + 0.003 * (number % 11),
         error=("Overloaded: full", "ConnectError: refused")[number % 4 // 2] if number % 5 == 0 else None,
     )
-    recorder.health[int(at_s)].cpu[round(0.1 * (number % 3), 1)] += 1
+    recorder.health[int(at_s)].cpu[number % 3] = round(0.1 * (number % 3), 1)
 
 
 def test_merged_recorders_are_one_recorder() -> None:
