@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
-from mooring import DataError, MooringError, Overloaded
+from mooring import ConfigError, DataError, MooringError, Overloaded
+from mooring_loadtests import bench
+from mooring_loadtests.alternatives import ServingSettings
 from mooring_loadtests.bench import PARTS
 from mooring_loadtests.bench_clients import draw_texts, drive, flood, http_caller
 from mooring_loadtests.bench_report import (
@@ -22,6 +24,7 @@ from mooring_loadtests.bench_report import (
     summary,
     write_report,
 )
+from mooring_loadtests.bench_sides import Built
 from mooring_loadtests.load_profile import Payload
 
 
@@ -280,3 +283,29 @@ def http_answers() -> Any:
     for server in servers:
         server.shutdown()
         server.server_close()
+
+
+def test_settings_of_an_earlier_run_are_taken_and_not_searched_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "settings.json"
+    known = {"LitServe": {"workers": 2, "threads": 1, "max_batch_size": 8, "max_wait_ms": 2.0}}
+    path.write_text(json.dumps(known), encoding="utf-8")
+    python = tmp_path / "python"
+    monkeypatch.setattr(bench, "install", lambda requirements, folder: python)
+    built = Built(
+        name="ner", task="token-classification", repositories={}, plain={}, checkpoint=tmp_path / "none"
+    )
+    chosen, missing = bench._choose_settings(built, [], [], tmp_path, bench._read_settings(path))
+    assert chosen == {"LitServe": (python, ServingSettings(**known["LitServe"]))}
+    assert missing["Infinity"] == "it has no token-classification"
+    assert missing["BentoML"] == "no settings of it are known"
+
+
+@pytest.mark.parametrize("content", [None, "[]", "{", '{"LitServe": {"speed": 9}}'])
+def test_other_settings_are_refused(tmp_path: Path, content: str | None) -> None:
+    path = tmp_path / "settings.json"
+    if content is not None:
+        path.write_text(content, encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"--settings \S+settings\.json holds no settings of other servers"):
+        bench._read_settings(path)
