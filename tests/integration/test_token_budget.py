@@ -101,6 +101,18 @@ def test_a_limit_that_is_no_number_keeps_the_model_from_loading(tmp_path: Path) 
         TritonServer(repository).start()
 
 
+def test_a_version_from_before_the_limit_was_dropped_goes_on_serving(tmp_path: Path) -> None:
+    # Its library stays beside it, and the config that both versions share has no limit any more.
+    repository = write_counting_model(tmp_path)
+    path = repository / "counting" / "config.pbtxt"
+    config = loads_config(path.read_text(encoding="utf-8"))
+    del config.parameters["max_batch_tokens"]
+    path.write_text(dumps_config(config), encoding="utf-8")
+    with TritonServer(repository) as server, Client(server.grpc_url, timeout_s=30.0) as client:
+        tokens = np.zeros((1, 3 * LIMIT), np.int64)
+        assert client.infer("counting", {"x": tokens})["batch"].tolist() == [[3 * LIMIT, 1]]
+
+
 def test_a_compiler_that_is_missing_or_fails_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -42,7 +42,8 @@ struct TRITONBACKEND_Batcher {
   uint64_t tokens;
 };
 
-/* The digits after `"max_batch_tokens":{"string_value":"`; 0 where there are none. */
+/* The digits after `"max_batch_tokens":{"string_value":"`; 0 where there are none. Without the key there is no
+ * limit: a config belongs to all versions of a model, and this one may be older than the config. */
 static uint64_t
 read_limit(const char *config, size_t size)
 {
@@ -58,7 +59,7 @@ read_limit(const char *config, size_t size)
     }
     return limit;
   }
-  return 0;
+  return UINT64_MAX;
 }
 
 TRITONSERVER_Error *
