@@ -89,8 +89,8 @@ class PackedTexts(nn.Module):
         Returns:
             ``[T, …]`` or ``[B, …]``.
         """
-        # Also refuses a request whose mask is not as long as its ids: it would shift those of its neighbours.
-        input_ids = input_ids * attention_mask
+        # Fails where masks are not as long as ids, as one of another length shifts those of its neighbours.
+        input_ids = torch.where(attention_mask.bool(), input_ids, 0)
         lengths = lengths[:, 0].long()
         # Exporters take a length of which they know no more for another one than 1.
         longest = lengths.max().clamp(min=2)

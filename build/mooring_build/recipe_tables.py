@@ -198,7 +198,7 @@ class Text(Table):
 
     #: Longest text in tokens, special tokens counted.
     max_length: Annotated[int, Field(ge=4, le=8192)] = 128
-    #: False: a longer text is refused. True: what is over is cut off.
+    #: False: a longer text is refused. True: what is over is cut off, of texts of 100,000 characters at most.
     truncation: bool = False
     #: How many labels a text classifier returns, best first.
     top_k: _PositiveInt = 5

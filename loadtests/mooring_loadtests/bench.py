@@ -187,6 +187,7 @@ def _run(args: argparse.Namespace) -> int:
     parts = args.parts or PARTS
     # Before hours of measuring.
     check_report(args.report, parts)
+    args.known = None if args.settings is None else _read_settings(args.settings)
     for part in parts:
         say(part)
         measure = {"overload": _overload, "options": _options, "locust": _locust}.get(part)
@@ -246,7 +247,7 @@ def _compare(part: str, args: argparse.Namespace) -> dict[str, Any]:
         f"{lengths[len(lengths) // 2]} at the median"
     )
     expected = best_labels(built, texts[:_CHECKED_TEXTS])
-    known = None if args.settings is None else _read_settings(args.settings)
+    known: Mapping[str, ServingSettings] | None = args.known
     chosen, missing = _choose_settings(built, texts[:_FEW_TEXTS], expected, args.work, known)
     if known is None:
         found = {name: asdict(settings) for name, (_, settings) in chosen.items()}

@@ -55,7 +55,7 @@ def add_command(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
         type=int,
         metavar="N",
         help="let so many Locust workers generate the load instead, on machines of their own; prints what to "
-        "run there, and waits for them",
+        "run there, and waits for them; --url must lead to the server from everywhere",
     )
     parser.add_argument(
         "--bind",
@@ -84,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
     profile = load_profile(args.profile, args.overrides)
     urls = _by_protocol(args.url or ["grpc://127.0.0.1:8001"])
     name = Path(args.profile).stem
-    workers = None if args.workers is None else _workers(args.workers, args.bind, args.processes)
+    workers = None if args.workers is None else _workers(args)
     if workers is not None:
         command = shlex.join(workers.command(args.model, args.profile, args.overrides, urls))
         print(f"Waiting for {workers.count} of:\n{command}\n", flush=True)
@@ -105,7 +105,7 @@ def run(args: argparse.Namespace) -> int:
                 workers=workers,
                 trace=args.trace,
                 log=log,
-                progress=progress.show,
+                progress=progress.show if workers is None else lambda elapsed_s: None,
                 complain=complaints.append,
             )
     finally:
@@ -119,15 +119,17 @@ def run(args: argparse.Namespace) -> int:
     return 0 if all(bound.kept for bound in verdicts) else 1
 
 
-def _workers(count: int, bind: str, processes: int) -> Workers:
+def _workers(args: argparse.Namespace) -> Workers:
     from mooring_loadtests.load_run import Workers
 
-    host, _, port = bind.rpartition(":")
-    if count < 1 or processes > 1:
-        raise ConfigError(f"--workers {count}: give 1 or more, and no --processes, as each is one")
+    host, _, port = args.bind.rpartition(":")
+    if args.workers < 1 or args.processes > 1:
+        raise ConfigError(f"--workers {args.workers}: give 1 or more, and no --processes, as each is one")
+    if args.url is None:
+        raise ConfigError(f"--workers {args.workers} needs --url, as the workers reach the server")
     if not host or not port.isdecimal():
-        raise ConfigError(f"--bind {bind!r} is not of the form HOST:PORT")
-    return Workers(count=count, host=host, port=int(port))
+        raise ConfigError(f"--bind {args.bind!r} is not of the form HOST:PORT")
+    return Workers(count=args.workers, host=host, port=int(port))
 
 
 def _by_protocol(urls: list[str]) -> dict[str, str]:

@@ -184,7 +184,7 @@ class LoadResult:
         end_s = max(span.end_s for span in self.measured)
         health = self.recorder.health
         last = {process: second for second in sorted(health) for process in health[second].cpu}
-        # A run of a second or two is over before any process has said something.
+        # A run of a few seconds is over before that shows.
         return sum(last.get(process, 0) < end_s - _SILENT_S for process in range(self.processes))
 
     def _lateness(self, stage: StageFigures) -> tuple[float, str] | None:

@@ -56,7 +56,7 @@ class Workers:
             model: name of the model.
             profile: its file or name, as each worker finds it.
             overrides: keys of the profile that are changed.
-            urls: of the server by protocol, as the workers reach it.
+            urls: of the server by protocol; workers take over the master's.
         """
         command = ["locust", "-f", "loadtests/locustfile.py", "--worker"]
         command += ["--master-host", self.host, "--master-port", str(self.port)]

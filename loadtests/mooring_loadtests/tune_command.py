@@ -20,6 +20,7 @@ from typing import Any
 from mooring import (
     CheckpointError,
     ConfigError,
+    DataError,
     InvalidInput,
     MooringError,
     RecipeError,
@@ -73,6 +74,7 @@ class Confirmed:
     p99_ms: Estimate
     #: Why it says little: the generator did not keep up, or the settings did not serve.
     doubts: Sequence[str]
+    served: bool = True
 
     def headroom(self, p99_ms: float) -> float:
         """Share of the bound that the 99th percentile leaves free; 0 where the bound was not kept."""
@@ -201,6 +203,7 @@ def _run(args: argparse.Namespace) -> int:
     (folder / "result.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
     if not confirmed[choice].rate:
         print(f"\nno settings keep p99 within {args.slo:g} ms; the closest: {best.candidate}")
+        print("\n".join(in_words(*one, args.slo) for one in confirmed.items()))
         return 1
     print()
     for candidate, one in confirmed.items():
@@ -299,7 +302,8 @@ def choose(
             break
         for candidate in waiting:
             confirmed[candidate] = _confirm(prober, candidate, rate, p99_ms, seconds)
-        waiting = [candidate for candidate in waiting if not confirmed[candidate].rate]
+        # What does not serve is not asked again.
+        waiting = [one for one in waiting if confirmed[one].served and not confirmed[one].rate]
     if confirmed[default].rate and any(one.doubts for one in confirmed.values()):
         return default, confirmed
     return max(confirmed, key=lambda candidate: confirmed[candidate].rate), confirmed
@@ -315,11 +319,12 @@ def _confirm(prober: Prober, candidate: Candidate, rate: float, p99_ms: float, s
     try:
         result = prober.load(candidate, loop="open", rate=rate, stages=stages)
         estimate = result.figures()["p99_ms"]
-    except ConfigError:
-        # What was asked for is wrong, not the candidate.
-        raise
     except MooringError as exc:
-        return Confirmed(rate=0.0, p99_ms=Estimate(value=math.inf), doubts=(f"it did not serve: {exc}",))
+        # A run without requests that count is the server's, any other mistake that of what was asked for.
+        if isinstance(exc, ConfigError) and not isinstance(exc, DataError):
+            raise
+        doubt = f"it did not serve ({str(exc).partition(chr(10))[0]})"
+        return Confirmed(rate=0.0, p99_ms=Estimate(value=math.inf), doubts=(doubt,), served=False)
     return Confirmed(
         rate=rate if estimate.value <= p99_ms else 0.0, p99_ms=estimate, doubts=tuple(result.doubts)
     )
@@ -334,8 +339,8 @@ def in_words(candidate: Candidate, confirmed: Confirmed, bound_ms: float) -> str
     """One line of what settings did, and why it is doubtful where it is."""
     p99 = confirmed.p99_ms
     interval = "" if p99.low is None or p99.high is None else f" [{p99.low:.3g}, {p99.high:.3g}]"
-    # What to do about it is for load tests.
-    facts = (doubt.partition(":")[0] for doubt in confirmed.doubts)
+    # What to do about it, behind a colon, is for load tests.
+    facts = (doubt.partition(":")[0] if confirmed.served else doubt for doubt in confirmed.doubts)
     doubt = "".join(f"\n         doubtful: {fact}" for fact in facts)
     if not confirmed.rate:
         return f"{candidate}: does not keep the bound at the rates that were tried{doubt}"

@@ -63,12 +63,12 @@ class _Process:
         self._began_s: float | None = None
 
     def begin(self) -> None:
-        """Start the clock; the first user that is ready does."""
+        """Start the clock; as a rule the first user that is ready does."""
         if self._began_s is None:
             self._began_s = time.perf_counter()
 
     def now_s(self) -> float:
-        """Time since the first user of the process was ready; 0 before."""
+        """Time since the clock was started; 0 before."""
         return 0.0 if self._began_s is None else time.perf_counter() - self._began_s
 
 
@@ -98,6 +98,9 @@ def _prepare(environment: Environment, **_: Any) -> None:
 @events.test_start.add_listener
 def _watch(environment: Environment, **_: Any) -> None:
     if not isinstance(environment.runner, MasterRunner):
+        if environment.parsed_options.generators > 1 and profile_of(environment).loop == "closed":
+            # All at once, as some processes may get their first user in a later stage, or none.
+            _process.begin()
         gevent.spawn(_note_cpu, _generator(environment))
         if profile_of(environment).loop == "closed":
             gevent.spawn(_note_lag)

@@ -127,6 +127,12 @@ def test_logits_that_say_nothing_are_refused(value: float) -> None:
         BioLabels(LABELS).decode(["a b", "a b"], np.stack([logits, broken]), np.stack([words, words]))
 
 
+def test_words_that_are_not_in_the_text_are_refused() -> None:
+    logits, words = _one_token_a_word("a b", ["O", "B-PER"])
+    with pytest.raises(ValueError, match="a word of text 0 ends at 9, of 3 characters"):
+        BioLabels(LABELS).decode(["a b"], logits[None], np.where(words == 3, 9, words)[None])
+
+
 def test_answers_are_padded_to_the_longest_row() -> None:
     texts = ["Zo\u00eb in Porto", "nothing"]
     arrays = tabulate(texts, [[Entity("PER", 0.5, 0, 3), Entity("LOC", 0.25, 7, 12)], []])

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -165,6 +166,17 @@ def test_two_processes_make_one_rate(tmp_path: Path, make_server: Callable[..., 
     assert {process for health in load.recorder.health.values() for process in health.cpu} == {0, 1}
 
 
+def test_a_process_without_users_is_not_missed(
+    tmp_path: Path, make_server: Callable[..., TritonServer]
+) -> None:
+    server = make_server(write_text_models(tmp_path / "models"))
+    load = _load(server, tmp_path, "smoke", "users=1", "stages=[{seconds=8}]", processes=2)
+    requests, failures = load.count()
+    assert requests > 0
+    assert not failures
+    assert not [doubt for doubt in load.doubts if "generating processes" in doubt]
+
+
 def test_workers_of_other_machines_generate_the_load(
     tmp_path: Path, make_server: Callable[..., TritonServer]
 ) -> None:
@@ -173,21 +185,24 @@ def test_workers_of_other_machines_generate_the_load(
         probe.bind(("127.0.0.1", 0))
         bind = f"127.0.0.1:{probe.getsockname()[1]}"
     words = ["load", "ner", "--url", server.grpc_url, "--reports", str(tmp_path), "--profile", "steady"]
-    words += ["--set", "rate=30", "--set", "stages=[{seconds=4}]", "--workers", "2", "--bind", bind]
-    with subprocess.Popen(
-        [sys.executable, "-m", "mooring", *words], stdout=subprocess.PIPE, text=True
-    ) as master:
+    words += ["--set", "rate=30", "--set", "stages=[{seconds=4}]", "--set", "slo.p99_ms=60000"]
+    words += ["--workers", "2", "--bind", bind]
+    with ExitStack() as running:
+
+        def start(*command: str, **options: Any) -> subprocess.Popen[str]:
+            process = subprocess.Popen([sys.executable, "-m", *command], text=True, **options)
+            running.callback(process.kill)
+            return process
+
+        master = start("mooring", *words, stdout=subprocess.PIPE)
         assert master.stdout is not None
         assert master.stdout.readline() == "Waiting for 2 of:\n"
-        command = shlex.split(master.stdout.readline())
-        assert command[0] == "locust"
-        workers = [
-            subprocess.Popen([sys.executable, "-m", *command], cwd=CHECKOUT, stderr=subprocess.DEVNULL)
-            for _ in range(2)
-        ]
-        shown, _ = master.communicate(timeout=90)
-    assert [worker.wait(30) for worker in workers] == [0, 0]
-    # 3 where this machine is too busy to measure anything; the profile's own bound is generous.
+        program, *options = shlex.split(master.stdout.readline())
+        assert program == "locust"
+        workers = [start("locust", *options, cwd=CHECKOUT, stderr=subprocess.DEVNULL) for _ in range(2)]
+        shown, _ = master.communicate(timeout=120)
+        assert [worker.wait(30) for worker in workers] == [0, 0]
+    # 3 where this machine is too busy to measure anything.
     assert master.returncode in (0, 3), shown
     load = read_result(tmp_path / "ner-steady.json")
     requests, failures = load.count()
@@ -201,7 +216,11 @@ def test_workers_of_other_machines_generate_the_load(
     [
         (["--workers", "0"], "--workers 0: give 1 or more"),
         (["--workers", "2", "--processes", "2"], "--workers 2: give 1 or more, and no --processes"),
-        (["--workers", "2", "--bind", "here"], "--bind 'here' is not of the form HOST:PORT"),
+        (["--workers", "2"], "--workers 2 needs --url"),
+        (
+            ["--workers", "2", "--url", "grpc://models:8001", "--bind", "here"],
+            "--bind 'here' is not of the form HOST:PORT",
+        ),
     ],
 )
 def test_mistaken_workers_are_refused(

@@ -16,7 +16,7 @@ from typing import Any, cast
 
 import pytest
 
-from mooring import ConfigError, StartError
+from mooring import ConfigError, DataError, MooringError, StartError
 from mooring_loadtests import tune_check, tune_command
 from mooring_loadtests.load_statistics import Estimate
 from mooring_loadtests.tune_command import (
@@ -306,17 +306,32 @@ def test_a_run_in_doubt_changes_nothing_that_keeps_the_bound(present: float) -> 
     assert choice == (DEFAULT if present else OTHER)
 
 
-def test_settings_that_crash_in_a_longer_run_are_not_chosen() -> None:
+@pytest.mark.parametrize(
+    "error", [StartError("tritonserver ended: 139"), DataError("nothing that counts: 0")]
+)
+def test_settings_that_crash_in_a_longer_run_are_not_chosen(error: MooringError) -> None:
     class Crashing(Confirming):
         def load(self, candidate: Candidate, **options: Any) -> Any:
+            loaded = super().load(candidate, **options)
             if candidate == OTHER:
-                raise StartError("tritonserver ended")
-            return super().load(candidate, **options)
+                raise error
+            return loaded
 
-    prober = cast(Prober, Crashing({DEFAULT: 150.0}))
-    choice, confirmed = choose(prober, DEFAULT, BEST, BOUND_MS)
+    prober = Crashing({DEFAULT: 150.0, OTHER: 0.0})
+    choice, confirmed = choose(cast(Prober, prober), DEFAULT, BEST, BOUND_MS)
     assert choice == DEFAULT
-    assert in_words(OTHER, confirmed[OTHER], BOUND_MS).endswith("tried\n         doubtful: it did not serve")
+    told = in_words(OTHER, confirmed[OTHER], BOUND_MS)
+    assert told.endswith(f"tried\n         doubtful: it did not serve ({error})")
+    # Once is enough.
+    assert [candidate for candidate, _ in prober.runs].count(OTHER) == 1
+
+
+def test_a_wrong_demand_ends_a_longer_run_too() -> None:
+    def refuse(candidate: Candidate, **options: Any) -> None:
+        raise ConfigError("no such items")
+
+    with pytest.raises(ConfigError, match="no such items"):
+        choose(cast(Prober, SimpleNamespace(load=refuse)), DEFAULT, BEST, BOUND_MS)
 
 
 def test_what_is_found_says_how_sure_it_is_and_what_it_leaves_free() -> None:

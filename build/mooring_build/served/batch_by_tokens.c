@@ -42,16 +42,20 @@ struct TRITONBACKEND_Batcher {
   uint64_t tokens;
 };
 
-/* The digits after `"max_batch_tokens":{"string_value":"`; 0 where there are none. Without the key there is no
+/* The digits after `"max_batch_tokens":{"string_value":"`; 0 where there are none. Without the name there is no
  * limit: a config belongs to all versions of a model, and this one may be older than the config. */
 static uint64_t
 read_limit(const char *config, size_t size)
 {
+  static const char name[] = "\"max_batch_tokens\"";
   static const char key[] = "\"max_batch_tokens\":{\"string_value\":\"";
   const size_t length = sizeof(key) - 1;
-  for (size_t at = 0; at + length < size; ++at) {
-    if (memcmp(config + at, key, length) != 0) {
+  for (size_t at = 0; at + sizeof(name) <= size; ++at) {
+    if (memcmp(config + at, name, sizeof(name) - 1) != 0) {
       continue;
+    }
+    if (at + length >= size || memcmp(config + at, key, length) != 0) {
+      return 0;
     }
     uint64_t limit = 0;
     for (at += length; at < size && config[at] >= '0' && config[at] <= '9'; ++at) {

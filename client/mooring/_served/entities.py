@@ -60,7 +60,8 @@ class BioLabels:
             words: ``[B, L, 2]``, as in :class:`~.encoding.EncodedTexts`.
 
         Raises:
-            ValueError: the shapes do not fit one another or the labels, or a logit of a word is not finite.
+            ValueError: the shapes do not fit one another or the labels, a logit of a word is not finite, or a
+                word is not in its text.
         """
         self.check(texts, logits, words)
         return self.decode_requests(texts, [(logits, words)])
@@ -84,7 +85,7 @@ class BioLabels:
             requests: ``logits`` and ``words`` of each, checked by :meth:`check`.
 
         Raises:
-            ValueError: a logit of a word is not finite.
+            ValueError: a logit of a word is not finite, or a word is not in its text.
         """
         found: list[list[Entity]] = [[] for _ in texts]
         lengths = [words.shape[1] for _, words in requests for _ in range(len(words))]
@@ -111,6 +112,8 @@ class BioLabels:
         beginning = inside[opens]
         columns = (rows[beginning], types[beginning], scores, starts, ends)
         for row, kind, score, start, end in zip(*(column.tolist() for column in columns), strict=True):
+            if end > len(texts[row]):
+                raise ValueError(f"a word of text {row} ends at {end}, of {len(texts[row])} characters")
             start, end = _fit(texts[row], start, end)
             if start < end:
                 found[row].append(Entity(self.types[kind], score, start, end))

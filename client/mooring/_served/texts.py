@@ -17,7 +17,7 @@ def check_text(text: str, index: int) -> str:
     """Return the text at place ``index`` of a request.
 
     Raises:
-        TextError: it has nothing but white space, or more characters than any model takes.
+        TextError: it has nothing but white space, or more than :data:`MOST_CHARACTERS`.
     """
     if len(text) > MOST_CHARACTERS:
         raise TextError(

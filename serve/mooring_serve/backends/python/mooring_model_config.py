@@ -6,6 +6,7 @@ library alone, so that everything but the engines themselves can be tested witho
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -172,8 +173,12 @@ class Instance:
             device_id=int(args["model_instance_device_id"]),
             folder=folder / args["model_version"],
             # The config that Triton hands over has its choice in place of KIND_AUTO.
-            gpu_wanted=written.is_file() and "KIND_GPU" in written.read_text(encoding="utf-8"),
+            gpu_wanted=written.is_file() and _names_gpu(written.read_text(encoding="utf-8")),
         )
+
+
+def _names_gpu(config: str) -> bool:
+    return re.search(r"^[^#\n]*\bKIND_GPU\b", config, re.MULTILINE) is not None
 
 
 def check_model_file(config: ModelConfig, path: Path) -> Path:
