@@ -157,8 +157,8 @@ def attend(
 ) -> torch.Tensor:
     """Attention of each text's tokens to one another, ``[N, heads, D]`` to ``[N, heads, D]``.
 
-    Without padding where flash attention can run (CUDA from compute capability 8.0 on, 16 bits); elsewhere
-    padded to the longest text. Part of a TorchScript engine, which decides when it runs.
+    Without padding on CUDA in 16 bits, which needs compute capability 8.0 for it; elsewhere padded to the
+    longest text. Part of a TorchScript engine, which decides when it runs.
 
     Args:
         query: ``[N, heads, D]``; ``key`` and ``value`` likewise.
