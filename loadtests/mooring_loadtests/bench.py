@@ -45,7 +45,7 @@ from mooring_loadtests.bench_clients import (
     draw_texts,
     drive,
     flood,
-    http_caller,
+    lean_http_caller,
 )
 from mooring_loadtests.bench_report import check_report, summary, write_report
 from mooring_loadtests.bench_sides import (
@@ -386,7 +386,7 @@ def _overload(args: argparse.Namespace) -> dict[str, Any]:
 async def _flood_rounds(server: TritonServer, name: str, texts: Sequence[str], rounds: int) -> dict[str, Any]:
     found: list[dict[str, Any]] = []
     bodies = [post_text(name, text) for text in texts]
-    async with http_caller(server.http_url, bodies.__getitem__) as ask:
+    async with lean_http_caller(server.http_url, bodies.__getitem__) as ask:
         numbers = range(len(texts))
         await flood(ask, numbers, rate=50.0, seconds=2.0)
         for number in range(rounds):

@@ -7,8 +7,8 @@
 perf_analyzer is not installed with the project. One ships in the manylinux wheel ``tritonclient==2.50.0``
 (``pip download --no-deps``, then unzip: ``tritonclient-2.50.0.data/data/bin/perf_analyzer``); it needs
 Debian's ``libb64-0d`` and a ``libcudart.so.12`` on ``LD_LIBRARY_PATH``. Both sides send the same texts at the
-same constant rate, in turns. The last line is JSON: ratios of this generator over perf_analyzer, medians over
-the turns.
+same constant rate over the URL's protocol, in turns. The last line is JSON: ratios of this generator over
+perf_analyzer, medians over the turns.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ import numpy as np
 from mooring import ConfigError, MooringError
 from mooring_loadtests.commands import exit_code
 from mooring_loadtests.load_profile import Payload, Profile, Stage
+from mooring_loadtests.load_result import LoadResult
 from mooring_loadtests.load_run import run_load
 from mooring_loadtests.payloads import draw_text
 
@@ -53,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Compare the load generator with NVIDIA's perf_analyzer on a model of texts.",
     )
     parser.add_argument("model", metavar="MODEL")
-    parser.add_argument("--url", default="grpc://127.0.0.1:8001", metavar="URL", help="a grpc:// URL")
+    parser.add_argument("--url", default="grpc://127.0.0.1:8001", metavar="URL", help="grpc:// or http://")
     parser.add_argument("--perf-analyzer", type=Path, required=True, metavar="PATH")
     parser.add_argument(
         "--rate", type=float, metavar="R", help="requests a second (default: half of what it takes)"
@@ -66,6 +67,8 @@ def _parser() -> argparse.ArgumentParser:
 def _run(args: argparse.Namespace) -> int:
     if not os.access(args.perf_analyzer, os.X_OK):
         raise ConfigError(f"--perf-analyzer {args.perf_analyzer} is no program")
+    if _protocol(args) not in ("grpc", "http"):
+        raise ConfigError(f"--url {args.url!r} begins with neither grpc:// nor http://")
     random, payload = Random(0), Payload()
     texts = [draw_text(random, payload) for _ in range(_TEXTS)]
     with tempfile.TemporaryDirectory() as name:
@@ -97,10 +100,7 @@ def _capacity(args: argparse.Namespace, folder: Path) -> float:
     profile = Profile(
         loop="closed", users=8, stages=stages, payload=Payload(file=str(folder / "texts.jsonl"))
     )
-    result = run_load(
-        model=args.model, name="capacity", profile=profile, grpc_url=args.url, log=folder / "locust.log"
-    )
-    return result.figures()["throughput"].value
+    return _load(args, "capacity", profile, folder).figures()["throughput"].value
 
 
 def _ours(args: argparse.Namespace, rate: float, folder: Path) -> dict[str, float]:
@@ -111,10 +111,18 @@ def _ours(args: argparse.Namespace, rate: float, folder: Path) -> dict[str, floa
         stages=(Stage(seconds=_WARM_UP_S, measured=False), Stage(seconds=args.seconds)),
         payload=Payload(file=str(folder / "texts.jsonl")),
     )
-    result = run_load(
-        model=args.model, name="cross-check", profile=profile, grpc_url=args.url, log=folder / "locust.log"
-    )
-    return {figure: result.figures()[figure].value for figure in _ALLOWED}
+    figures = _load(args, "cross-check", profile, folder).figures()
+    return {figure: figures[figure].value for figure in _ALLOWED}
+
+
+def _load(args: argparse.Namespace, name: str, profile: Profile, folder: Path) -> LoadResult:
+    url = {f"{_protocol(args)}_url": args.url}
+    return run_load(model=args.model, name=name, profile=profile, log=folder / "locust.log", **url)
+
+
+def _protocol(args: argparse.Namespace) -> str:
+    protocol, _, _ = args.url.partition("://")
+    return protocol
 
 
 def _theirs(args: argparse.Namespace, rate: float, folder: Path) -> dict[str, float]:
@@ -122,8 +130,9 @@ def _theirs(args: argparse.Namespace, rate: float, folder: Path) -> dict[str, fl
     # It refuses to write over a file.
     export.unlink(missing_ok=True)
     count = round(rate * (_WARM_UP_S + args.seconds))
-    command = [str(args.perf_analyzer), "-m", args.model, "-u", args.url.partition("://")[2], "-i", "grpc"]
-    command += ["--async", "--input-data", str(folder / "texts.json"), "--request-count", str(count)]
+    command = [str(args.perf_analyzer), "-m", args.model, "-u", args.url.partition("://")[2]]
+    command += ["-i", _protocol(args), "--async", "--input-data", str(folder / "texts.json")]
+    command += ["--request-count", str(count)]
     command += [f"--request-rate-range={rate}", "--request-distribution", "constant"]
     command += ["--profile-export-file", str(export)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

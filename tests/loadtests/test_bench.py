@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from mooring import ConfigError, DataError, MooringError, Overloaded
+from mooring import ConfigError, DataError, MooringError, Overloaded, TransportError
 from mooring_loadtests import bench
 from mooring_loadtests.alternatives import ServingSettings
 from mooring_loadtests.bench import PARTS
-from mooring_loadtests.bench_clients import draw_texts, drive, flood, http_caller
+from mooring_loadtests.bench_clients import draw_texts, drive, flood, http_caller, lean_http_caller
 from mooring_loadtests.bench_report import (
     BEGIN,
     END,
@@ -235,16 +235,17 @@ def test_a_flood_ends_with_the_first_failure_that_is_no_refusal() -> None:
         asyncio.run(flood(ask, range(10), rate=500, seconds=5))
 
 
+@pytest.mark.parametrize("caller", [http_caller, lean_http_caller])
 @pytest.mark.parametrize(
     ("status", "error"), [(200, None), (503, Overloaded), (429, Overloaded), (400, MooringError)]
 )
 def test_what_a_server_answers(
-    status: int, error: type[MooringError] | None, http_answers: Callable[[int], str]
+    status: int, error: type[MooringError] | None, caller: Any, http_answers: Callable[[int], str]
 ) -> None:
     url = http_answers(status)
 
     async def ask() -> object:
-        async with http_caller(url, lambda number: (f"/{number}", b"{}")) as call:
+        async with caller(url, lambda number: (f"/{number}", b"{}")) as call:
             return await call(7)
 
     if error is None:
@@ -252,6 +253,58 @@ def test_what_a_server_answers(
     else:
         with pytest.raises(error, match=f"answered {status}"):
             asyncio.run(ask())
+
+
+async def _ask_lean(answers: Sequence[Sequence[bytes]], *, close: bool = False) -> tuple[list[bytes], int]:
+    """Answers to as many questions, in these pieces, and over how many connections they went."""
+    waiting, connections, ended = iter(answers), 0, asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections
+        connections += 1
+        ended.clear()
+        while await reader.readline():
+            await reader.readuntil(b"\r\n\r\n")
+            await reader.readexactly(2)
+            for piece in next(waiting):
+                writer.write(piece)
+                await asyncio.sleep(0.01)
+            if close:
+                break
+        writer.close()
+        await writer.wait_closed()
+        ended.set()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        try:
+            async with lean_http_caller(url, lambda number: ("/", b"{}")) as ask:
+                said = []
+                for number in range(len(answers)):
+                    said.append(await asyncio.wait_for(ask(number), 5))
+                    # A server that closes has done so before the next question.
+                    await asyncio.sleep(0.05)
+                return said, connections
+        finally:
+            await asyncio.wait_for(ended.wait(), 5)
+
+
+_OK = b"HTTP/1.1 200 OK\r\nX: y\r\ncontent-length: 4\r\n\r\n"
+
+
+def test_lean_callers_keep_connections_and_put_answers_together() -> None:
+    pieces = [[_OK + b"just"], [_OK[:20], _OK[20:-2], b"\r\nso", b"me"], [_OK + b"more"]]
+    assert asyncio.run(_ask_lean(pieces)) == ([b"just", b"some", b"more"], 1)
+    assert asyncio.run(_ask_lean(pieces, close=True)) == ([b"just", b"some", b"more"], 3)
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [(b"HTTP/1.1 200 OK\r\n\r\n", "without its length"), (_OK + b"les", "connection was lost")],
+)
+def test_lean_callers_say_what_is_no_answer(answer: bytes, message: str) -> None:
+    with pytest.raises(TransportError, match=message):
+        asyncio.run(_ask_lean([[answer]], close=True))
 
 
 @pytest.fixture
