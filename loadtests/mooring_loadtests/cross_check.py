@@ -67,7 +67,8 @@ def _parser() -> argparse.ArgumentParser:
 def _run(args: argparse.Namespace) -> int:
     if not os.access(args.perf_analyzer, os.X_OK):
         raise ConfigError(f"--perf-analyzer {args.perf_analyzer} is no program")
-    if _protocol(args) not in ("grpc", "http"):
+    args.protocol, _, args.address = args.url.partition("://")
+    if args.protocol not in ("grpc", "http"):
         raise ConfigError(f"--url {args.url!r} begins with neither grpc:// nor http://")
     random, payload = Random(0), Payload()
     texts = [draw_text(random, payload) for _ in range(_TEXTS)]
@@ -116,13 +117,8 @@ def _ours(args: argparse.Namespace, rate: float, folder: Path) -> dict[str, floa
 
 
 def _load(args: argparse.Namespace, name: str, profile: Profile, folder: Path) -> LoadResult:
-    url = {f"{_protocol(args)}_url": args.url}
+    url = {f"{args.protocol}_url": args.url}
     return run_load(model=args.model, name=name, profile=profile, log=folder / "locust.log", **url)
-
-
-def _protocol(args: argparse.Namespace) -> str:
-    protocol, _, _ = args.url.partition("://")
-    return protocol
 
 
 def _theirs(args: argparse.Namespace, rate: float, folder: Path) -> dict[str, float]:
@@ -130,9 +126,8 @@ def _theirs(args: argparse.Namespace, rate: float, folder: Path) -> dict[str, fl
     # It refuses to write over a file.
     export.unlink(missing_ok=True)
     count = round(rate * (_WARM_UP_S + args.seconds))
-    command = [str(args.perf_analyzer), "-m", args.model, "-u", args.url.partition("://")[2]]
-    command += ["-i", _protocol(args), "--async", "--input-data", str(folder / "texts.json")]
-    command += ["--request-count", str(count)]
+    command = [str(args.perf_analyzer), "-m", args.model, "-u", args.address, "-i", args.protocol]
+    command += ["--async", "--input-data", str(folder / "texts.json"), "--request-count", str(count)]
     command += [f"--request-rate-range={rate}", "--request-distribution", "constant"]
     command += ["--profile-export-file", str(export)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
