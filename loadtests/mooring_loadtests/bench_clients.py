@@ -12,6 +12,7 @@ from random import Random
 from urllib.parse import urlsplit
 
 import numpy as np
+from httptools import HttpParserError, HttpResponseParser
 
 from mooring import MooringError, Overloaded, TransportError
 from mooring_loadtests.load_profile import Payload
@@ -152,8 +153,6 @@ async def http_caller(url: str, post: Post) -> AsyncIterator[Ask]:
 async def lean_http_caller(url: str, post: Post) -> AsyncIterator[Ask]:
     """Ask as :func:`http_caller` does, with half of what aiohttp takes of a core: beyond the capacity callers
     have several times as much to do, at the server's cost.
-
-    It understands answers with a ``Content-Length`` alone, as tritonserver's are.
     """
     address, loop = urlsplit(url), asyncio.get_running_loop()
     every: list[_Connection] = []
@@ -188,16 +187,19 @@ async def lean_http_caller(url: str, post: Post) -> AsyncIterator[Ask]:
 
 
 class _Connection(asyncio.Protocol):
-    """An HTTP connection that is kept, with one request at a time."""
+    """An HTTP connection that is kept, with one request at a time; its parser calls the ``on_`` methods."""
 
     def __init__(self) -> None:
+        #: No more requests can go over it.
         self.closed = False
-        self._received = b""
+        self._body: list[bytes] = []
+        self.on_body = self._body.append
+        self._parser = HttpResponseParser(self)
         self._answer: asyncio.Future[tuple[int, bytes]] | None = None
 
     def ask(self, request: bytes) -> asyncio.Future[tuple[int, bytes]]:
         """Send a request; status and body come later."""
-        self._received = b""
+        self._body.clear()
         self._answer = asyncio.get_running_loop().create_future()
         self._transport.write(request)
         return self._answer
@@ -210,21 +212,24 @@ class _Connection(asyncio.Protocol):
         self._transport = transport
 
     def data_received(self, data: bytes) -> None:
-        self._received += data
-        head, blank, body = self._received.partition(b"\r\n\r\n")
-        if not blank or self._answer is None or self._answer.done():
-            return
-        lines = head.lower().split(b"\r\n")
-        length = next((line for line in lines if line.startswith(b"content-length:")), None)
-        if length is None:
-            self._answer.set_exception(TransportError(f"an answer without its length: {head!r}"))
-        elif len(body) >= int(length.partition(b":")[2]):
-            self._answer.set_result((int(lines[0].split()[1]), body))
+        try:
+            self._parser.feed_data(data)
+        except HttpParserError as exc:
+            self._fail(f"no HTTP response: {exc}")
+            self.close()
+
+    def on_message_complete(self) -> None:
+        self.closed = not self._parser.should_keep_alive()
+        if self._answer is not None and not self._answer.done():
+            self._answer.set_result((self._parser.get_status_code(), b"".join(self._body)))
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._fail(f"the connection was lost: {exc!r}")
+
+    def _fail(self, why: str) -> None:
         self.closed = True
         if self._answer is not None and not self._answer.done():
-            self._answer.set_exception(TransportError(f"the connection was lost: {exc!r}"))
+            self._answer.set_exception(TransportError(why))
 
 
 def _check_status(asked: str, status: int, said: bytes) -> None:

@@ -7,7 +7,7 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mooring import ConfigError
+from mooring import ConfigError, MooringError
 from mooring_loadtests.load_profile import load_profile, shipped_profiles
 from mooring_loadtests.load_result import INVALID, LoadResult
 from mooring_loadtests.progress import Progress
@@ -110,13 +110,20 @@ def run(args: argparse.Namespace) -> int:
             )
     finally:
         progress.clear()
+    if not result.count()[0]:
+        raise MooringError(
+            "\n".join([f"no request of the stages that count came to an end (log: {log})", *_errors(result)])
+        )
     document.write_text(result.to_json(), encoding="utf-8")
     write_report(result, page)
     verdicts = bounds(result)
+    answered = any(second.latencies_ms for second in result.seconds(spans=result.measured[-1:]))
+    if not answered:
+        complaints.append("NOT ANSWERED: no request of the last stage was")
     print("\n".join([*figure_lines(result), *_verdict_lines(result, verdicts), *complaints, "", str(page)]))
     if result.doubts:
         return INVALID
-    return 0 if all(bound.kept for bound in verdicts) else 1
+    return 0 if answered and all(bound.kept for bound in verdicts) else 1
 
 
 def _workers(args: argparse.Namespace) -> Workers:
@@ -152,8 +159,11 @@ def figure_lines(result: LoadResult) -> list[str]:
         figures = result.figures(name)
         shown = [f"{figures[key].value:.4g}" for key in ("throughput", "p50_ms", "p95_ms", "p99_ms")]
         rows.append([name, f"{requests:,}", *shown, f"{failures:,}"])
-    errors = result.recorder.errors.most_common(3)
-    return table(rows, right=(1, 2, 3, 4, 5, 6)) + [f"{count} x {error}" for error, count in errors]
+    return table(rows, right=(1, 2, 3, 4, 5, 6)) + _errors(result)
+
+
+def _errors(result: LoadResult) -> list[str]:
+    return [f"{count} x {error}" for error, count in result.recorder.errors.most_common(3)]
 
 
 def _verdict_lines(result: LoadResult, verdicts: list[Bound]) -> list[str]:

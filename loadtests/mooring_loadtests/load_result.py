@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections import Counter, defaultdict
@@ -15,7 +16,7 @@ from mooring import ConfigError, DataError
 from mooring_loadtests.arrivals import arrival_times
 from mooring_loadtests.load_profile import Profile, Span, read_profile
 from mooring_loadtests.load_statistics import Draws, Estimate, figures, percentile, together
-from mooring_loadtests.recorder import Recorder, Second
+from mooring_loadtests.recorder import Health, Recorder, Second
 from mooring_loadtests.server_times import ServerTimes, StepTimes
 
 #: Raised when the file changes so that older readers would err.
@@ -74,13 +75,17 @@ class LoadResult:
     @property
     def names(self) -> tuple[str, ...]:
         """Names of the requests of the stages that count, such as ``ner grpc``."""
-        counted = {second for span in self.measured for second in range(span.start_s, span.end_s)}
-        return tuple(sorted({name for name, second in self.recorder.seconds if second in counted}))
+        return tuple(sorted({name for name, second in self.recorder.seconds if second in self._counted}))
 
     @property
     def measured(self) -> tuple[Span, ...]:
         """The stages that count."""
         return tuple(span for span in self.profile.spans() if span.measured)
+
+    @cached_property
+    def _counted(self) -> frozenset[int]:
+        """The seconds of the stages that count."""
+        return frozenset(second for span in self.measured for second in range(span.start_s, span.end_s))
 
     def seconds(self, name: str | None = None, spans: Sequence[Span] | None = None) -> list[Second]:
         """One entry a second of the stages.
@@ -136,11 +141,15 @@ class LoadResult:
     def cpu(self, span: Span) -> dict[int, Counter[float]]:
         """What each generating process used of a core in the seconds of a stage."""
         used: defaultdict[int, Counter[float]] = defaultdict(Counter)
-        for second in range(span.start_s, span.end_s):
-            health = self.recorder.health.get(second)
-            for process, share in health.cpu.items() if health else ():
+        for health in self._health(span):
+            for process, share in health.cpu.items():
                 used[process][share] += 1
         return used
+
+    def _health(self, span: Span) -> list[Health]:
+        """What the generator said of itself in the seconds of a stage."""
+        health = self.recorder.health
+        return [health[second] for second in range(span.start_s, span.end_s) if second in health]
 
     @cached_property
     def doubts(self) -> list[str]:
@@ -165,11 +174,12 @@ class LoadResult:
     def _due(self) -> int:
         """How many requests an open loop should have sent in the stages that count: its seed says when."""
         # Each process has a source of each protocol's requests.
-        sources = self.processes * max(1, len({name for name, _ in self.recorder.seconds}))
-        counted = {second for span in self.measured for second in range(span.start_s, span.end_s)}
+        protocols = max(1, len({name for name, _ in self.recorder.seconds}))
+        sources = self.processes * protocols
         return sum(
-            int(due_s) in counted
-            for source in range(sources)
+            int(due_s) in self._counted
+            for process in self._generators()
+            for source in range(process, process + sources, self.processes)
             for due_s in arrival_times(
                 self.profile.spans(),
                 arrivals=self.profile.arrivals,
@@ -179,20 +189,25 @@ class LoadResult:
             )
         )
 
+    def _generators(self) -> list[int]:
+        """Numbers of the generating processes: not always the first ones, as Locust gives none twice."""
+        known = sorted({process for health in self.recorder.health.values() for process in health.cpu})
+        others = (number for number in itertools.count() if number not in known)
+        return [*known, *itertools.islice(others, max(0, self.processes - len(known)))]
+
     def _gone(self) -> int:
         """How many of the generating processes were not there until the last stage that counts ended."""
-        end_s = max(span.end_s for span in self.measured)
-        health = self.recorder.health
-        last = {process: second for second in sorted(health) for process in health[second].cpu}
         # A run of a few seconds is over before that shows.
-        return sum(last.get(process, 0) < end_s - _SILENT_S for process in range(self.processes))
+        from_s = max(span.end_s for span in self.measured) - _SILENT_S
+        health = self.recorder.health
+        there = {process for second in health if second >= from_s for process in health[second].cpu}
+        return max(0, self.processes - len(there)) if from_s > 0 else 0
 
     def _lateness(self, stage: StageFigures) -> tuple[float, str] | None:
         """Share of a stage's requests that left late, and it in words; ``None`` where it does not matter."""
         lateness: Counter[float] = Counter()
-        for second in range(stage.span.start_s, stage.span.end_s):
-            if second in self.recorder.health:
-                lateness.update(self.recorder.health[second].lateness_ms)
+        for health in self._health(stage.span):
+            lateness.update(health.lateness_ms)
         p99 = stage.figures["p99_ms"].value
         limit = max(_LATENESS_LIMIT_MS, p99 / 10 if math.isfinite(p99) else 0.0)
         late = sum(count for value, count in lateness.items() if value > limit)

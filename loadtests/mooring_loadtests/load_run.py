@@ -30,7 +30,7 @@ _LOCUSTFILE = Path(__file__).resolve().parent.parent / "locustfile.py"
 _POLL_S = 0.2
 #: Time for Locust to start, stop and write its report, on top of the run itself.
 _OVERHEAD_S = 60.0
-#: Time for a run that is given up to end in order.
+#: Time for a run that is given up to end in order, on top of a request's.
 _STOP_S = 10.0
 _PROTOCOLS = {"grpc": "GrpcUser", "http": "HttpUser"}
 #: How long a run waits for its workers.
@@ -191,7 +191,8 @@ def _generate(
             if generators > 1:
                 command += ["--processes", str(generators)]
         with log.open("wb") as output:
-            status = _run([*command, *_users(urls)], output.fileno(), limit_s, progress)
+            stop_s = profile.timeout_s + _STOP_S
+            status = _run([*command, *_users(urls)], output.fileno(), limit_s, stop_s, progress)
         if not results.is_file():
             end = log.read_text(encoding="utf-8", errors="replace").strip()[-1000:]
             raise MooringError(
@@ -214,7 +215,9 @@ def _users(urls: Mapping[str, str | None]) -> list[str]:
     return [*options, *(_PROTOCOLS[protocol] for protocol in known)]
 
 
-def _run(command: Sequence[str], output: int, limit_s: float, progress: Callable[[float], None]) -> int:
+def _run(
+    command: Sequence[str], output: int, limit_s: float, stop_s: float, progress: Callable[[float], None]
+) -> int:
     began_s = time.monotonic()
     process = subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=_environment(os.environ)
@@ -231,7 +234,7 @@ def _run(command: Sequence[str], output: int, limit_s: float, progress: Callable
         # A master tells its workers to stop.
         process.terminate()
         try:
-            process.wait(_STOP_S)
+            process.wait(stop_s)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()

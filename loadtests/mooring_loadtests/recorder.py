@@ -72,8 +72,7 @@ class Recorder:
             self.seconds[name, int(ended_s)].answers += 1
         else:
             second.failures_ms[latency_ms] += 1
-            known = error in self.errors or len(self.errors) < _MOST_ERRORS
-            self.errors[error if known else error.partition(":")[0]] += 1
+            self._count_error(error, 1)
         if sent_s is not None:
             self.late(intended_s, sent_s - intended_s)
 
@@ -123,7 +122,12 @@ class Recorder:
         for entry in taken["health"]:
             self.health[entry["second"]].lateness_ms.update(dict(entry["lateness_ms"]))
             self.health[entry["second"]].cpu.update(entry["cpu"])
-        self.errors.update(taken["errors"])
+        for error, count in taken["errors"].items():
+            self._count_error(error, count)
+
+    def _count_error(self, error: str, count: int) -> None:
+        known = error in self.errors or len(self.errors) < _MOST_ERRORS
+        self.errors[error if known else error.partition(":")[0]] += count
 
 
 def round_ms(time_ms: float) -> float:

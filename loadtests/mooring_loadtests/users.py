@@ -29,8 +29,9 @@ from gevent.pool import Pool
 from locust.env import Environment
 from locust.exception import StopUser
 from locust.runners import MasterRunner, WorkerRunner
+from locust.user.users import LOCUST_STATE_STOPPING
 
-from mooring import Client, MooringError, RetryPolicy
+from mooring import CircuitPolicy, Client, MooringError, RetryPolicy
 from mooring_loadtests.arrivals import arrival_times
 from mooring_loadtests.load_profile import Profile, load_profile
 from mooring_loadtests.options import add_options
@@ -51,14 +52,23 @@ _TIMER_LATE_S = 0.0008
 _MOST_UNDER_WAY = 5000
 #: What the last requests may take beyond their own budget until their users end.
 _SLACK_S = 3.0
+# Each request is sent once, whatever came of those before: a retry would hide a refusal, and a circuit that
+# opens would hold requests back when the server is well again.
+_RETRY = RetryPolicy(max_retries=0)
+_CIRCUIT = CircuitPolicy(failures=sys.maxsize, pause_s=0.01, max_pause_s=0.01, probe_timeout_s=3600.0)
 
 
 class _Process:
     """What the users of one process share."""
 
     def __init__(self) -> None:
-        self.recorder = Recorder()
         self.profile: Profile | None = None
+        self.watched = False
+        self.reset()
+
+    def reset(self) -> None:
+        """Make ready for a run: Locust's own page can start several, one after another."""
+        self.recorder = Recorder()
         self.numbers = itertools.count()
         self._began_s: float | None = None
 
@@ -97,12 +107,17 @@ def _prepare(environment: Environment, **_: Any) -> None:
 
 @events.test_start.add_listener
 def _watch(environment: Environment, **_: Any) -> None:
-    if not isinstance(environment.runner, MasterRunner):
-        if environment.parsed_options.generators > 1 and profile_of(environment).loop == "closed":
-            # All at once, as some processes may get their first user in a later stage, or none.
-            _process.begin()
+    _process.reset()
+    if isinstance(environment.runner, MasterRunner):
+        return
+    loop = profile_of(environment).loop
+    if environment.parsed_options.generators > 1 and loop == "closed":
+        # All at once, as some processes may get their first user in a later stage, or none.
+        _process.begin()
+    if not _process.watched:
+        _process.watched = True
         gevent.spawn(_note_cpu, _generator(environment))
-        if profile_of(environment).loop == "closed":
+        if loop == "closed":
             gevent.spawn(_note_lag)
 
 
@@ -201,9 +216,12 @@ class ModelUser(User):
         self._model: str = options.model
         self._name = f"{self._model} {self.protocol}"
         url = {"grpc": options.grpc_url, "http": options.http_url}[self.protocol]
-        # A retry would hide a refusal, and send more than the profile says.
-        self._client = Client(url, timeout_s=self._profile.timeout_s, retry=RetryPolicy(max_retries=0))
-        self._number = _generator(environment) + options.generators * next(_process.numbers)
+        self._client = Client(url, timeout_s=self._profile.timeout_s, retry=_RETRY, circuit=_CIRCUIT)
+        turn = next(_process.numbers)
+        self._number = _generator(environment) + options.generators * turn
+        #: Of an open loop: starts in place of a source whose process has gone. What that one had still to
+        #: send is missing, and the result says so: sent now, most of it would come as one burst.
+        self._is_replacement = turn >= len(environment.user_classes)
         self._items: Iterator[Any] = iter(())
         self._ask: Any = None
 
@@ -214,11 +232,12 @@ class ModelUser(User):
     @task
     def run_loop(self) -> None:
         """One turn of a closed loop, or all of an open one."""
-        if self._profile.loop == "closed" and _process.now_s() >= self._profile.seconds:
+        closed = self._profile.loop == "closed"
+        if _process.now_s() >= self._profile.seconds if closed else self._is_replacement:
             raise StopUser
         if self._ask is None and not self._learn():
             gevent.sleep(_PAUSE_AFTER_FAILURE_S)
-        elif self._profile.loop == "open":
+        elif not closed:
             self._send_at_set_times()
         elif not self._send(_process.now_s(), due=False):
             gevent.sleep(_PAUSE_AFTER_FAILURE_S)
@@ -252,9 +271,18 @@ class ModelUser(User):
             wait_s = intended_s - _process.now_s() - _TIMER_LATE_S
             if wait_s > 0:
                 gevent.sleep(wait_s)
-            pool.spawn(self._send, intended_s)
+            if self._state == LOCUST_STATE_STOPPING:
+                # Somebody ends the run early.
+                break
+            pool.spawn(self._send_due, intended_s)
         pool.join()
         raise StopUser
+
+    def _send_due(self, intended_s: float) -> None:
+        try:
+            self._send(intended_s)
+        except Exception as exc:  # noqa: BLE001 - a crash, which Locust notes by itself in a user's own greenlet
+            self.environment.events.user_error.fire(user_instance=self, exception=exc, tb=exc.__traceback__)
 
     def _send(self, intended_s: float, *, due: bool = True) -> bool:
         """Send the next item and note how it went, counted from ``intended_s``; whether it was answered.

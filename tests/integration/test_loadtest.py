@@ -27,6 +27,7 @@ from mooring_loadtests.load_result import LoadResult, read_result
 from mooring_loadtests.load_run import run_load
 from mooring_loadtests.slo import bounds
 from mooring_serve import TritonServer
+from processes import all_gone, family, wait_until
 from python_models import write_python_model
 from text_models import INTENT_CONFIG, write_text_models
 
@@ -282,6 +283,30 @@ def test_what_was_measured_is_kept_where_the_server_died(
     assert load.server is None
     assert len(complaints) == 1
     assert complaints[0].startswith("no times of the server's steps: ")
+
+
+def test_a_run_that_is_ended_early_sends_no_more(
+    tmp_path: Path, make_server: Callable[..., TritonServer]
+) -> None:
+    server = make_server(write_text_models(tmp_path / "models"))
+    words = ["load", "ner", "--url", server.grpc_url, "--reports", str(tmp_path), "--profile", "steady"]
+    # What is under way would be waited for, half a minute at most.
+    words += ["--set", "timeout_s=30", "--set", "stages=[{seconds=120}]", "--processes", "2"]
+    process = subprocess.Popen([sys.executable, "-m", "mooring", *words], cwd=CHECKOUT)
+    try:
+        with Client(server.grpc_url) as client:
+            wait_until(
+                lambda: sum(entry.inference_count for entry in client.statistics("ner")) > 40, timeout_s=60
+            )
+        processes = family(process.pid)
+        process.terminate()
+        wait_until(lambda: all_gone(processes))
+    finally:
+        process.kill()
+        process.wait()
+    # Itself, Locust's master and two workers.
+    assert len(processes) == 4
+    assert not (tmp_path / "ner-steady.json").exists()
 
 
 def test_each_protocol_is_tried_before_anything_is_measured(

@@ -282,8 +282,10 @@ async def _ask_lean(answers: Sequence[Sequence[bytes]], *, close: bool = False) 
                 said = []
                 for number in range(len(answers)):
                     said.append(await asyncio.wait_for(ask(number), 5))
-                    # A server that closes has done so before the next question.
-                    await asyncio.sleep(0.05)
+                    if close:
+                        # Before the next question, and so that the caller has noticed.
+                        await asyncio.wait_for(ended.wait(), 5)
+                        await asyncio.sleep(0.05)
                 return said, connections
         finally:
             await asyncio.wait_for(ended.wait(), 5)
@@ -293,14 +295,15 @@ _OK = b"HTTP/1.1 200 OK\r\nX: y\r\ncontent-length: 4\r\n\r\n"
 
 
 def test_lean_callers_keep_connections_and_put_answers_together() -> None:
-    pieces = [[_OK + b"just"], [_OK[:20], _OK[20:-2], b"\r\nso", b"me"], [_OK + b"more"]]
+    chunked = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nmo\r\n2\r\nre\r\n0\r\n\r\n"
+    pieces = [[_OK + b"just"], [_OK[:20], _OK[20:-2], b"\r\nso", b"me"], [chunked]]
     assert asyncio.run(_ask_lean(pieces)) == ([b"just", b"some", b"more"], 1)
     assert asyncio.run(_ask_lean(pieces, close=True)) == ([b"just", b"some", b"more"], 3)
 
 
 @pytest.mark.parametrize(
     ("answer", "message"),
-    [(b"HTTP/1.1 200 OK\r\n\r\n", "without its length"), (_OK + b"les", "connection was lost")],
+    [(b"SSH-2.0-OpenSSH_9.2\r\n", "no HTTP response"), (_OK + b"les", "connection was lost")],
 )
 def test_lean_callers_say_what_is_no_answer(answer: bytes, message: str) -> None:
     with pytest.raises(TransportError, match=message):

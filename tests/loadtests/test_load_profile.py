@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,7 @@ def test_stages_follow_one_another() -> None:
         ({"slo": {"error_rate": 1.5}}, r"slo\.error_rate: Input should be less than or equal to 1"),
         ({"payload": {"max_words": 0}}, r"payload\.max_words: Input should be greater than or equal to 1"),
         ({"timeout_s": -1.0}, "timeout_s: Input should be greater than 0"),
+        ({"slo": {"p99_ms": math.inf}}, r"slo\.p99_ms: Input should be a finite number"),
     ],
 )
 def test_mistakes_are_named(change: dict[str, Any], mistake: str) -> None:

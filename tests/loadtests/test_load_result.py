@@ -11,6 +11,7 @@ import pytest
 
 from load_results import load_result
 from mooring import ConfigError, DataError
+from mooring_loadtests.arrivals import arrival_times
 from mooring_loadtests.load_profile import Profile, Slo, Stage
 from mooring_loadtests.load_result import LoadResult, read_result
 from mooring_loadtests.recorder import Recorder
@@ -117,6 +118,19 @@ def test_a_process_that_ended_early_is_missed(last_s: int | None, gone: bool) ->
         result.recorder.health[second].cpu = {0: 0.1, 1: 0.1} if there else {0: 0.1}
     words = ["1 of 2 generating processes ended early or never began"]
     assert result.doubts == (words if gone else [])
+
+
+def test_processes_that_began_anew_have_other_numbers() -> None:
+    result = load_result(names=("ner grpc",))
+    sent = replace(result, processes=2, recorder=Recorder())
+    # The first one was started twice, so that Locust calls the second start 2.
+    for number, process in enumerate((1, 2)):
+        times = arrival_times(sent.profile.spans(), arrivals="poisson", seed="0", source=process, sources=2)
+        for at_s in times:
+            sent.recorder.request("ner grpc", intended_s=at_s, sent_s=at_s, ended_s=at_s + 0.01)
+        for second in range(sent.profile.seconds):
+            sent.recorder.health[second].cpu[process] = 0.3 + number / 10
+    assert sent.doubts == []
 
 
 def test_it_is_known_how_many_requests_of_a_poisson_stream_are_due() -> None:

@@ -25,3 +25,87 @@ def test_grpc_is_prepared_for_gevent_once_and_before_the_first_call() -> None:
                     print(len(calls))
     """
     assert _run_python(code) == "1\n1\n"
+
+
+# A user whose model is what ``answer`` says; nothing is connected.
+_USER = """if True:
+    from argparse import Namespace
+    from mooring_loadtests import users
+    from locust.env import Environment
+    from locust.event import Events
+    from locust.exception import StopUser
+
+    options = Namespace(
+        load_profile="steady",
+        overrides=["rate=100", 'arrivals="constant"', "stages=[{seconds=1}]"],
+        generators=1, model="ner", grpc_url="grpc://127.0.0.1:1", http_url="http://127.0.0.1:1",
+    )
+    environment = Environment(user_classes=[users.GrpcUser], parsed_options=options, events=Events())
+
+    def run(answer):
+        user = users.GrpcUser(environment)
+        user._items = iter(range(1000))
+        user._ask = lambda item: answer(user, item)
+        users._process.begin()
+        try:
+            user.run_loop()
+        except StopUser:
+            user.on_stop()
+"""
+
+
+def test_an_open_loop_ends_when_locust_ends_it() -> None:
+    code = """
+    sent = []
+    def answer(user, item):
+        sent.append(item)
+        if len(sent) == 5:
+            user._state = "stopping"
+    run(answer)
+    print(len(sent))
+    """
+    assert _run_python(_USER + code) == "5\n"
+
+
+def test_what_crashes_in_an_open_loop_is_no_missing_request() -> None:
+    code = """
+    def answer(user, item):
+        if item % 50 == 7:
+            raise KeyError(item)
+    environment.events.user_error.add_listener(lambda exception, tb, **_: print(repr(exception), bool(tb)))
+    run(answer)
+    """
+    assert _run_python(_USER + code) == "KeyError(7) True\nKeyError(57) True\n"
+
+
+def test_a_source_that_replaces_another_sends_nothing() -> None:
+    # Locust starts one more user in a process where another process has gone.
+    code = """
+    sent = []
+    run(lambda user, item: sent.append(item))
+    print(len(sent))
+    run(lambda user, item: sent.append(item))
+    print(len(sent))
+    """
+    assert _run_python(_USER + code) == "100\n100\n"
+
+
+def test_each_test_of_locusts_page_begins_anew() -> None:
+    code = """
+    environment.runner = None
+    sent = []
+    for _ in range(2):
+        users._watch(environment)
+        run(lambda user, item: sent.append(users._process.now_s()))
+    print(len(sent), sent[100] < 0.5, users._process.recorder.seconds["ner grpc", 0].latencies_ms.total())
+    """
+    assert _run_python(_USER + code) == "200 True 100\n"
+
+
+def test_a_server_that_is_not_there_is_asked_again_and_again() -> None:
+    code = """
+    run(lambda user, item: user._client.metadata("ner"))
+    errors = users._process.recorder.errors
+    print(sum(errors.values()), {error.partition(":")[0] for error in errors})
+    """
+    assert _run_python(_USER + code) == "100 {'ConnectError'}\n"

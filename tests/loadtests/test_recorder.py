@@ -72,6 +72,17 @@ def test_messages_that_never_repeat_do_not_pile_up() -> None:
     assert recorder.errors["ConnectError: after 3 ms"] == 2
 
 
+def test_nor_do_they_where_processes_hand_over_a_few_at_a_time() -> None:
+    master, worker = Recorder(), Recorder()
+    for number in range(200):
+        error = f"ConnectError: after {number} ms"
+        worker.request("ner", intended_s=0.0, sent_s=None, ended_s=0.1, error=error)
+        if number % 20 == 19:
+            master.add(worker.take())
+    assert len(master.errors) == 51
+    assert master.errors["ConnectError"] == 150
+
+
 @pytest.mark.parametrize(
     ("time_ms", "rounded"),
     [(0.0, 0.0), (0.01234, 0.0123), (12.345, 12.3), (999.6, 1000.0), (61234.0, 61200.0)],

@@ -1,0 +1,51 @@
+"""What ``mooring load`` says of a run, and how it ends."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from load_results import STEPS, load_result
+from mooring import _cli as cli
+from mooring_loadtests import load_run
+from mooring_loadtests.load_profile import Slo
+from mooring_loadtests.load_result import LoadResult
+from mooring_loadtests.recorder import Recorder
+
+
+def _run(result: LoadResult, folder: Path, monkeypatch: pytest.MonkeyPatch) -> int:
+    monkeypatch.setattr(load_run, "run_load", lambda **asked: result)
+    return cli.main(["load", "ner", "--profile", "steady", "--reports", str(folder)])
+
+
+@pytest.mark.parametrize(("bound_ms", "status"), [(None, 0), (1000.0, 0), (1.0, 1)])
+def test_bounds_decide(
+    bound_ms: float | None, status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert _run(load_result(slo=Slo(p99_ms=bound_ms)), tmp_path, monkeypatch) == status
+    assert (tmp_path / "ner-steady.json").is_file()
+
+
+def test_a_server_that_died_is_no_success_where_nothing_is_bound(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # From the second but last stage on nothing is answered in time.
+    result = load_result(stages=STEPS, stall=(65.0, 1000.0))
+    assert _run(result, tmp_path, monkeypatch) == 1
+    assert "NOT ANSWERED: no request of the last stage was\n" in capsys.readouterr().out
+    assert (tmp_path / "ner-steady.json").is_file()
+
+
+def test_a_run_that_nothing_came_of_leaves_the_last_one_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "ner-steady.json").write_text("the last one", encoding="utf-8")
+    empty = replace(load_result(), recorder=Recorder())
+    empty.recorder.errors["DeadlineExceeded: no answer within 10 s"] += 4
+    assert _run(empty, tmp_path, monkeypatch) == 1
+    said = capsys.readouterr().err
+    assert f"came to an end (log: {tmp_path / 'ner-steady.log'})" in said
+    assert "4 x DeadlineExceeded: no answer within 10 s" in said
+    assert (tmp_path / "ner-steady.json").read_text(encoding="utf-8") == "the last one"
