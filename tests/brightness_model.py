@@ -8,14 +8,20 @@ import onnx
 from onnx import TensorProto, helper
 
 from mooring_build.publish import EngineFiles, Release, publish_release
-from mooring_build.recipe import load_recipe
+from mooring_build.recipe import Recipe, load_recipe
 
 LABELS = ["bright", "dark"]
 
 
 def publish_brightness_model(repository: Path, scratch: Path) -> None:
     """Publish it as ``image``, with the shipped recipe's decoder; ``scratch`` gets the engine's file."""
-    recipe = load_recipe("image", ["serving.instance_count=1", 'export.formats=["onnx"]'])
+    publish_release(repository, *brightness_release(scratch))
+
+
+def brightness_release(scratch: Path, *, size: int = 28) -> tuple[Recipe, Release]:
+    """Recipe and release of pictures of ``size`` by ``size`` pixels; ``scratch`` gets the engine's file."""
+    overrides = ["serving.instance_count=1", 'export.formats=["onnx"]', f"image.size={size}"]
+    recipe = load_recipe("image", overrides)
     shape = ["batch", recipe.image.channels, recipe.image.size, recipe.image.size]
     graph = helper.make_graph(
         [
@@ -36,6 +42,5 @@ def publish_brightness_model(repository: Path, scratch: Path) -> None:
     onnx.checker.check_model(model, full_check=True)
     scratch.mkdir(parents=True, exist_ok=True)
     onnx.save(model, scratch / "brightness.onnx")
-    engine = EngineFiles(path=scratch / "brightness.onnx", parity={"passed": True}, key="a")
-    release = Release(labels=LABELS, engines={"onnx": engine}, inputs_digest="a", facts={})
-    publish_release(repository, recipe, release)
+    engine = EngineFiles(path=scratch / "brightness.onnx", parity={"passed": True}, key=f"{size}")
+    return recipe, Release(labels=LABELS, engines={"onnx": engine}, inputs_digest=f"{size}", facts={})

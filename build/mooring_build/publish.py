@@ -21,9 +21,10 @@ Nothing deletes them but their owner.
 from __future__ import annotations
 
 import datetime
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Literal
 
 from tritonclient.grpc import model_config_pb2 as pb
 
@@ -110,7 +111,7 @@ def publish_steps(repository: Path, recipe: Recipe, release: Release) -> Generat
         _recover(repository, model_names(recipe), journal)
         yield "recovered"
         _check_task(repository, recipe)
-        _check_joining(repository, recipe)
+        _check_joining(repository, recipe, release.labels)
         released = released_version(repository, recipe.name)
         if released is not None:
             _check_widths(repository, recipe, release.labels)
@@ -140,9 +141,13 @@ def write_configs(repository: Path, recipe: Recipe, labels: Sequence[str], versi
                 f"{repository / recipe.name} has released version {released}: "
                 f"its configs can't be rewritten for version {version}"
             )
-        _check_joining(repository, recipe)
-        for model, config in model_configs(recipe, labels, version).items():
-            write_file(repository / model / CONFIG, dumps_config(config))
+        _check_joining(repository, recipe, labels)
+        configs = model_configs(recipe, labels, version)
+        old = read_config(repository, recipe.name)
+        # Killed in between, the ensemble must not take larger batches than its steps: Triton refuses that.
+        shrinks = old is not None and configs[recipe.name].max_batch_size < old.max_batch_size
+        for model in sorted(configs, key=lambda model: (model == recipe.name) != shrinks):
+            write_file(repository / model / CONFIG, dumps_config(configs[model]))
 
 
 def is_up_to_date(repository: Path, recipe: Recipe, labels: Sequence[str], inputs_digest: str) -> bool:
@@ -232,7 +237,9 @@ def _both(
         return after[model]
     old, config = loads_config(old_text), loads_config(after[model])
     if list(old.output) != list(config.output):
-        _leave_label_count_open(config)
+        _leave_open(config, "output", old.output)
+    if list(old.input) != list(config.input):
+        _leave_open(config, "input", old.input)
     if config.backend == "python":
         # The old ensemble may ask for what the new release no longer answers, such as a head.
         kept = {output.name for output in config.output}
@@ -243,17 +250,22 @@ def _both(
     return dumps_config(config)
 
 
-def _leave_label_count_open(config: pb.ModelConfig) -> None:
-    """Make an engine's config fit versions with different numbers of labels.
+def _leave_open(
+    config: pb.ModelConfig, field: Literal["input", "output"], old: Iterable[pb.ModelInput | pb.ModelOutput]
+) -> None:
+    """Make a part's config fit versions whose tensors have other dims, such as the number of labels.
 
-    The onnxruntime backend refuses -1 for an axis that the file fixes, but reads outputs that are not
-    declared from each version's own file; the pytorch backend wants them declared and compares nothing.
+    The onnxruntime backend refuses -1 for an axis that the file fixes, but reads what is not declared from
+    each version's own file; the pytorch backend wants tensors declared and compares nothing.
     """
     if config.backend == "onnxruntime":
-        config.ClearField("output")
-    else:
-        for output in config.output:
-            output.dims[-1] = -1
+        config.ClearField(field)
+        return
+    before = {tensor.name: tensor.dims for tensor in old}
+    for tensor in getattr(config, field):
+        for axis, size in enumerate(before.get(tensor.name, tensor.dims)):
+            if tensor.dims[axis] != size:
+                tensor.dims[axis] = -1
 
 
 def _recover(repository: Path, models: Sequence[str], journal: Journal) -> None:
@@ -324,15 +336,24 @@ def _check_task(repository: Path, recipe: Recipe) -> None:
         )
 
 
-def _check_joining(repository: Path, recipe: Recipe) -> None:
+def _check_joining(repository: Path, recipe: Recipe, labels: Sequence[str]) -> None:
     """What joins this pipeline must load after it too."""
     most = recipe.serving.max_batch_size
-    for name, size in joining_pipelines(repository, recipe.name).items():
+    answers = {output.name for output in model_configs(recipe, labels, 1)[recipe.name].output}
+    for name, config in joining_pipelines(repository, recipe.name).items():
+        joins, size = f"{repository / name} joins {recipe.name!r}", config.max_batch_size
         if size > most:
             raise PublishError(
-                f"{repository / name} joins {recipe.name!r} and takes batches of {size}: Triton would not "
-                f"load it beside serving.max_batch_size {most}; set that to {size} or more, or first build "
-                f"{name!r} with --set serving.max_batch_size={most}"
+                f"{joins} and takes batches of {size}: Triton would not load it beside "
+                f"serving.max_batch_size {most}; set that to {size} or more, or first build {name!r} with "
+                f"--set serving.max_batch_size={most}"
+            )
+        steps = [step for step in config.ensemble_scheduling.step if step.model_name == recipe.name]
+        if missing := sorted({output for step in steps for output in step.output_map} - answers):
+            raise PublishError(
+                f"{joins} and needs its output {', '.join(missing)}, which this release has not: Triton "
+                "would not load it, and 'mooring serve' not start; build into another --repository, give the "
+                f"recipe another name, or move {repository / name} away"
             )
 
 

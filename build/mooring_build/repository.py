@@ -88,10 +88,10 @@ def released_version(repository: Path, name: str) -> int | None:
     return version if all((folder / MANIFEST).is_file() for folder in folders) else None
 
 
-def joining_pipelines(repository: Path, name: str) -> dict[str, int]:
-    """The largest batch of each pipeline on disk that has the pipeline ``name`` for a step.
+def joining_pipelines(repository: Path, name: str) -> dict[str, pb.ModelConfig]:
+    """The config of each pipeline on disk that has the pipeline ``name`` for a step.
 
-    Triton loads no ensemble that takes larger batches than its steps.
+    Triton loads no ensemble that takes larger batches than its steps, or outputs that they don't have.
     """
     found = {}
     for path in sorted(repository.glob(f"*/{CONFIG}")):
@@ -102,7 +102,7 @@ def joining_pipelines(repository: Path, name: str) -> dict[str, int]:
             continue
         joins = any(step.model_name == name for step in config.ensemble_scheduling.step)
         if joins and versions_of(repository, path.parent.name):
-            found[path.parent.name] = config.max_batch_size
+            found[path.parent.name] = config
     return found
 
 

@@ -75,7 +75,9 @@ class Release:
         #: Digest of what the release was made from.
         self.digest: str = manifest["inputs_digest"]
         #: Least ``max_batch_size`` that the pipelines which join this one allow.
-        self._smallest_batch = max(joining_pipelines(repository, model).values(), default=1)
+        self._smallest_batch = max(
+            (config.max_batch_size for config in joining_pipelines(repository, model).values()), default=1
+        )
         self._builds = {self._built: Build(self._recipe, repository, version)}
         self._check_configs()
 

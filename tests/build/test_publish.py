@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 
+from brightness_model import brightness_release
 from mooring import PublishError
+from mooring_build import publish
 from mooring_build import repository as repository_module
 from mooring_build.digests import file_sha256
 from mooring_build.publish import (
@@ -270,6 +272,45 @@ def test_another_number_of_labels_is_left_open_until_the_switch_is_done(
     list(steps)
     for model in ("ner_onnx", "ner_torchscript"):
         assert _logits(repository, model) == ([[-1, 7]], [2])
+
+
+def test_another_size_of_pictures_is_left_open_until_the_switch_is_done(
+    tmp_path: Path, repository: Path
+) -> None:
+    publish_release(repository, *brightness_release(tmp_path / "a"))
+    seen = {}
+    for step in publish_steps(repository, *brightness_release(tmp_path / "b", size=20)):
+        decoder, engine = (read_config(repository, f"image_{part}") for part in ("decoder", "onnx"))
+        assert decoder is not None
+        assert engine is not None
+        seen[step] = [[list(tensor.dims) for tensor in tensors] for tensors in (decoder.output, engine.input)]
+    assert seen["noted"] == [[[1, 28, 28]], [[1, 28, 28]]]
+    # ONNX Runtime's backend reads what is not declared from each version's file.
+    assert seen["committed"] == [[[1, -1, -1]], []]
+    assert seen["closed"] == [[[1, 20, 20]], [[1, 20, 20]]]
+
+
+@pytest.mark.parametrize(("old", "new"), [(32, 8), (8, 32)])
+def test_configs_that_are_half_written_have_no_larger_batches_than_their_parts(
+    old: int, new: int, repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, after = (padded_recipe("ner", [f"serving.max_batch_size={size}"]) for size in (old, new))
+    write_configs(repository, before, ENTITY_LABELS, 1)
+    write_file, written = publish.write_file, 0
+
+    def write(path: Path, text: str) -> None:
+        nonlocal written
+        write_file(path, text)
+        written += 1
+        configs = [
+            loads_config((repository / model / "config.pbtxt").read_text()) for model in (*PARTS, "ner")
+        ]
+        *parts, ensemble = [config.max_batch_size for config in configs]
+        assert ensemble <= min(parts)
+
+    monkeypatch.setattr(publish, "write_file", write)
+    write_configs(repository, after, ENTITY_LABELS, 1)
+    assert written == len(model_names(after))
 
 
 def _logits(repository: Path, model: str) -> tuple[list[list[int]], list[int]]:

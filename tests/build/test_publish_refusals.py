@@ -215,3 +215,23 @@ def test_batches_smaller_than_those_of_a_pipeline_that_joins_it_are_refused(
     # Without a version on disk nothing serves it.
     (repository / "service" / "1").rmdir()
     write_configs(repository, small, release.labels, version)
+
+
+def test_a_release_without_an_output_that_a_pipeline_joins_is_refused(
+    repository: Path, recipe: Recipe, release: Release, next_release: Release
+) -> None:
+    version = publish_release(repository, recipe, release)
+    joining = pb.ModelConfig(name="service", platform="ensemble", max_batch_size=1)
+    step = joining.ensemble_scheduling.step.add(model_name="ner", model_version=-1)
+    step.output_map["label"] = "label"
+    (repository / "service" / "1").mkdir(parents=True)
+    (repository / "service" / "config.pbtxt").write_text(dumps_config(joining))
+    write_configs(repository, recipe, release.labels, version)
+    step.output_map["acceptance"] = "acceptance"
+    (repository / "service" / "config.pbtxt").write_text(dumps_config(joining))
+    before = snapshot(repository)
+    with pytest.raises(PublishError, match=r"service joins 'ner' and needs its output acceptance, which"):
+        publish_release(repository, recipe, next_release)
+    with pytest.raises(PublishError, match=r"service joins 'ner' and needs its output acceptance, which"):
+        write_configs(repository, recipe, release.labels, version)
+    assert snapshot(repository) == before

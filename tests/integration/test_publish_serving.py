@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import pickle
 import signal
 import subprocess
@@ -15,11 +16,13 @@ import numpy as np
 import pytest
 import tritonclient.grpc as triton_grpc
 import tritonclient.http as triton_http
+from PIL import Image
 from tritonclient.utils import InferenceServerException
 
+from brightness_model import brightness_release
 from mooring import Client
 from mooring._served.softmax import softmax
-from mooring_build.publish import publish_release, released_version
+from mooring_build.publish import Release, publish_release, released_version
 from mooring_build.recipe import Recipe
 from mooring_serve import TritonServer
 from tiny_release import LABELS, LOGIT, make_release, padded_recipe
@@ -202,13 +205,34 @@ def test_a_killed_publish_leaves_a_pipeline_that_answers(
         tmp_path / "new", recipe, {"anna": "B-LOC"}, labels=more, inputs_digest="b", runnable=True
     )
     publish_release(repository, recipe, old)
-    (tmp_path / "publish.pickle").write_bytes(pickle.dumps((repository, recipe, new, last)))
-    killed = subprocess.run([sys.executable, "-c", _KILLED, str(tmp_path / "publish.pickle")], check=False)
-    assert killed.returncode == -signal.SIGKILL
-
+    _publish_until(last, repository, recipe, new, tmp_path / "publish.pickle")
     assert _ask(make_server(repository)) == answer
     assert publish_release(repository, recipe, new) == 2
     assert released_version(repository, "ner") == 2
+
+
+@pytest.mark.parametrize(
+    "last", ["opened image_decoder", "opened image_onnx", "committed", "narrowed image_decoder"]
+)
+def test_a_killed_publish_of_pictures_of_another_size_leaves_one_of_them(
+    tmp_path: Path, make_server: Callable[..., TritonServer], last: str
+) -> None:
+    repository = tmp_path / "repository"
+    publish_release(repository, *brightness_release(tmp_path / "old"))
+    _publish_until(
+        last, repository, *brightness_release(tmp_path / "new", size=20), tmp_path / "publish.pickle"
+    )
+    picture = io.BytesIO()
+    Image.new("L", (40, 30), color=255).save(picture, "png")
+    with Client(make_server(repository).grpc_url) as client:
+        assert client.task("image")(picture.getvalue())[0].label == "bright"
+
+
+def _publish_until(last: str, repository: Path, recipe: Recipe, release: Release, scratch: Path) -> None:
+    """Publish, and be killed after this step."""
+    scratch.write_bytes(pickle.dumps((repository, recipe, release, last)))
+    killed = subprocess.run([sys.executable, "-c", _KILLED, str(scratch)], check=False)
+    assert killed.returncode == -signal.SIGKILL
 
 
 def _ask(server: TritonServer) -> bytes:
