@@ -152,8 +152,7 @@ def server_command(
         ]
     for backend in _STUB_BACKENDS if installation.embedded else _STUB_BACKENDS[:1]:
         command.append(f"--backend-config={backend},shm-region-prefix-name={server_id}")
-        if installation.embedded:
-            command.append(f"--backend-config={backend},shm-default-byte-size={_STUB_MEMORY_BYTES}")
+        command.append(f"--backend-config={backend},shm-default-byte-size={_STUB_MEMORY_BYTES}")
     return [*command, *_asked_by_configs(options), *options.extra_args]
 
 

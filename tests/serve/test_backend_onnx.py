@@ -19,6 +19,8 @@ from onnx import TensorProto, helper
 from engine_models import lookup_model, onnx_model
 
 SPINNING = ("session.intra_op.allow_spinning", "session.inter_op.allow_spinning")
+#: Providers without a GPU's.
+ON_CPU: list[tuple[str, dict[str, str]]] = [("CPUExecutionProvider", {})]
 
 
 def _on_cpu(folder: Path = Path()) -> Instance:
@@ -97,7 +99,7 @@ def test_a_folder_in_place_of_the_file(tmp_path: Path) -> None:
 
 
 def test_defaults_are_onnx_runtime_s_own_except_for_spinning() -> None:
-    options = session_options(ModelConfig(name="m"), _on_cpu(), {})
+    options = session_options(ModelConfig(name="m"), ON_CPU, {})
     plain = ort.SessionOptions()
     for name in (
         "intra_op_num_threads", "inter_op_num_threads", "execution_mode", "graph_optimization_level",
@@ -105,6 +107,13 @@ def test_defaults_are_onnx_runtime_s_own_except_for_spinning() -> None:
     ):  # fmt: skip
         assert getattr(options, name) == getattr(plain, name), name
     assert [options.get_session_config_entry(key) for key in SPINNING] == ["0", "0"]
+
+
+def test_threads_may_spin_where_a_gpu_computes() -> None:
+    options = session_options(ModelConfig(name="m"), [("CUDAExecutionProvider", {}), *ON_CPU], {})
+    for key in SPINNING:
+        with pytest.raises(RuntimeError, match=key):
+            options.get_session_config_entry(key)
 
 
 def test_parameters_reach_the_session() -> None:
@@ -121,7 +130,7 @@ def test_parameters_reach_the_session() -> None:
         },
         optimization={"graph": {"level": 2}},
     )
-    options = session_options(config, _on_cpu(), {})
+    options = session_options(config, ON_CPU, {})
     assert (options.intra_op_num_threads, options.inter_op_num_threads) == (3, 2)
     assert options.execution_mode == ort.ExecutionMode.ORT_PARALLEL
     assert options.graph_optimization_level == ort.GraphOptimizationLevel.ORT_DISABLE_ALL
@@ -134,9 +143,9 @@ def test_parameters_reach_the_session() -> None:
 def test_a_global_pool_s_thread_counts_go_before_the_model_s() -> None:
     config = ModelConfig(name="m", parameters={"intra_op_thread_count": "3", "inter_op_thread_count": "2"})
     flags = {"enable-global-threadpool": "1", "intra_op_thread_count": "5"}
-    options = session_options(config, _on_cpu(), flags)
+    options = session_options(config, ON_CPU, flags)
     assert (options.intra_op_num_threads, options.inter_op_num_threads) == (5, 0)
-    options = session_options(config, _on_cpu(), {"intra_op_thread_count": "5"})
+    options = session_options(config, ON_CPU, {"intra_op_thread_count": "5"})
     assert options.intra_op_num_threads == 3
 
 
@@ -157,7 +166,7 @@ def test_a_global_pool_s_thread_counts_go_before_the_model_s() -> None:
 )
 def test_wrong_options_are_named(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(BackendError, match=message):
-        session_options(ModelConfig(name="m", **fields), _on_cpu(), {})
+        session_options(ModelConfig(name="m", **fields), ON_CPU, {})
 
 
 def _accelerated(kind: str, name: str, settings: dict[str, str] | None = None, **fields: Any) -> ModelConfig:

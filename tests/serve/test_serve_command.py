@@ -63,7 +63,6 @@ def test_the_official_server_keeps_its_backends() -> None:
     assert set(command()) - set(command(OFFICIAL)) == {
         "--backend-directory=/cache/backends",
         "--cache-directory=/wheel/caches",
-        "--backend-config=python,shm-default-byte-size=16777216",
         "--backend-config=onnxruntime,shm-region-prefix-name=mine",
         "--backend-config=onnxruntime,shm-default-byte-size=16777216",
         "--backend-config=pytorch,shm-region-prefix-name=mine",

@@ -33,8 +33,8 @@ class OnnxEngine:
 
     def __init__(self, config: ModelConfig, instance: Instance, flags: Mapping[str, str]) -> None:
         path = _find_file(config, instance.folder)
-        options = session_options(config, instance, flags)
         providers = execution_providers(config, instance)
+        options = session_options(config, providers, flags)
         try:
             self._session = ort.InferenceSession(str(path), options, providers=providers)
         except Exception as error:

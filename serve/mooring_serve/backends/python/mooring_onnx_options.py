@@ -39,6 +39,7 @@ _TENSORRT_PRECISIONS: Mapping[str, Mapping[str, str]] = {
     "BF16": {"trt_bf16_enable": "1"},
     "INT8": {"trt_int8_enable": "1"},
 }
+_ON_GPU = {"CUDAExecutionProvider", "TensorrtExecutionProvider"}
 _TENSORRT_NAMES = {
     "max_workspace_size_bytes": "trt_max_workspace_size",
     "int8_calibration_table_name": "trt_int8_calibration_table_name",
@@ -48,12 +49,12 @@ _TENSORRT_NAMES = {
 Provider = tuple[str, dict[str, str]]
 
 
-def session_options(config: ModelConfig, instance: Instance, flags: Mapping[str, str]) -> Any:
+def session_options(config: ModelConfig, providers: Sequence[Provider], flags: Mapping[str, str]) -> Any:
     """Build the ``onnxruntime.SessionOptions`` of one instance.
 
     Args:
         config: configuration of the model.
-        instance: where it runs.
+        providers: of :func:`execution_providers`.
         flags: what ``--backend-config`` set for the backend. With ``enable-global-threadpool`` its thread
             counts go before the model's; the pool is that of the instance, which has its own process.
 
@@ -77,7 +78,7 @@ def session_options(config: ModelConfig, instance: Instance, flags: Mapping[str,
     options.enable_mem_pattern = config.flag("enable_mem_pattern", default=True)
     if _DEVICE_ALLOCATOR in config.parameters:
         options.add_session_config_entry(_DEVICE_ALLOCATOR, config.parameters[_DEVICE_ALLOCATOR])
-    if instance.kind != "GPU":
+    if not {name for name, _ in providers} & _ON_GPU:
         for key in _SPINNING:
             options.add_session_config_entry(key, "1" if config.flag(key) else "0")
     for library in config.op_libraries:
