@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from mooring import BatchStatistics, DurationStatistics, InvalidInput, ModelStatistics, Overloaded
-from mooring._operations import GetMetadata, GetStatistics, InferAnswer, Operation
+from mooring._operations import GetMetadata, GetStatistics, Infer, InferAnswer, Operation
 from mooring._transport import Headers
 from mooring.testing import FakeModel, FakeTransport
 from task_models import make_task_server
@@ -151,6 +151,13 @@ class RecordingServer(FakeTransport):
         if isinstance(answer, InferAnswer):
             answer.model_version = self.version
         return answer
+
+    def stream(
+        self, request: Infer, *, timeout_s: float, headers: Headers = ()
+    ) -> Generator[InferAnswer, None, None]:
+        for answer in super().stream(request, timeout_s=timeout_s, headers=headers):
+            answer.model_version = self.version
+            yield answer
 
     def _statistics(self, operation: GetStatistics, name: str) -> ModelStatistics:
         counted = super()._statistics(operation, name)

@@ -238,12 +238,10 @@ class _Session:
             for text in read_texts(
                 args.replay, time_key=args.time_key, text_key=args.text_key, on_error=self._refuse
             ):
-                self._save_in_time()
                 yield text
             return
         async with aclosing(self._lines()) as lines:
             async for text in lines:
-                self._save_in_time()
                 yield text
 
     async def _lines(self) -> AsyncGenerator[TimedText, None]:
@@ -270,10 +268,7 @@ class _Session:
 
     @asynccontextmanager
     async def _ticking(self) -> AsyncGenerator[None, None]:
-        """Let windows end while no text comes, where the texts' time is the clock's."""
-        if not self._args.plain:
-            yield
-            return
+        """Save the state now and then, and let windows end while no text comes, where time is the clock's."""
         watching = asyncio.current_task()
         assert watching is not None
         clock = asyncio.ensure_future(self._tick())
@@ -289,8 +284,11 @@ class _Session:
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(_TICK_S)
-            for event in self._monitor.advance(time.time()):
-                self._tell(event)
+            if self._args.plain:
+                for event in self._monitor.advance(time.time()):
+                    self._tell(event)
+            if time.monotonic() - self._saved_s > _SAVE_EVERY_S:
+                self._save()
 
     def _tell(self, event: Alert | AlertEnded) -> None:
         print(event.to_json(), file=self._out, flush=True)
@@ -310,10 +308,6 @@ class _Session:
         if type(error) is not kind or time.monotonic() - at_s > _REPORT_EVERY_S:
             self._reported = (type(error), time.monotonic())
             report(f"the text of {format_time(text.time_s)} was not judged: {error}")
-
-    def _save_in_time(self) -> None:
-        if time.monotonic() - self._saved_s > _SAVE_EVERY_S:
-            self._save()
 
     def _save(self) -> None:
         if self._args.state:

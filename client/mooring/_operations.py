@@ -32,7 +32,7 @@ Compression = Literal["gzip", "deflate"]
 class Operation(Generic[T_co]):
     """One request to a server."""
 
-    #: Whether it may be carried out twice without a difference, so that a lost answer can be asked for again.
+    #: Whether it changes nothing, so that a lost answer can be asked for again.
     repeatable: ClassVar[bool] = True
 
     #: Name of the model that is asked; empty for the server itself.
@@ -80,6 +80,8 @@ class GetIndex(Operation[list[ModelStatus]]):
 class LoadModel(Operation[None]):
     """Load a model, or load it again."""
 
+    repeatable: ClassVar[bool] = False
+
     #: The config as JSON text in place of the repository's ``config.pbtxt``; ``None`` keeps that.
     config: str | None = None
     #: Content of version folders by path, such as ``1/model.onnx``, in place of the repository's.
@@ -90,6 +92,8 @@ class LoadModel(Operation[None]):
 class UnloadModel(Operation[None]):
     """Unload a model."""
 
+    repeatable: ClassVar[bool] = False
+
     #: Whether models that only its ensemble needs are unloaded too.
     unload_dependents: bool = False
 
@@ -97,6 +101,8 @@ class UnloadModel(Operation[None]):
 @dataclass(slots=True, eq=False, kw_only=True)
 class RegisterSystemMemory(Operation[None]):
     """Let the server map a region of POSIX shared memory."""
+
+    repeatable: ClassVar[bool] = False
 
     name: str
     #: Name of the memory object, as for ``shm_open``.
@@ -107,6 +113,8 @@ class RegisterSystemMemory(Operation[None]):
 @dataclass(slots=True, eq=False, kw_only=True)
 class RegisterCudaMemory(Operation[None]):
     """Let the server map a region of CUDA memory."""
+
+    repeatable: ClassVar[bool] = False
 
     name: str
     #: The serialized ``cudaIpcMemHandle_t``.

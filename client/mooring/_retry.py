@@ -15,7 +15,7 @@ from mooring._errors import (
     TransportError,
 )
 from mooring._jitter import JITTER
-from mooring._operations import Operation
+from mooring._operations import Infer, Operation
 from mooring._policies import HedgePolicy, RetryPolicy
 
 
@@ -58,6 +58,10 @@ def may_repeat(error: MooringError, operation: Operation[Any], *, other_endpoint
     """
     if isinstance(error, CircuitOpen | DeadlineExceeded):
         return False
+    if isinstance(error, Overloaded) and error.code in ("502", "504"):
+        # A gateway's word: what is behind it may be carrying it out still, or have died of it.
+        alone = isinstance(operation, Infer) and operation.sequence is None
+        return operation.repeatable or (error.code == "502" and alone)
     if isinstance(error, ConnectError | Overloaded):
         return True
     if isinstance(error, ModelNotReady):

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from mooring import ConfigError, ConnectError, DecodeError, InvalidInput, ModelNotFound, ServerError
+from mooring._operations import GetMetadata
 
 THREE = {"n": np.int32([3])}
 
@@ -179,3 +180,26 @@ def test_an_error_of_the_server_s_own_ends_it(wired: Any) -> None:
     with pytest.raises(ServerError, match="out of memory") as caught:
         next(stream)
     assert type(caught.value) is ServerError
+
+
+def test_a_stream_of_a_reloaded_model_is_not_read_by_its_old_signature(wired: Any) -> None:
+    assert len(list(wired.client.stream("count", THREE))) == 3
+
+    def count_in_halves(inputs: Any) -> Iterator[dict[str, np.ndarray]]:
+        yield {"i": np.array([0.5], np.float32), "word": np.array([b"half"], np.object_)}
+
+    outputs = {"i": ("FP32", [1]), "word": ("BYTES", [1])}
+    wired.fake.change("count", outputs=outputs, answer=count_in_halves)
+    with pytest.raises(DecodeError):
+        list(wired.client.stream("count", THREE))
+    (answer,) = wired.client.stream("count", THREE)
+    assert answer["i"].tolist() == [0.5]
+
+
+def test_a_stream_of_another_version_makes_the_next_call_ask(wired: Any) -> None:
+    list(wired.client.stream("count", THREE))
+    wired.fake.version = "2"
+    list(wired.client.stream("count", THREE))
+    assert wired.fake.count(GetMetadata) == 1
+    list(wired.client.stream("count", THREE))
+    assert wired.fake.count(GetMetadata) == 2

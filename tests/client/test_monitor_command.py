@@ -337,3 +337,29 @@ def test_a_state_that_can_not_be_kept_ends_the_watch(
     code, events, err = run(capsys, "--plain", *words)
     assert (code, [event["type"] for event in events]) == (2, ["alert_ended"])
     assert "the monitor's state can't be written to" in err
+
+
+class Pausing:
+    """Standard input with lines, then none until a file is there."""
+
+    def __init__(self, lines: str, path: Path) -> None:
+        self._lines, self._path = lines.encode(), path
+
+    def read(self, size: int, /) -> bytes | None:
+        piece, self._lines = self._lines[:size], self._lines[size:]
+        return piece or (b"" if self._path.exists() else None)
+
+
+@pytest.mark.usefixtures("served")
+def test_the_state_is_kept_while_no_text_comes(
+    capsys: pytest.CaptureFixture[str], news: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mooring._monitor_command._TICK_S", 0.01)
+    monkeypatch.setattr("mooring._monitor_command._SAVE_EVERY_S", 0.05)
+    lines = news.read_text(encoding="utf-8").splitlines(keepends=True)[:20]
+    stdin = SimpleNamespace(buffer=SimpleNamespace(raw=Pausing("".join(lines), tmp_path / "state.json")))
+    monkeypatch.setattr(sys, "stdin", stdin)
+    # Ends only when the state was written.
+    code, _, err = run(capsys, "--state", tmp_path / "state.json", *OPTIONS)
+    assert code == 0
+    assert "20 texts on" in err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -26,7 +27,16 @@ from mooring import (
     ServerError,
     TransportError,
 )
-from mooring._operations import GetMetadata, Infer, Operation
+from mooring._operations import (
+    GetMetadata,
+    Infer,
+    LoadModel,
+    Operation,
+    RegisterCudaMemory,
+    RegisterSystemMemory,
+    SequenceStep,
+    UnloadModel,
+)
 from mooring._retry import Latencies, RetryBudget, may_repeat, pause_before
 
 INFER = Infer(model="m", inputs=())
@@ -149,6 +159,25 @@ def test_only_what_is_safe_is_repeated(kind: type[MooringError]) -> None:
         for operation, other_endpoint in cases
     )
     assert found == REPEATED[kind]
+
+
+@pytest.mark.parametrize(
+    ("code", "inference", "step", "load"),
+    [("503", True, True, True), ("502", True, False, False), ("504", False, False, False)],
+)
+def test_what_a_gateway_gave_up_may_have_been_carried_out(
+    code: str, inference: bool, step: bool, load: bool
+) -> None:
+    error = Overloaded("no", code=code)
+    sequence = SequenceStep(id=7, start=True)
+    operations = [INFER, replace(INFER, sequence=sequence), LoadModel(model="m"), METADATA]
+    found = [may_repeat(error, operation, other_endpoint=True) for operation in operations]
+    assert found == [inference, step, load, True]
+
+
+@pytest.mark.parametrize("kind", [LoadModel, UnloadModel, RegisterSystemMemory, RegisterCudaMemory])
+def test_what_changes_the_server_is_not_asked_twice(kind: type[Operation[Any]]) -> None:
+    assert not kind.repeatable
 
 
 # --- pauses

@@ -10,10 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mooring._served.entities import BioLabels, Entity, decode_entities, tabulate
+from mooring._served.entities import BioLabels, Entity, tabulate
 from mooring._served.softmax import softmax
 
 LABELS = ["O", "B-PER", "I-PER", "B-LOC", "I-LOC"]
+
+
+def _decode_one(text: str, logits: np.ndarray, words: np.ndarray) -> list[Entity]:
+    return BioLabels(LABELS).decode([text], logits[None], words[None])[0]
 
 
 def _one_token_a_word(text: str, tags: list[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -30,7 +34,7 @@ def _one_token_a_word(text: str, tags: list[str]) -> tuple[np.ndarray, np.ndarra
 
 
 def _decode(text: str, tags: list[str]) -> list[tuple[str, str]]:
-    found = decode_entities(text, *_one_token_a_word(text, tags), LABELS)
+    found = _decode_one(text, *_one_token_a_word(text, tags))
     return [(entity.label, text[entity.start : entity.end]) for entity in found]
 
 
@@ -52,7 +56,7 @@ def test_words_are_merged_by_the_rules_of_bio(tags: list[str], expected: list[tu
 
 def test_the_score_is_the_mean_over_words_and_the_span_holds_them() -> None:
     logits = np.log(np.array([[0.1, 0.6, 0.1, 0.1, 0.1], [0.05, 0.05, 0.8, 0.05, 0.05]], np.float32))
-    found = decode_entities("Anna  Smith", logits, np.array([[0, 4], [6, 11]]), LABELS)
+    found = _decode_one("Anna  Smith", logits, np.array([[0, 4], [6, 11]]))
     assert found == [Entity("PER", pytest.approx(0.7), 0, 11)]
 
 
@@ -60,7 +64,7 @@ def test_a_word_takes_the_label_of_its_first_token_and_the_end_of_its_last() -> 
     logits = np.zeros((5, len(LABELS)), np.float32)
     logits[[1, 2, 3], [1, 3, 0]] = 5  # B-PER, B-LOC, O
     words = np.array([[-1, -1], [0, 4], [-1, -1], [5, 6], [-1, -1]], np.int32)
-    found = decode_entities("Anna is", logits, words, LABELS)
+    found = _decode_one("Anna is", logits, words)
     assert [tuple(entity)[::2] for entity in found] == [("PER", 0)]
     assert found[0].end == 4
 
@@ -88,13 +92,13 @@ def test_a_span_holds_whole_characters_and_no_space_before(
     text: str, span: tuple[int, int], surface: str
 ) -> None:
     logits = np.array([[0, 9, 0, 0, 0]], np.float32)
-    (entity,) = decode_entities(text, logits, np.array([span]), LABELS)
+    (entity,) = _decode_one(text, logits, np.array([span]))
     assert text[entity.start : entity.end] == surface
 
 
 def test_a_word_of_white_space_is_no_entity() -> None:
     logits = np.array([[0, 9, 0, 0, 0]], np.float32)
-    assert decode_entities("a  b", logits, np.array([[1, 3]]), LABELS) == []
+    assert _decode_one("a  b", logits, np.array([[1, 3]])) == []
 
 
 @pytest.mark.parametrize("label", ["PER", "B-", "LABEL_0", "S-PER", ""])
@@ -216,7 +220,7 @@ def test_any_text_is_decoded_by_the_rules(
     example: tuple[str, np.ndarray, np.ndarray, np.ndarray],
 ) -> None:
     text, logits, offsets, word_ids = example
-    found = decode_entities(text, logits, _words_of(offsets, word_ids), LABELS)
+    found = _decode_one(text, logits, _words_of(offsets, word_ids))
     expected = _by_the_rules(text, logits, offsets, word_ids)
     assert [entity._replace(score=0) for entity in found] == [entity._replace(score=0) for entity in expected]
     assert [entity.score for entity in found] == pytest.approx(
@@ -230,7 +234,7 @@ def test_a_batch_is_decoded_as_its_texts_alone(
     examples: list[tuple[str, np.ndarray, np.ndarray, np.ndarray]],
 ) -> None:
     rows = [(text, logits, _words_of(*tokens)) for text, logits, *tokens in examples]
-    alone = [decode_entities(*row, LABELS) for row in rows]
+    alone = [_decode_one(*row) for row in rows]
     width = max(len(logits) for _, logits, _ in rows)
 
     def padded(arrays: Iterable[np.ndarray]) -> np.ndarray:

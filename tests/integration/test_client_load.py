@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from multiprocessing import shared_memory  # noqa: F401 - starts its helper before anything is counted
@@ -200,6 +200,7 @@ def test_a_forked_child_uses_the_same_client(pair: Pair, server: TritonServer) -
         for seed in range(5):
             list(pool.map(work, range(4)))
             assert _ended(_fork(partial(_use, client, seed))) == 0
+            assert _ended(_fork(client.close)) == 0
         list(pool.map(work, range(4)))
         assert client.counters().failed_calls == 0
 
@@ -220,9 +221,10 @@ def test_a_child_that_was_forked_amid_http_calls_uses_the_same_client(server: Tr
         calls = [pool.submit(work, seed) for seed in range(4)]
         try:
             statuses = [_ended(_fork(partial(_use, client, seed))) for seed in range(5)]
+            statuses += [_ended(_fork(client.close)) for _ in range(5)]
         finally:
             stop.set()
-        assert statuses == [0] * 5
+        assert statuses == [0] * 10
         assert all(call.result() > 5 for call in calls)
         assert client.counters().failed_calls == 0
 
@@ -234,7 +236,7 @@ def _use(client: Any, seed: int) -> None:
     client.close()
 
 
-def _fork(work: partial[None]) -> int:
+def _fork(work: Callable[[], None]) -> int:
     pid = os.fork()
     if pid:
         return pid

@@ -92,7 +92,7 @@ def registered(server: TritonServer) -> list[str]:
 
 def left_behind() -> list[str]:
     """Memory of this process's clients; the server's own has longer names."""
-    ours = re.compile(rf"mooring-{os.getpid()}-\d+|{NAME}")
+    ours = re.compile(rf"mooring-{os.getpid()}-[0-9a-f]+|{NAME}")
     return [path.name for path in Path("/dev/shm").iterdir() if ours.fullmatch(path.name)]
 
 

@@ -22,7 +22,7 @@ from mooring._errors import (
     MooringError,
 )
 from mooring._headers import check_headers
-from mooring._operations import Compression, Parameter, SequenceStep
+from mooring._operations import Compression, InferAnswer, Parameter, SequenceStep
 from mooring._outcomes import Outcome
 from mooring._progress import progress_bar
 from mooring._requests import check_names, make_request
@@ -147,10 +147,13 @@ class AsyncClient(AsyncServerClient):
             # What is known of the model may be out of date.
             self._signatures.pop(key, None)
             raise
-        if answer.model_version and not version and answer.model_version not in signature.metadata.versions:
-            # Reloaded: the next call asks what it looks like now.
-            self._signatures.pop(key, None)
+        self._notice_reload(signature, version, answer)
         return checked
+
+    def _notice_reload(self, signature: Signature, version: str, answer: InferAnswer) -> None:
+        """After an answer of a version that is new: the next call asks what the model looks like now."""
+        if answer.model_version and not version and answer.model_version not in signature.metadata.versions:
+            self._signatures.pop((signature.metadata.name, version), None)
 
     async def stream(
         self,
@@ -191,24 +194,30 @@ class AsyncClient(AsyncServerClient):
         check_names(model, version)
         deadline = self._begin(timeout_s)
         extra_headers = () if headers is None else check_headers(headers)
-        signature, tensors, requested = await self._check(deadline, model, version, inputs, outputs)
-        request = make_request(
-            model=model,
-            version=version,
-            inputs=tensors,
-            outputs=requested,
-            request_id=request_id,
-            priority=priority,
-            parameters=parameters,
-            batched=signature.config.max_batch_size > 0,
-        )
-        request.output_specs = signature.metadata.outputs
-        answers = self._caller.stream(request, deadline, extra_headers)
         try:
-            async for answer in answers:
-                yield check_outputs(signature, requested, answer.outputs, partial=True)
-        finally:
-            await answers.aclose()
+            signature, tensors, requested = await self._check(deadline, model, version, inputs, outputs)
+            request = make_request(
+                model=model,
+                version=version,
+                inputs=tensors,
+                outputs=requested,
+                request_id=request_id,
+                priority=priority,
+                parameters=parameters,
+                batched=signature.config.max_batch_size > 0,
+            )
+            request.output_specs = signature.metadata.outputs
+            answers = self._caller.stream(request, deadline, extra_headers)
+            try:
+                async for answer in answers:
+                    self._notice_reload(signature, version, answer)
+                    yield check_outputs(signature, requested, answer.outputs, partial=True)
+            finally:
+                await answers.aclose()
+        except (DecodeError, InvalidInput, ModelNotFound, ModelNotReady):
+            # As in infer.
+            self._signatures.pop((model, version), None)
+            raise
 
     async def infer_many(
         self,

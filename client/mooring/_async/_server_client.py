@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -118,6 +119,9 @@ class AsyncServerClient:
     async def aclose(self) -> None:
         """Let go of the connections; calls under way end with an error. May be called again."""
         self._closed = True
+        # Another event loop than that of the calls may close, too.
+        with suppress(ConfigError):
+            self._leave_parent()
         await self._work.close()
         await self._caller.servers.close()
         if self._transport is not None:
@@ -257,12 +261,15 @@ class AsyncServerClient:
     def _begin(self, timeout_s: float | None) -> Deadline:
         if self._closed:
             raise ConfigError(f"the client of {', '.join(self.urls)} is closed; make a new one")
+        self._leave_parent()
+        return Deadline(self.timeout_s if timeout_s is None else timeout_s)
+
+    def _leave_parent(self) -> None:
+        """After a fork: what is open is the parent's, and a lock that its threads held stays locked here."""
         if not self._work.check_place():
-            # Forked: what is open is the parent's, and a lock that its threads held stays locked here.
             self._caller.servers.abandon()
             self._caller = self._make_caller(self._make_servers(), self._work)
             self._asked = {}
-        return Deadline(self.timeout_s if timeout_s is None else timeout_s)
 
     def _check_one_server(self, what: str) -> None:
         if len(self._endpoints) > 1:

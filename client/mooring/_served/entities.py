@@ -120,11 +120,6 @@ class BioLabels:
         return found
 
 
-def decode_entities(text: str, logits: np.ndarray, words: np.ndarray, labels: Sequence[str]) -> list[Entity]:
-    """Find the entities of one text; arguments and errors as in :meth:`BioLabels.decode`, without ``B``."""
-    return BioLabels(labels).decode([text], logits[None], words[None])[0]
-
-
 def tabulate(texts: Sequence[str], found: Sequence[Sequence[Entity]]) -> dict[str, np.ndarray]:
     """Lay entities out as output tensors, ``[B, longest row]`` each."""
     shape = (len(texts), max(map(len, found), default=0))

@@ -167,22 +167,41 @@ class Servers:
 
     def _look_up(self, deadline: Deadline) -> None:
         found: list[Endpoint] = []
+        failures: list[MooringError] = []
+        names = len(self._names)
         for endpoint in self._endpoints:
             if endpoint not in self._names:
                 found.append(endpoint)
                 continue
-            timeout_s = deadline.left_s()
+            # A name that hangs leaves the others their part.
+            timeout_s = deadline.left_s() / names
+            names -= 1
             try:
-                addresses = self._work.look_up(endpoint.host, endpoint.port, timeout_s=timeout_s)
-            except TimeoutError as exc:
-                raise DeadlineExceeded(
-                    f"{endpoint}: the name was not resolved within {timeout_s:.3g} s"
-                ) from exc
-            except (OSError, UnicodeError) as exc:
-                raise ConnectError(f"{endpoint}: the name can't be resolved ({exc})") from exc
-            several = _several_of_one_family(addresses)
-            found += [replace(endpoint, connect_to=address) for address in several] or [endpoint]
+                found += self._addresses(endpoint, timeout_s)
+            except MooringError as error:
+                found += [known for known in self._servers if replace(known, connect_to=None) == endpoint]
+                failures.append(error)
+        if failures and not found:
+            raise failures[0]
+        for failure in failures:
+            LOG.warning("%s; the addresses found before are kept", failure)
         self._take_over(found)
+
+    def _addresses(self, endpoint: Endpoint, timeout_s: float) -> list[Endpoint]:
+        """The servers that a host name stands for.
+
+        Raises:
+            ConnectError: it can't be resolved.
+            DeadlineExceeded: not in time.
+        """
+        try:
+            addresses = self._work.look_up(endpoint.host, endpoint.port, timeout_s=timeout_s)
+        except TimeoutError as exc:
+            raise DeadlineExceeded(f"{endpoint}: the name was not resolved within {timeout_s:.3g} s") from exc
+        except (OSError, UnicodeError) as exc:
+            raise ConnectError(f"{endpoint}: the name can't be resolved ({exc})") from exc
+        several = _several_of_one_family(addresses)
+        return [replace(endpoint, connect_to=address) for address in several] or [endpoint]
 
     def _take_over(self, endpoints: list[Endpoint]) -> None:
         with self._lock:

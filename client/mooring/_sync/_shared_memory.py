@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import re
+import secrets
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from mooring._sync._client import Client
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,200}")
-_numbers = itertools.count(1)
 _REMOVAL_PAUSES_S = (0.01, 0.05, 0.2, 0.5, 1.0)
 # Slices begin at a cache line, which suits every data type.
 _ALIGNMENT = 64
@@ -79,8 +78,9 @@ class SharedMemory:
         if name is not None and not _NAME.fullmatch(name):
             raise ConfigError(f"a region's name must match {_NAME.pattern}, got {name!r}")
         self.kind = kind
-        #: Under which the server knows it.
-        self.name = name or f"mooring-{os.getpid()}-{next(_numbers)}"
+        #: Under which the server knows it. A process's number alone names several: each container has its own
+        #: number 1, and they may share the host's memory.
+        self.name = name or f"mooring-{os.getpid()}-{secrets.token_hex(8)}"
         self._client = client
         self._device_id = device_id
         self._input_bytes = input_bytes

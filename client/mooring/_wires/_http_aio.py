@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import weakref
 from collections.abc import AsyncGenerator
 from typing import Any, TypeVar
@@ -97,7 +98,8 @@ class AsyncHttpTransport:
             URL(self._root + path, encoded=True),
             data=b"".join(body) if len(body) > 1 else (body[0] if body else None),
             headers=own_headers,
-            timeout=aiohttp.ClientTimeout(total=timeout_s),
+            # aiohttp rounds the end of a timeout up to a whole second otherwise, from 5 s on.
+            timeout=aiohttp.ClientTimeout(total=timeout_s, ceil_threshold=math.inf),
             allow_redirects=False,
             server_hostname=self._server_hostname,
         )

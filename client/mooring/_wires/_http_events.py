@@ -126,7 +126,13 @@ def _tensor(value: Any, spec: TensorSpec) -> np.ndarray:
         array = np.empty(len(values), np.object_)
         array[:] = [text.encode("utf-8") for text in values]
     else:
-        array = np.array(values, dtype_of(spec.datatype))
+        dtype = dtype_of(spec.datatype)
+        if dtype.kind in "iu" and any(isinstance(number, float) for number in values):
+            # NumPy would cut it down; the model has another signature by now.
+            raise ValueError(
+                f"output {spec.name!r} is {spec.datatype}, and not all of {values[:5]} are whole"
+            )
+        array = np.array(values, dtype)
     shape = list(spec.shape)
     if shape.count(-1) > 1 and shape[0] == -1:
         shape[0] = 1
