@@ -10,7 +10,7 @@ import csv
 import io
 import re
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,8 @@ from typing import Any
 from mooring import ConfigError, DataError
 
 _FOLDER = Path(__file__).resolve().parent / "audit_templates"
+#: What is put into the slots.
+FILLS = _FOLDER / "fills.toml"
 _SLOT = re.compile(r"\{(\w+)\}")
 _PRONOUNS = {
     "female": {"he": "she", "his": "her", "him": "her"},
@@ -48,7 +50,7 @@ class Axis:
     groups: Mapping[str, Sequence[Sequence[Probe]]]
 
 
-def template_axes(task: str, names: Sequence[str] | None = None) -> list[Axis]:
+def template_axes(task: str, names: Sequence[str | Path] | None = None) -> list[Axis]:
     """Axes of templates.
 
     Args:
@@ -62,8 +64,10 @@ def template_axes(task: str, names: Sequence[str] | None = None) -> list[Axis]:
     """
     if task not in SHIPPED:
         raise ConfigError(f"models for {task!r} can't be audited; those for {', '.join(SHIPPED)} can")
-    texts = [text for name in (SHIPPED[task] if names is None else names) for text in _templates(name)]
-    fills = _read_toml(_FOLDER / "fills.toml")
+    texts = [
+        text for path in template_files(SHIPPED[task] if names is None else names) for text in _texts(path)
+    ]
+    fills = _read_toml(FILLS)
     axes = list(_axes(texts, fills))
     if task == "token-classification":
         axes = [axis for axis in axes if axis.name.startswith("names: ")]
@@ -176,13 +180,28 @@ def _fill(template: str, fill: Mapping[str, str]) -> Probe:
     return Probe("".join(parts), name)
 
 
-def _templates(name: str) -> list[str]:
-    shipped = {shipped for names in SHIPPED.values() for shipped in names}
-    path = _FOLDER / f"{name}.toml" if name in shipped else Path(name)
-    if not path.is_file():
-        raise ConfigError(
-            f"there are no templates {name!r}: neither a file nor one of {', '.join(sorted(shipped))}"
-        )
+def template_files(names: Sequence[str | Path], path_of: Callable[[str | Path], Path] = Path) -> list[Path]:
+    """The file of each template, shipped or own.
+
+    Args:
+        names: as in :func:`template_axes`.
+        path_of: resolves the path of an own one.
+
+    Raises:
+        ConfigError: one is neither.
+    """
+    shipped = {name for names in SHIPPED.values() for name in names}
+    paths = [_FOLDER / f"{name}.toml" if name in shipped else path_of(name) for name in names]
+    for name, path in zip(names, paths, strict=True):
+        if not path.is_file():
+            raise ConfigError(
+                f"there are no templates {name!r}: neither one of {', '.join(sorted(shipped))} nor a file "
+                f"{path}"
+            )
+    return paths
+
+
+def _texts(path: Path) -> list[str]:
     texts = _read_toml(path).get("texts")
     lists = list(texts.values()) if isinstance(texts, dict) else []
     if not lists or not all(

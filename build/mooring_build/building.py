@@ -171,14 +171,14 @@ def _search(
     trials: int,
     say: Callable[[str], None],
 ) -> tuple[Recipe, dict[str, Any]]:
-    from mooring_build.search import search
+    from mooring_build.search import ranges_of, search
 
     training = recipe.training.model_dump(exclude=set(Search.model_fields)) if recipe.training else None
     inputs = {
         **_model_inputs(recipe, checkpoint, dataset),
         "training": training,
         "adapter": recipe.adapter.model_dump() if recipe.adapter else None,
-        "search": recipe.search.model_dump(),
+        "search": ranges_of(recipe).model_dump() if recipe.training else None,
     }
     folder = Stage(artifacts, recipe.name, "search", inputs).folder
     say(f"searching   {trials} trials, kept in {folder}")

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import tomllib
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -178,6 +179,8 @@ def read_messages(recipe: Recipe) -> list[Message]:
     wrong = {row["handover"] for row in rows} - {"true", "false"}
     if wrong:
         raise DataError(f"{path}: handover {wrong.pop()!r} is neither true nor false")
+    if len(rows) < 2:
+        raise DataError(f"{path} holds a single message: one can't be held against the thresholds of others")
     return [Message(row["text"], row["intent"], row["item"], row["handover"] == "true") for row in rows]
 
 
@@ -240,17 +243,39 @@ class _Said:
 
     def calibrate(self, places: np.ndarray, intent: float | None, answer: float | None) -> Thresholds:
         """The thresholds that decide best on some of the messages; what is given stays."""
-        intents = _between(self._intents.acceptance[places]) if intent is None else [(0.0, intent)]
-        answers = _between(self._answers.scores[places]) if answer is None else [(0.0, answer)]
+        acceptance = self._intents.acceptance[places].astype(float)
+        scores = self._answers.scores[places].astype(float)
+        intents = _between(acceptance) if intent is None else [(0.0, intent)]
+        answers = _between(scores) if answer is None else [(0.0, answer)]
+        answer_is_sure = np.array([scores >= threshold for _, threshold in answers])  # [thresholds, places]
+        gains = self._gains[..., places]
         best, chosen = (-np.inf, -np.inf), Thresholds(0.0, 0.0)
         for intent_gap, intent_threshold in intents:
-            for answer_gap, answer_threshold in answers:
-                thresholds = Thresholds(intent_threshold, answer_threshold)
-                gain = sum(self._gain(place, self.reply(place, thresholds)) for place in places)
+            unsure, sure = np.where(acceptance >= intent_threshold, gains[1], gains[0])
+            found = unsure.sum() + answer_is_sure @ (sure - unsure)
+            for (answer_gap, answer_threshold), gain in zip(answers, found.tolist(), strict=True):
                 quality = (gain, min(intent_gap, answer_gap))
                 if quality > best:
-                    best, chosen = quality, thresholds
+                    best, chosen = quality, Thresholds(intent_threshold, answer_threshold)
         return chosen
+
+    @cached_property
+    def _gains(self) -> np.ndarray:
+        """What each message's reply is worth, ``[2, 2, messages]``: by whether its intent is sure, and its
+        answer."""
+        never_and_always = (np.inf, -np.inf)
+        return np.array(
+            [
+                [
+                    [
+                        self._gain(place, self.reply(place, Thresholds(intent, answer)))
+                        for place in range(len(self._messages))
+                    ]
+                    for answer in never_and_always
+                ]
+                for intent in never_and_always
+            ]
+        )
 
     def _gain(self, place: int, reply: Reply) -> int:
         message = self._messages[place]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
@@ -264,6 +264,7 @@ def read_csv(path: Path, *, text_column: str, label_column: str) -> list[Example
     examples: list[Example] = []
     try:
         for row in reader:
+            _check_width(path, reader, row)
             text, label = (row[text_column] or "").strip(), (row[label_column] or "").strip()
             if not text or not label:
                 raise DataError(f"{path}:{reader.line_num}: empty {'label' if text else 'text'}")
@@ -356,6 +357,7 @@ def read_rows(path: Path, columns: Sequence[str], *, optional: Sequence[str] = (
     rows = []
     try:
         for row in reader:
+            _check_width(path, reader, row)
             rows.append({column: (row[column] or "").strip() for column in columns})
             empty = [column for column, value in rows[-1].items() if not value and column not in optional]
             if empty:
@@ -365,6 +367,15 @@ def read_rows(path: Path, columns: Sequence[str], *, optional: Sequence[str] = (
     if not rows:
         raise DataError(f"{path} holds no row")
     return rows
+
+
+def _check_width(path: Path, reader: csv.DictReader[str], row: Mapping[Any, Any]) -> None:
+    """Refuse cells beyond the header's, as of a text whose comma is not quoted; empty ones do no harm."""
+    if any(cell.strip() for cell in row.get(None) or ()):
+        raise DataError(
+            f"{path}:{reader.line_num}: more cells than the {len(reader.fieldnames or [])} of the header; "
+            "put quotes around what holds a comma"
+        )
 
 
 def read_text(path: Path) -> str:

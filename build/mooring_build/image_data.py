@@ -86,8 +86,10 @@ def _names(path: Path, classes: np.ndarray, labels: Sequence[str] | None) -> lis
         return classes.tolist()
     if classes.dtype.kind not in "iu":
         raise DataError(f"{path}: labels are {classes.dtype}, expected texts or whole numbers")
-    if labels is None:
-        return [str(number) for number in classes.tolist()]
+    numbers = [str(number) for number in classes.tolist()]
+    # Numbers are the names where nothing else names them; a served model's labels are such names then.
+    if labels is None or set(numbers) <= set(labels):
+        return numbers
     wrong = classes[(classes < 0) | (classes >= len(labels))]
     if len(wrong):
         raise DataError(f"{path}: class {wrong[0]} has no name among the {len(labels)} labels {list(labels)}")

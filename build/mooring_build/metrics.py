@@ -60,14 +60,20 @@ def label_report(
     """Precision, recall, F1 and support of each label that occurs, then their micro, macro and weighted
     averages."""
     shown = [label for label in labels if label in {*truth, *chosen}]
-    report = classification_report(truth, chosen, labels=shown, output_dict=True, zero_division=0)
+    # By the names of scikit-learn's own rows a label may be called, too.
+    rows = {label: f"label {label}" for label in shown}
+    report = classification_report(
+        truth, chosen, labels=shown, target_names=[*rows.values()], output_dict=True, zero_division=0
+    )
     # With every label among those asked for, scikit-learn calls the micro average accuracy.
     micro = report.pop("accuracy", None)
     if micro is not None:
         total = report["macro avg"]["support"]
         report["micro avg"] = {"precision": micro, "recall": micro, "f1-score": micro, "support": total}
-    rows = [*shown, "micro avg", "macro avg", "weighted avg"]
-    return {row: {name: float(value) for name, value in report[row].items()} for row in rows}
+    rows |= {average: average for average in ("micro avg", "macro avg", "weighted avg")}
+    return {
+        name: {figure: float(value) for figure, value in report[row].items()} for name, row in rows.items()
+    }
 
 
 def format_report(report: dict[str, dict[str, float]]) -> list[str]:

@@ -32,6 +32,9 @@ _MODEL_CLASSES = {
     "feature-extraction": AutoModel,
     "recommendation": AutoModel,
 }
+#: Tasks whose served answer is one label of several, and what transformers calls that.
+_ONE_LABEL_TASKS = ("text-classification", "image-classification")
+_PROBLEM = "single_label_classification"
 
 
 @contextmanager
@@ -54,9 +57,12 @@ def load_base_model(folder: Path, task: Task, labels: list[str]) -> PreTrainedMo
         CheckpointError: the weights lack a part of the encoder, hold NaN or infinity, or don't fit the
             config.
     """
+    # Or a checkpoint that was made for several labels a text, or for a number, would be trained as that.
+    options = {"problem_type": _PROBLEM} if task in _ONE_LABEL_TASKS else {}
     model, missing = _load(
         folder,
         task,
+        **options,
         id2label=dict(enumerate(labels)),
         label2id={label: index for index, label in enumerate(labels)},
         ignore_mismatched_sizes=True,
@@ -74,9 +80,15 @@ def load_fine_tuned_model(folder: Path, task: Task) -> PreTrainedModel:
 
     Raises:
         CheckpointError: the weights lack the head or anything else, hold NaN or infinity, or don't fit the
-            config.
+            config; or it gives several labels a text, or a number.
     """
     model, missing = _load(folder, task)
+    problem = getattr(model.config, "problem_type", None)
+    if task in _ONE_LABEL_TASKS and problem not in (None, _PROBLEM):
+        raise CheckpointError(
+            f"{folder} is for {problem!r} (problem_type in its config.json): task {task!r} serves one label "
+            "of several, by their softmax, which are other answers"
+        )
     if missing:
         raise CheckpointError(
             f"{folder} is not fine-tuned for {task}: its weights lack {_some(missing)}. Give the recipe a "
@@ -128,7 +140,9 @@ def _load(folder: Path, task: Task, **options: object) -> tuple[PreTrainedModel,
             raise CheckpointError(f"{folder}: weight {name!r} holds NaN or infinity")
     # A bare encoder's own keys have no prefix.
     poolers = (f"{model.base_model_prefix}.pooler.", "pooler.")
-    return model, sorted(key for key in report["missing_keys"] if not key.startswith(poolers))
+    # What has another shape than the config says is drawn anew, as what is missing is.
+    lacking = {*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])}
+    return model, sorted(key for key in lacking if not key.startswith(poolers))
 
 
 def _some(keys: list[str]) -> str:

@@ -265,7 +265,7 @@ class Recipe(Table):
             return self.features.top_k
         return self.catalogue.top_k if self.catalogue is not None else self.text.top_k
 
-    def path(self, value: str) -> Path:
+    def path(self, value: str | Path) -> Path:
         """Resolve a path of the recipe: absolute as it is, otherwise from the recipe's folder."""
         return (self._folder / value).resolve()
 
@@ -371,6 +371,8 @@ def _apply_override(table: dict[str, Any], override: str) -> None:
     names_file = _FILE_KEYS.fullmatch(key) or (_SPLIT_KEYS.fullmatch(key) and table.get("format") != "hub")
     if names_file or (_HUB_KEYS.fullmatch(key) and path.exists()):
         value = str(path.absolute())
+    if key == "audit.templates" and isinstance(value, list):
+        value = [str(Path(name).absolute()) if Path(str(name)).is_file() else name for name in value]
     table[last] = value
 
 

@@ -164,7 +164,10 @@ class Adapter(Table):
 
 
 class Search(Table):
-    """``[search]``: what ``mooring build --search`` tries; lowest and highest value of each range."""
+    """``[search]``: what ``mooring build --search`` tries; lowest and highest value of each range.
+
+    What is left out here goes as far as the recipe's own value, which is tried first.
+    """
 
     #: Drawn on a logarithmic scale.
     learning_rate: list[Annotated[float, Field(gt=0, lt=1)]] = Field(

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from mooring import VerificationError
-from mooring_build.digests import digest_of
+from mooring_build.audit_texts import FILLS, template_axes, template_files
+from mooring_build.digests import digest_of, file_sha256
 from mooring_build.publish import EngineFiles
 from mooring_build.recipe import Recipe
 from mooring_build.release import open_engine_and_tokenizer
@@ -45,6 +46,7 @@ def audit_release(
     if recipe.task == "token-classification" and not any(label.endswith("-PER") for label in labels):
         say("audited     not: the names of people are compared, and no label is PER")
         return None
+    templates = template_files(recipe.audit.templates, recipe.path)
     stage = Stage(
         artifacts,
         recipe.name,
@@ -54,13 +56,13 @@ def audit_release(
             "labels": list(labels),
             "text": recipe.text.model_dump(),
             "audit": recipe.audit.model_dump(exclude={"required"}),
-            "templates": digest_of([_read(path) for path in sorted(_templates().glob("*.toml"))]),
+            "templates": digest_of([file_sha256(path) for path in [*templates, FILLS]]),
             "sources": source_digest(*_SOURCES),
         },
     )
     summary = stage.result()
     if summary is None:
-        summary = _audit(recipe, engine, labels, checkpoint)
+        summary = _audit(recipe, templates, engine, labels, checkpoint)
         stage.finish(summary)
     broken = [name for name, axis in summary["axes"].items() if axis["verdict"] == "broken"]
     say(f"audited     {summary['texts']} texts, limits broken for: {', '.join(broken) or 'none'}")
@@ -72,23 +74,14 @@ def audit_release(
     return summary
 
 
-def _audit(recipe: Recipe, engine: EngineFiles, labels: Sequence[str], checkpoint: Path) -> dict[str, Any]:
+def _audit(
+    recipe: Recipe, templates: Sequence[Path], engine: EngineFiles, labels: Sequence[str], checkpoint: Path
+) -> dict[str, Any]:
     from mooring_build.audit import AuditLimits, audit
     from mooring_build.audit_engine import ask_engine
-    from mooring_build.audit_texts import template_axes
 
     # Only the start of a text that is too long for the model is compared, instead of no text at all.
     opened, encoder = open_engine_and_tokenizer(recipe, engine, labels, checkpoint)
     ask = ask_engine(opened, encoder, labels, recipe.task)
     limits = AuditLimits(max_gap=recipe.audit.max_gap, max_flips=recipe.audit.max_flips)
-    return audit(
-        ask, recipe.task, template_axes(recipe.task, recipe.audit.templates), limits=limits
-    ).summary()
-
-
-def _templates() -> Path:
-    return Path(__file__).resolve().parent / "audit_templates"
-
-
-def _read(path: Path) -> str:
-    return path.read_text(encoding="utf-8")
+    return audit(ask, recipe.task, template_axes(recipe.task, templates), limits=limits).summary()

@@ -2,14 +2,15 @@
 
 A search is kept in ``<artifacts>/<recipe>/search-<key>/`` as Optuna's journal, so that one that was
 interrupted goes on, and more trials can be added later. The key covers what the trials have in common: data,
-checkpoint, the recipe and its ranges.
+checkpoint, the recipe and its ranges. The first trial takes the recipe's own values.
 """
 
 from __future__ import annotations
 
 import copy
 import csv
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,8 @@ from mooring_build.datasets import Dataset
 from mooring_build.learners import learner_of
 from mooring_build.models import quiet_transformers
 from mooring_build.recipe import Recipe
-from mooring_build.recipe_tables import Training
+from mooring_build.recipe_tables import Search, Training
+from mooring_build.training import check_smoothing
 
 # Names of the recipe's training values in TrainingArguments.
 _ARGUMENTS = {
@@ -122,6 +124,9 @@ def _run(
     learner = learner_of(recipe.task)
     set_seed(training.seed)
     lesson = learner.lesson(recipe, base, dataset)
+    check_smoothing(training, lesson)
+    if not done:
+        _open(storage, training.seed).enqueue_trial(_own_values(recipe), skip_if_exists=True)
     current = _Trial(learner.headline, say)
 
     def space(trial: optuna.Trial) -> dict[str, Any]:
@@ -143,6 +148,7 @@ def _run(
             save_strategy="no",
             logging_strategy="no",
             seed=training.seed,
+            label_smoothing_factor=training.label_smoothing,
             report_to="none",
             dataloader_pin_memory=False,
             **lesson.arguments,
@@ -193,9 +199,42 @@ class _Trial(TrainerCallback):
             self._say(f"trial {self._trial.number:>3}   {self._headline} {self.best:.3f}  {values}")
 
 
+def ranges_of(recipe: Recipe) -> Search:
+    """What is tried: the recipe's ``[search]``, and of what it leaves out the recipe's own values too."""
+    training, wider = recipe.training, {}
+    assert training is not None
+    for name in Search.model_fields.keys() - recipe.search.model_fields_set:
+        tried, own = getattr(recipe.search, name), getattr(training, name)
+        if name == "batch_size":
+            wider[name] = sorted({*tried, own})
+        elif name == "epochs":
+            wider[name] = [max(1, min(tried[0], math.floor(own))), max(tried[1], math.ceil(own))]
+        else:
+            wider[name] = [min(tried[0], own), max(tried[1], own)]
+    return recipe.search.model_copy(update=wider)
+
+
+def _own_values(recipe: Recipe) -> dict[str, Any]:
+    """The recipe's own values, as far as they may be tried: what is found shall not be worse."""
+    ranges, training = ranges_of(recipe), recipe.training
+    own = {name: getattr(training, name) for name in Search.model_fields}
+    if own["epochs"] != int(own["epochs"]):
+        # Whole ones are tried.
+        del own["epochs"]
+    return {
+        name: value
+        for name, value in own.items()
+        if (value in ranges.batch_size if name == "batch_size" else _within(value, getattr(ranges, name)))
+    }
+
+
+def _within(value: float, ends: Sequence[float]) -> bool:
+    return ends[0] <= value <= ends[1]
+
+
 def suggest(recipe: Recipe, trial: optuna.Trial) -> dict[str, Any]:
-    """Draw one value of each hyper-parameter that the recipe's ``[search]`` names."""
-    ranges = recipe.search
+    """Draw one value of each hyper-parameter of :func:`ranges_of`."""
+    ranges = ranges_of(recipe)
     return {
         "learning_rate": trial.suggest_float("learning_rate", *ranges.learning_rate, log=True),
         "epochs": trial.suggest_int("epochs", *ranges.epochs),

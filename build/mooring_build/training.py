@@ -33,6 +33,16 @@ from mooring_build.recipe import Recipe
 from mooring_build.recipe_tables import Training
 
 
+def check_smoothing(training: Training, lesson: Lesson) -> None:
+    """Refuse label smoothing where the loss knows none.
+
+    Raises:
+        RecipeError: the lesson has a loss of its own.
+    """
+    if training.label_smoothing and lesson.loss is not None:
+        raise RecipeError("training.label_smoothing: this task, or out_of_scope_train, has a loss of its own")
+
+
 def fine_tune(recipe: Recipe, base: Path | None, dataset: Dataset, folder: Path) -> dict[str, Any]:
     """Train, keep the best epoch, and save it as a checkpoint.
 
@@ -54,8 +64,7 @@ def fine_tune(recipe: Recipe, base: Path | None, dataset: Dataset, folder: Path)
     set_seed(training.seed)
     learner = learner_of(recipe.task)
     lesson = learner.lesson(recipe, base, dataset)
-    if training.label_smoothing and lesson.loss is not None:
-        raise RecipeError("training.label_smoothing: this task, or out_of_scope_train, has a loss of its own")
+    check_smoothing(training, lesson)
     states = folder / "epochs"
     callbacks: list[TrainerCallback] = trackers(recipe, folder)
     if training.early_stopping_patience:

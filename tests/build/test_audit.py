@@ -282,7 +282,7 @@ def test_own_templates(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "kind", "said"),
     [
-        (None, ConfigError, "neither a file nor one of news, people, service"),
+        (None, ConfigError, r"neither one of news, people, service nor a file .*own\.toml"),
         ("texts = ", DataError, "can't be read"),
         ('texts = ["{name}"]', DataError, r"expected a table \[texts\] of lists of texts"),
         ("[texts]\na = [1]", DataError, r"expected a table \[texts\] of lists of texts"),

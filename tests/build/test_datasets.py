@@ -45,7 +45,7 @@ def test_malformed_conll(tmp_path: Path, content: str | bytes, complaint: str) -
 
 
 def test_csv(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.csv", '\ufefftext,id,category\n"Where, is it?",1,track\n')
+    path = write(tmp_path / "a.csv", '\ufefftext,id,category\n"Where, is it?",1,track,,\n')
     assert read_csv(path, text_column="text", label_column="category") == [
         LabelledText("Where, is it?", "track")
     ]
@@ -63,6 +63,7 @@ def test_csv(tmp_path: Path) -> None:
         ("text,label\nhello\n", r":2: empty label"),
         ("text,label\n", "holds no example"),
         ('text,label\n"open,x\n', "unexpected end of data"),
+        ("text,label\nhello, you,x\n", ":2: more cells than the 2 of the header"),
     ],
 )
 def test_malformed_csv(tmp_path: Path, content: str, complaint: str) -> None:

@@ -57,6 +57,17 @@ def test_idx_files_with_their_labels_beside_them(tmp_path: Path, pack: Any) -> N
     assert named.digest != dataset.digest
 
 
+def test_numbers_stay_the_names_that_a_served_model_has_from_them(tmp_path: Path) -> None:
+    # Sorted as texts, "10" comes before "2".
+    classes = np.array([2, 10, 2, 1], np.uint8)
+    path = write_idx(tmp_path, idx(IMAGES), idx(classes))
+    built = load_dataset(recipe_of("idx", path))
+    assert built.labels == ["1", "10", "2"]
+    served = load_dataset(recipe_of("idx", path), labels=built.labels, evaluation_only=True)
+    assert [example.label for example in served.evaluation] == ["2", "10", "2", "1"]
+    assert served.evaluation_digest == built.evaluation_digest
+
+
 def test_images_stay_arrays_until_one_is_asked_for(tmp_path: Path) -> None:
     class Watched(list[int]):
         asked = 0

@@ -43,6 +43,19 @@ def test_the_report_has_each_label_and_the_averages() -> None:
     assert lines[1].split() == ["O", "0.667", "0.667", "0.667", "3"]
 
 
+def test_labels_may_be_called_as_the_figures_are() -> None:
+    truth = ["accuracy", "price", "accuracy", "price"]
+    report = label_report(truth, ["accuracy", "price", "price", "price"], ["accuracy", "price"])
+    assert list(report) == ["accuracy", "price", "micro avg", "macro avg", "weighted avg"]
+    assert report["accuracy"] == {
+        "precision": 1.0,
+        "recall": 0.5,
+        "f1-score": pytest.approx(2 / 3),
+        "support": 2,
+    }
+    assert report["micro avg"]["f1-score"] == 0.75
+
+
 def test_ranking_metrics_by_hand() -> None:
     metrics = ranking_metrics([0, 1, None, 20], cutoff=10, depth=50)
     assert metrics == pytest.approx(

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from mooring import VerificationError
-from mooring_build.recipe import Recipe
+from mooring import ConfigError, VerificationError
+from mooring_build.recipe import Recipe, shipped_recipes
 from mooring_build.release_audit import audit_release
 from tiny_release import LABELS, make_release, padded_recipe
 
@@ -50,6 +50,35 @@ def test_an_audit_is_made_once(fair: Audited, monkeypatch: pytest.MonkeyPatch) -
     first = fair(recipe)
     monkeypatch.setattr("mooring_build.release_audit._audit", None)
     assert fair(recipe) == first
+
+
+def test_own_templates_start_from_the_recipes_folder_and_count(fair: Audited, tmp_path: Path) -> None:
+    own = tmp_path / "probes.toml"
+    path = tmp_path / "mine.toml"
+    text = shipped_recipes()["intent"].read_text()
+    path.write_text(text.replace('templates = ["service"]', 'templates = ["probes.toml"]'))
+    recipe = padded_recipe(path)
+    with pytest.raises(
+        ConfigError, match=r"there are no templates 'probes\.toml': neither one of .* nor a file"
+    ):
+        fair(recipe)
+    own.write_text('[texts]\nmine = ["{name} wants the card.", "{name} pays."]\n')
+    first = fair(recipe)
+    own.write_text('[texts]\nmine = ["{name} wants the card.", "{name} pays.", "{name} calls."]\n')
+    second = fair(recipe)
+    assert first is not None
+    assert second is not None
+    assert second["texts"] > first["texts"]
+
+
+def test_own_templates_of_an_override_start_from_where_one_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "probes.toml").write_text("[texts]\n")
+    recipe = padded_recipe("intent", ['audit.templates=["service", "probes.toml"]'])
+    assert recipe.audit is not None
+    assert recipe.audit.templates == ["service", str(tmp_path / "probes.toml")]
 
 
 def test_a_model_that_heeds_a_letter_of_names_is_refused_where_the_recipe_says_so(tmp_path: Path) -> None:

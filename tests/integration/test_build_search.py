@@ -11,6 +11,7 @@ from mooring import RecipeError
 from mooring_build.building import build
 from mooring_build.recipe import Recipe, load_recipe
 from mooring_build.repository import read_manifest
+from mooring_build.search import ranges_of
 from mooring_build.training import trackers
 from tiny_checkpoint import make_tiny_checkpoint
 
@@ -63,6 +64,12 @@ def test_a_search_goes_on_and_its_best_trial_is_published(recipe: Recipe, tmp_pa
         (float(row["value"]) for row in rows), reverse=True
     )
     assert len({row["learning_rate"] for row in rows}) == 3
+    (first,) = [row for row in rows if row["trial"] == "0"]
+    assert recipe.training is not None
+    # The recipe's own, but for the epochs: those are not among what it tries.
+    assert float(first["learning_rate"]) == recipe.training.learning_rate
+    assert float(first["weight_decay"]) == recipe.training.weight_decay
+    assert 1 <= float(first["epochs"]) <= 2
     assert (folder / "trials.png").read_bytes().startswith(b"\x89PNG")
 
     version = max(int(path.name) for path in (tmp_path / "models" / "intent").glob("[0-9]*"))
@@ -84,3 +91,28 @@ def test_a_tracker_that_is_not_installed(recipe: Recipe, tmp_path: Path) -> None
     tracking = recipe.tracking.model_copy(update={"report_to": ["tensorboard", "wandb"]})
     with pytest.raises(RecipeError, match=r"'wandb': its package is missing; pip install wandb"):
         trackers(recipe.model_copy(update={"tracking": tracking}), tmp_path)
+
+
+def test_what_a_recipe_leaves_out_goes_as_far_as_its_own_values() -> None:
+    tried = ranges_of(load_recipe("tabular", ["search.warmup_ratio=[0.0, 0.1]", "training.batch_size=24"]))
+    assert tried.learning_rate == [2e-5, 5e-3]
+    assert tried.epochs == [2, 30]
+    assert tried.batch_size == [8, 16, 24, 32]
+    assert tried.warmup_ratio == [0.0, 0.1]
+
+
+def test_a_search_that_can_not_be_built_is_refused_at_once(recipe: Recipe, tmp_path: Path) -> None:
+    outside = tmp_path / "outside.csv"
+    outside.write_text("text\nno label fits\n")
+    keys = {"data": recipe.data.model_copy(update={"out_of_scope_train": str(outside)})}
+    smooth = recipe.training.model_copy(update={"label_smoothing": 0.1})
+    said: list[str] = []
+    with pytest.raises(RecipeError, match=r"training\.label_smoothing"):
+        build(
+            recipe.model_copy(update={**keys, "training": smooth}),
+            repository=tmp_path / "m",
+            artifacts=tmp_path / "a",
+            search_trials=1,
+            say=said.append,
+        )
+    assert not any(line.startswith("trial ") for line in said)

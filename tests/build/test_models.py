@@ -1,0 +1,39 @@
+"""Checkpoints that are loaded for what they are not."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from mooring import CheckpointError
+from mooring_build.models import load_base_model, load_fine_tuned_model
+from tiny_checkpoint import make_tiny_checkpoint
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return make_tiny_checkpoint(tmp_path / "tiny", "text-classification", ["a", "b"])
+
+
+def _change_config(folder: Path, **values: object) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+@pytest.mark.parametrize("problem", ["multi_label_classification", "regression"])
+def test_several_labels_or_a_number_are_not_served_as_one_label(folder: Path, problem: str) -> None:
+    _change_config(folder, problem_type=problem)
+    with pytest.raises(CheckpointError, match=f"is for '{problem}'.*one label of several"):
+        load_fine_tuned_model(folder, "text-classification")
+    # A new head is one for one label.
+    model = load_base_model(folder, "text-classification", ["x", "y", "z"])
+    assert (model.config.problem_type, model.config.num_labels) == ("single_label_classification", 3)
+
+
+def test_weights_of_another_shape_are_not_drawn_anew(folder: Path) -> None:
+    positions = json.loads((folder / "config.json").read_text())["max_position_embeddings"]
+    _change_config(folder, max_position_embeddings=2 * positions)
+    with pytest.raises(CheckpointError, match=r"its weights lack bert\.embeddings\.position_embeddings"):
+        load_base_model(folder, "text-classification", ["x", "y", "z"])
