@@ -240,6 +240,8 @@ def _both(
         _leave_open(config, "output", old.output)
     if list(old.input) != list(config.input):
         _leave_open(config, "input", old.input)
+        # Of the new shape alone.
+        config.ClearField("model_warmup")
     if config.backend == "python":
         # The old ensemble may ask for what the new release no longer answers, such as a head.
         kept = {output.name for output in config.output}
