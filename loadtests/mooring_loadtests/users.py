@@ -17,6 +17,7 @@ import json
 import logging
 import math
 import os
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -103,6 +104,8 @@ def _prepare(environment: Environment, **_: Any) -> None:
     profile = profile_of(environment)
     # Requests that are under way at the end are waited for: a server that stalls must not hide them.
     environment.stop_timeout = profile.timeout_s + _SLACK_S
+    # While a shape runs, Locust (2.47) has no handler yet, and a master that dies leaves its workers sending.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 @events.test_start.add_listener
