@@ -179,8 +179,6 @@ def read_messages(recipe: Recipe) -> list[Message]:
     wrong = {row["handover"] for row in rows} - {"true", "false"}
     if wrong:
         raise DataError(f"{path}: handover {wrong.pop()!r} is neither true nor false")
-    if len(rows) < 2:
-        raise DataError(f"{path} holds a single message: one can't be held against the thresholds of others")
     return [Message(row["text"], row["intent"], row["item"], row["handover"] == "true") for row in rows]
 
 
@@ -204,6 +202,10 @@ def _decide(
     unknown = {message.item for message in messages} - {"", *catalogue.items}
     if unknown:
         raise DataError(f"data.evaluation has items {sorted(unknown)}, which {faq.model!r} does not have")
+    if len(messages) < 2:
+        raise DataError(
+            "data.evaluation has a single message: thresholds are found without the one they decide"
+        )
     written = [message.text for message in messages]
     said = _Said(messages, classify(intent, written), rank(faq, written), texts)
     service = recipe.service

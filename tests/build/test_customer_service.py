@@ -95,7 +95,6 @@ def test_malformed_replies(old: str, new: str, said: str, tmp_path: Path) -> Non
         (",,,true\n", ":2: empty text"),
         ("a,,,\n", ":2: empty handover"),
         ("", "holds no row"),
-        ("a,,,true\n", "holds a single message"),
     ],
 )
 def test_malformed_messages(messages: str, said: str, tmp_path: Path) -> None:

@@ -336,6 +336,13 @@ def test_an_evaluation_that_asks_for_unknown_items_is_refused(made: Made, tmp_pa
         made.build("service", f"data.evaluation={path}")
 
 
+def test_a_single_message_can_not_be_decided_by_others(made: Made, tmp_path: Path) -> None:
+    path = tmp_path / "messages.csv"
+    path.write_text("text,intent,item,handover\nriver,,,true\n")
+    with pytest.raises(DataError, match=r"data\.evaluation has a single message"):
+        made.build("service", f"data.evaluation={path}")
+
+
 def test_an_embedding_of_another_length_is_refused(tmp_path: Path) -> None:
     made = make(tmp_path, "torchscript")
     with pytest.raises(CheckpointError, match=r"makes embeddings of 32 values, text.dimension says 16"):
