@@ -202,14 +202,14 @@ def _decide(
     unknown = {message.item for message in messages} - {"", *catalogue.items}
     if unknown:
         raise DataError(f"data.evaluation has items {sorted(unknown)}, which {faq.model!r} does not have")
-    if len(messages) < 2:
-        raise DataError(
-            "data.evaluation has a single message: thresholds are found without the one they decide"
-        )
     written = [message.text for message in messages]
     said = _Said(messages, classify(intent, written), rank(faq, written), texts)
     service = recipe.service
     fixed = (service.intent_threshold, service.answer_threshold)
+    if len(messages) < 2 and None in fixed:
+        raise DataError(
+            "data.evaluation has a single message: thresholds are found without those they decide"
+        )
     everything = np.arange(len(messages))
     replies: list[Reply] = [Reply("", True, False, False)] * len(messages)
     for fold in range(_FOLDS):

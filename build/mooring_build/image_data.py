@@ -75,6 +75,9 @@ def read_images(recipe: Recipe, data: Data, name: str, labels: Sequence[str] | N
         )
     if classes.ndim != 1 or len(classes) != len(images) or not images.size:
         raise DataError(f"{path}: {len(images)} images, labels are {list(classes.shape)}")
+    if recipe.labels is None and labels is not None and all(label.isdecimal() for label in labels):
+        # A served model's, which are the numbers themselves, as nothing else named them.
+        labels = None
     names = _names(path, classes, labels)
     # With the names, not the labels: numbers that labels name are other examples, and so are they renamed.
     named = list(dict.fromkeys(names))
@@ -86,10 +89,8 @@ def _names(path: Path, classes: np.ndarray, labels: Sequence[str] | None) -> lis
         return classes.tolist()
     if classes.dtype.kind not in "iu":
         raise DataError(f"{path}: labels are {classes.dtype}, expected texts or whole numbers")
-    numbers = [str(number) for number in classes.tolist()]
-    # Numbers are the names where nothing else names them; a served model's labels are such names then.
-    if labels is None or set(numbers) <= set(labels):
-        return numbers
+    if labels is None:
+        return [str(number) for number in classes.tolist()]
     wrong = classes[(classes < 0) | (classes >= len(labels))]
     if len(wrong):
         raise DataError(f"{path}: class {wrong[0]} has no name among the {len(labels)} labels {list(labels)}")

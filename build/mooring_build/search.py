@@ -125,8 +125,11 @@ def _run(
     set_seed(training.seed)
     lesson = learner.lesson(recipe, base, dataset)
     check_smoothing(training, lesson)
-    if not done:
-        _open(storage, training.seed).enqueue_trial(_own_values(recipe), skip_if_exists=True)
+    study, own = _open(storage, training.seed), _own_values(recipe)
+    # One that was broken off counts for nothing.
+    tried = study.get_trials(states=[optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.WAITING])
+    if own not in [trial.system_attrs.get("fixed_params") for trial in tried]:
+        study.enqueue_trial(own)
     current = _Trial(learner.headline, say)
 
     def space(trial: optuna.Trial) -> dict[str, Any]:

@@ -62,9 +62,9 @@ def test_an_open_loop_ends_when_locust_ends_it() -> None:
         if len(sent) == 5:
             user._state = "stopping"
     run(answer)
-    print(len(sent))
+    print(5 <= len(sent) < 50)
     """
-    assert _run_python(_USER + code) == "5\n"
+    assert _run_python(_USER + code) == "True\n"
 
 
 def test_what_crashes_in_an_open_loop_is_no_missing_request() -> None:

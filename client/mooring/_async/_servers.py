@@ -24,6 +24,9 @@ from mooring._log import LOG
 from mooring._policies import CircuitPolicy, ConnectionPolicy
 from mooring._url import Endpoint
 
+#: A name that has not been resolved yet, beside others that were, is asked for again after so long.
+_UNKNOWN_AGAIN_S = 1.0
+
 
 class AsyncServers:
     """Every address of a client's URLs, and the choice among them.
@@ -168,7 +171,7 @@ class AsyncServers:
 
     async def _look_up(self, deadline: Deadline) -> None:
         found: list[Endpoint] = []
-        failures: list[MooringError] = []
+        failures: list[tuple[MooringError, bool]] = []
         names = len(self._names)
         for endpoint in self._endpoints:
             if endpoint not in self._names:
@@ -180,13 +183,17 @@ class AsyncServers:
             try:
                 found += await self._addresses(endpoint, timeout_s)
             except MooringError as error:
-                found += [known for known in self._servers if replace(known, connect_to=None) == endpoint]
-                failures.append(error)
+                known = [one for one in self._servers if replace(one, connect_to=None) == endpoint]
+                found += known
+                failures.append((error, bool(known)))
         if failures and not found:
-            raise failures[0]
-        for failure in failures:
-            LOG.warning("%s; the addresses found before are kept", failure)
+            raise failures[0][0]
+        for failure, is_known in failures:
+            now = "the addresses found before are kept" if is_known else "the other servers get its requests"
+            LOG.warning("%s; %s", failure, now)
         await self._take_over(found)
+        if not all(is_known for _, is_known in failures):
+            self._look_up_at_s = min(self._look_up_at_s, time.monotonic() + _UNKNOWN_AGAIN_S)
 
     async def _addresses(self, endpoint: Endpoint, timeout_s: float) -> list[Endpoint]:
         """The servers that a host name stands for.

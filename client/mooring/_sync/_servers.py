@@ -25,6 +25,9 @@ from mooring._sync._server import OpenTransport, Server
 from mooring._sync_work import SyncWork
 from mooring._url import Endpoint
 
+#: A name that has not been resolved yet, beside others that were, is asked for again after so long.
+_UNKNOWN_AGAIN_S = 1.0
+
 
 class Servers:
     """Every address of a client's URLs, and the choice among them.
@@ -167,7 +170,7 @@ class Servers:
 
     def _look_up(self, deadline: Deadline) -> None:
         found: list[Endpoint] = []
-        failures: list[MooringError] = []
+        failures: list[tuple[MooringError, bool]] = []
         names = len(self._names)
         for endpoint in self._endpoints:
             if endpoint not in self._names:
@@ -179,13 +182,17 @@ class Servers:
             try:
                 found += self._addresses(endpoint, timeout_s)
             except MooringError as error:
-                found += [known for known in self._servers if replace(known, connect_to=None) == endpoint]
-                failures.append(error)
+                known = [one for one in self._servers if replace(one, connect_to=None) == endpoint]
+                found += known
+                failures.append((error, bool(known)))
         if failures and not found:
-            raise failures[0]
-        for failure in failures:
-            LOG.warning("%s; the addresses found before are kept", failure)
+            raise failures[0][0]
+        for failure, is_known in failures:
+            now = "the addresses found before are kept" if is_known else "the other servers get its requests"
+            LOG.warning("%s; %s", failure, now)
         self._take_over(found)
+        if not all(is_known for _, is_known in failures):
+            self._look_up_at_s = min(self._look_up_at_s, time.monotonic() + _UNKNOWN_AGAIN_S)
 
     def _addresses(self, endpoint: Endpoint, timeout_s: float) -> list[Endpoint]:
         """The servers that a host name stands for.
