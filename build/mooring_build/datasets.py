@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
@@ -262,15 +262,11 @@ def read_csv(path: Path, *, text_column: str, label_column: str) -> list[Example
         if column not in columns:
             raise DataError(f"{path}: {key} {column!r} is not among its columns {list(columns)}")
     examples: list[Example] = []
-    try:
-        for row in reader:
-            _check_width(path, reader, row)
-            text, label = (row[text_column] or "").strip(), (row[label_column] or "").strip()
-            if not text or not label:
-                raise DataError(f"{path}:{reader.line_num}: empty {'label' if text else 'text'}")
-            examples.append(LabelledText(text, label))
-    except csv.Error as exc:
-        raise DataError(f"{path}:{reader.line_num}: {exc}") from exc
+    for row in _rows(path, reader):
+        text, label = (row[text_column] or "").strip(), (row[label_column] or "").strip()
+        if not text or not label:
+            raise DataError(f"{path}:{reader.line_num}: empty {'label' if text else 'text'}")
+        examples.append(LabelledText(text, label))
     return _not_empty(path, examples)
 
 
@@ -355,27 +351,32 @@ def read_rows(path: Path, columns: Sequence[str], *, optional: Sequence[str] = (
     if lacking:
         raise DataError(f"{path}: column {lacking[0]!r} is not among its columns {reader.fieldnames or []}")
     rows = []
-    try:
-        for row in reader:
-            _check_width(path, reader, row)
-            rows.append({column: (row[column] or "").strip() for column in columns})
-            empty = [column for column, value in rows[-1].items() if not value and column not in optional]
-            if empty:
-                raise DataError(f"{path}:{reader.line_num}: empty {empty[0]}")
-    except csv.Error as exc:
-        raise DataError(f"{path}:{reader.line_num}: {exc}") from exc
+    for row in _rows(path, reader):
+        rows.append({column: (row[column] or "").strip() for column in columns})
+        empty = [column for column, value in rows[-1].items() if not value and column not in optional]
+        if empty:
+            raise DataError(f"{path}:{reader.line_num}: empty {empty[0]}")
     if not rows:
         raise DataError(f"{path} holds no row")
     return rows
 
 
-def _check_width(path: Path, reader: csv.DictReader[str], row: Mapping[Any, Any]) -> None:
-    """Refuse cells beyond the header's, as of a text whose comma is not quoted; empty ones do no harm."""
-    if any(cell.strip() for cell in row.get(None) or ()):
-        raise DataError(
-            f"{path}:{reader.line_num}: more cells than the {len(reader.fieldnames or [])} of the header; "
-            "put quotes around what holds a comma"
-        )
+def _rows(path: Path, reader: csv.DictReader[str]) -> Iterator[dict[Any, Any]]:
+    """Rows of a CSV file, with nothing beyond the header's cells but empty ones.
+
+    Raises:
+        DataError: with path and line number.
+    """
+    try:
+        for row in reader:
+            if any(cell.strip() for cell in row.get(None) or ()):
+                raise DataError(
+                    f"{path}:{reader.line_num}: more cells than the {len(reader.fieldnames or [])} of the "
+                    "header; put quotes around what holds a comma"
+                )
+            yield row
+    except csv.Error as exc:
+        raise DataError(f"{path}:{reader.line_num}: {exc}") from exc
 
 
 def read_text(path: Path) -> str:
