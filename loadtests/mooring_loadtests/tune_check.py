@@ -4,10 +4,10 @@
 
     python -m mooring_loadtests.tune_check intent --slo p99=100ms
 
-Chooses as ``mooring tune`` does, then probes every candidate of the grid as long as the search's last round
-does, and at last probes the choice and the grid's best few anew, in turns, as the best of many noisy probes
-looks better than it is. The last line is JSON: ``tuner_over_grid`` is the ratio of the rates at which the
-choice and the best of the grid keep the bound, by the medians of the latencies that the turns saw.
+Chooses as ``mooring tune`` does, then probes every candidate of the grid, each rate as long as in the tuner's
+turns, and at last lets the choice, the present settings and the grid's best few take turns, as the best of
+many noisy probes looks better than it is. The last line is JSON: ``tuner_over_grid`` is the ratio of the
+rates at which the choice and the best of these keep the bound, by the medians of the latencies in the turns.
 More than an hour on 2 cores.
 """
 
@@ -23,12 +23,14 @@ from pathlib import Path
 
 from mooring_loadtests.commands import exit_code
 from mooring_loadtests.load_profile import Payload
-from mooring_loadtests.tune_command import MINUTES, choose, in_words, make_plan, request_timeout_s, slo
+from mooring_loadtests.tune_command import MINUTES, find, in_words, make_plan, request_timeout_s, slo
 from mooring_loadtests.tune_probe import Prober, Release
-from mooring_loadtests.tuner import Probe, pooled, probe_all, rate_within, search
+from mooring_loadtests.tuner import Candidate, Probe, rate_within, take_turns
 
 #: Of the grid, so many are probed again beside the choice.
-_FINALISTS = 3
+_FINALISTS = 4
+#: Rates as shares of the best known before: of some candidates of the grid they are far lower.
+_SHARES = (0.4, 0.6, 0.75, 0.85, 0.95, 1.05, 1.15, 1.3)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -64,36 +66,31 @@ def _run(args: argparse.Namespace) -> int:
     print(f"Searching among {len(candidates)} candidates", flush=True)
     began_s = time.monotonic()
     plan = make_plan(prober, candidates, minutes=MINUTES, p99_ms=args.slo)
-    best, *_ = search(
-        candidates,
-        prober.run,
-        p99_ms=args.slo,
-        guess=plan.guess,
-        first_round=plan.first_round,
-        note=say,
-    )
-    choice, confirmed = choose(prober, release.default, best, args.slo)
-    for candidate, one in confirmed.items():
+    outcome = find(prober, candidates, plan, args.slo, note=say)
+    choice = outcome.choice
+    for candidate, rate in outcome.rates.items():
+        print(f"  in turns {candidate}: {rate:.1f} requests/s", flush=True)
+    for candidate, one in outcome.confirmed.items():
         print(f"  {in_words(candidate, one, args.slo)}", flush=True)
     search_s = time.monotonic() - began_s
     # Not from the choice alone: what it is held against may take far more.
-    rate = max(best.rate_within(args.slo), plan.guess)
+    rate = max(*outcome.rates.values(), plan.guess)
     print(f"Every candidate ({search_s:.0f} s went into the choice)", flush=True)
-    everything = probe_all(candidates, prober.run, rate=rate, note=say)
-    everything.sort(key=lambda probe: -probe.rate_within(args.slo))
+
+    def kept(chosen: Sequence[Candidate], turns: int) -> dict[Candidate, float]:
+        rates = [share * rate for share in _SHARES]
+        joined = take_turns(chosen, prober.run, rates=rates, turns=turns, note=say)
+        return {candidate: rate_within(stages, args.slo) for candidate, stages in joined.items()}
+
+    everything = kept(candidates, 1)
+    ranked = sorted(candidates, key=lambda candidate: -everything[candidate])
     # Where the best took the highest rate that was tried, the last turns go on beyond it.
-    rate = max(rate, everything[0].rate_within(args.slo))
-    finalists = list(dict.fromkeys([choice, *(probe.candidate for probe in everything[:_FINALISTS])]))
-    print(f"The choice and the best of the grid again, {args.turns} turns", flush=True)
-    turns = [probe_all(finalists, prober.run, rate=rate, note=say) for _ in range(args.turns)]
-    rates = {
-        probes[0].candidate: rate_within(pooled(probes), args.slo) for probes in zip(*turns, strict=True)
-    }
-    for candidate, kept in rates.items():
-        print(
-            f"{'choice' if candidate == choice else 'grid':<6}  {candidate}: {kept:.1f} requests/s",
-            flush=True,
-        )
+    rate = max(rate, everything[ranked[0]])
+    last = list(dict.fromkeys([choice, release.default, *ranked[:_FINALISTS]]))
+    print(f"The choice, the present settings and the best of the grid, {args.turns} turns", flush=True)
+    rates = kept(last, args.turns)
+    for candidate, one_rate in rates.items():
+        print(f"{'choice' if candidate == choice else 'grid':<6}  {candidate}: {one_rate:.1f} requests/s")
     ratio = rates[choice] / max(rates.values()) if any(rates.values()) else 0.0
     figures = {"tuner_over_grid": round(ratio, 3), "search_s": round(search_s), "candidates": len(candidates)}
     print(json.dumps(figures))

@@ -12,7 +12,7 @@ import math
 import os
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -32,16 +32,36 @@ from mooring_loadtests.load_result import finite
 from mooring_loadtests.load_run import machine
 from mooring_loadtests.load_statistics import Estimate
 from mooring_loadtests.tune_probe import Prober, Release
-from mooring_loadtests.tuner import Candidate, Probe, Stage, affordable, search
+from mooring_loadtests.tuner import (
+    TURN_SHARES,
+    TURNS,
+    Candidate,
+    Probe,
+    Stage,
+    affordable,
+    finalists,
+    rate_within,
+    search,
+    take_turns,
+)
 
 #: Users of the first guess, a core each.
 _USERS_PER_CORE = 4
 _GUESS_S = 4
-#: The chosen settings are confirmed at this share of what the probes said, and lower until the bound is kept:
-#: each share is of the rate before.
-_CONFIRMED_SHARES = (0.95,) * 5
-#: Where nothing has kept it by then: short probes of a noisy machine can be wrong by half.
-_LOWER_SHARES = (0.8,) * 5
+#: Then the present settings are probed, each stage for so many seconds, at shares of what they answered.
+_SCOUT_S = 2
+_SCOUT_SHARES = (0.3, 0.5, 0.7, 0.9)
+#: Where they keep the bound at none, the search begins at this share.
+_LEAST_GUESS = 0.1
+#: Others take the place of the present settings where they serve so many times as much.
+_CLEARLY = 1.05
+#: A longer run begins at this share of what the turns said. Where it breaks the bound, the rate is lowered by
+#: how far it is off, within these shares, and run again; so many runs in all.
+_CONFIRMED_SHARE = 0.95
+_LOWERED_SHARES = (0.8, 0.95)
+_CONFIRMATIONS = 4
+#: Settings that keep the bound at less than this share of what the turns said are held against the others.
+_EXPECTED_SHARE = 0.8
 _CONFIRM_S = 15
 #: A longer run lasts at least so many times the bound: an overload by a twentieth shows by then.
 _CONFIRMED_BOUNDS = 20
@@ -49,8 +69,8 @@ _CONFIRMED_BOUNDS = 20
 _FEWEST_REQUESTS = 10
 #: Share of requests that the model may refuse as none of its inputs.
 _REFUSED_SHARE = 0.01
-#: Of both together, as a rule.
-_USUAL_CONFIRMATIONS = 4
+#: As a rule.
+_USUAL_CONFIRMATIONS = 2
 #: How long to tune, about.
 MINUTES = 10.0
 
@@ -59,7 +79,7 @@ MINUTES = 10.0
 class Plan:
     """How a search begins."""
 
-    #: About what the present settings can take, in requests a second.
+    #: About what the present settings take within the bound, in requests a second.
     guess: float
     #: Candidates of the first round.
     first_round: int
@@ -79,6 +99,17 @@ class Confirmed:
     def headroom(self, p99_ms: float) -> float:
         """Share of the bound that the 99th percentile leaves free; 0 where the bound was not kept."""
         return max(0.0, 1 - self.p99_ms.value / p99_ms)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a search came to."""
+
+    choice: Candidate
+    #: At which each finalist kept the bound in turns, in requests a second.
+    rates: Mapping[Candidate, float]
+    #: What was run longer: the choice, and what was not confirmed before it.
+    confirmed: Mapping[Candidate, Confirmed]
 
 
 def add_command(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -184,31 +215,36 @@ def _run(args: argparse.Namespace) -> int:
     plan = journal.plan or make_plan(prober, candidates, minutes=args.minutes, p99_ms=args.slo)
     journal.start(plan)
     print(f"Trying {plan.first_round} of {len(candidates)} settings", flush=True)
-    best, *_ = search(
+    outcome = find(
+        prober,
         candidates,
-        prober.run,
-        p99_ms=args.slo,
-        guess=plan.guess,
-        first_round=plan.first_round,
-        known=journal.probes,
+        plan,
+        args.slo,
+        known=list(journal.probes),
         note=lambda probe: _note(journal, probe, args.slo),
     )
     plot(journal.probes, args.slo, folder / "probes.svg")
-    choice, confirmed = choose(prober, release.default, best, args.slo)
+    choice, confirmed = outcome.choice, outcome.confirmed
     result = {
         "p99_ms": args.slo,
         "chosen": asdict(choice),
+        "turns": [
+            {"settings": asdict(candidate), "rate": round(rate, 1)}
+            for candidate, rate in outcome.rates.items()
+        ],
         "runs": [_json(candidate, one, args.slo) for candidate, one in confirmed.items()],
     }
     (folder / "result.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
     if not confirmed[choice].rate:
-        print(f"\nno settings keep p99 within {args.slo:g} ms; the closest: {best.candidate}")
+        print(f"\nno settings keep p99 within {args.slo:g} ms; those that came closest:")
         print("\n".join(in_words(*one, args.slo) for one in confirmed.items()))
         return 1
-    print()
-    for candidate, one in confirmed.items():
+    print("\nIn turns, and in a longer run:")
+    for candidate, rate in outcome.rates.items():
         whose = "present" if candidate == release.default else "found"
-        print(f"{whose:<7}  {in_words(candidate, one, args.slo)}")
+        print(f"{whose:<7}  {candidate}: {rate:.1f} requests/s")
+    for candidate, one in confirmed.items():
+        print(f"{'chosen' if candidate == choice else 'run':<7}  {in_words(candidate, one, args.slo)}")
     if choice == release.default:
         print("\nThe present settings stay.")
         return 0
@@ -274,39 +310,81 @@ def make_plan(prober: Prober, candidates: Sequence[Candidate], *, minutes: float
             f"the model does not take what is asked: {refused}; give other items (--items), or build it with "
             "text.truncation = true where texts are too long"
         )
+    scouted = prober.run(candidates[0], [share * throughput for share in _SCOUT_SHARES], _SCOUT_S)
+    guess = max(rate_within(scouted, p99_ms), _LEAST_GUESS * throughput)
     took_s = time.monotonic() - began_s
-    # A probe warms up for a second, too.
-    overhead_s = took_s - _GUESS_S
+    # Of a probe, its second of warm-up included.
+    overhead_s = (took_s - _GUESS_S - _SCOUT_S * len(_SCOUT_SHARES)) / 2
     later_s = _USUAL_CONFIRMATIONS * (overhead_s + 1 + confirmation_s(p99_ms))
-    first_round = affordable(len(candidates), overhead_s=overhead_s, budget_s=minutes * 60 - took_s - later_s)
-    return Plan(guess=throughput, first_round=first_round)
+    budget_s = minutes * 60 - took_s - later_s
+    first_round = affordable(len(candidates), overhead_s=overhead_s, budget_s=budget_s, guess=guess)
+    return Plan(guess=guess, first_round=first_round)
 
 
-def choose(
-    prober: Prober, default: Candidate, best: Probe, p99_ms: float
-) -> tuple[Candidate, dict[Candidate, Confirmed]]:
-    """Hold what a search found against the present settings, in longer runs.
+def find(
+    prober: Prober,
+    candidates: Sequence[Candidate],
+    plan: Plan,
+    p99_ms: float,
+    *,
+    known: Sequence[Probe] = (),
+    note: Callable[[Probe], None] = lambda probe: None,
+) -> Outcome:
+    """Search among candidates, let the best take turns with the first, and confirm what is best then.
+
+    Args:
+        prober: serves and loads candidates.
+        candidates: the first are the present settings.
+        plan: of :func:`make_plan`.
+        p99_ms: the bound.
+        known: as for :func:`mooring_loadtests.tuner.search`.
+        note: likewise.
+    """
+    default = candidates[0]
+    probes = search(
+        candidates,
+        prober.run,
+        p99_ms=p99_ms,
+        guess=plan.guess,
+        first_round=plan.first_round,
+        known=known,
+        note=note,
+    )
+    rate = max(probes[0].rate_within(p99_ms), _LEAST_GUESS * plan.guess)
+    rates = [share * rate for share in TURN_SHARES]
+    last = finalists(default, probes)
+    turns = TURNS if len(last) > 1 else 1
+    stages = take_turns(last, prober.run, rates=rates, turns=turns, known=known, note=note)
+    return choose(prober, default, {one: rate_within(its, p99_ms) for one, its in stages.items()}, p99_ms)
+
+
+def choose(prober: Prober, default: Candidate, rates: Mapping[Candidate, float], p99_ms: float) -> Outcome:
+    """Confirm in longer runs what served most in turns.
+
+    Args:
+        prober: serves and loads candidates.
+        default: the present settings.
+        rates: at which each finalist kept the bound, in requests a second.
+        p99_ms: the bound.
 
     Returns:
-        The better of both, and what each did. The present ones where both are as good, or where the generator
-        did not keep up in a run and they keep the bound.
+        With the present settings as the choice where no other is clearly better, or where the generator did
+        not keep up and they keep the bound.
     """
-    rate, seconds = best.rate_within(p99_ms), confirmation_s(p99_ms)
-    waiting = list(dict.fromkeys([default, best.candidate]))
-    confirmed = {one: Confirmed(rate=0.0, p99_ms=Estimate(value=math.inf), doubts=()) for one in waiting}
-    # In turns at each rate, as a machine may be slower a minute later.
-    for number, share in enumerate((*_CONFIRMED_SHARES, *_LOWER_SHARES)):
-        rate *= share
-        enough = number >= len(_CONFIRMED_SHARES) and any(one.rate for one in confirmed.values())
-        if enough or rate * seconds < _FEWEST_REQUESTS:
-            break
-        for candidate in waiting:
-            confirmed[candidate] = _confirm(prober, candidate, rate, p99_ms, seconds)
-        # What does not serve is not asked again.
-        waiting = [one for one in waiting if confirmed[one].served and not confirmed[one].rate]
+
+    def rank(candidate: Candidate) -> float:
+        return rates[candidate] * (_CLEARLY if candidate == default else 1.0)
+
+    confirmed: dict[Candidate, Confirmed] = {}
+    for candidate in sorted(rates, key=rank, reverse=True):
+        one = confirmed[candidate] = _confirm(prober, candidate, rates[candidate], p99_ms)
+        as_expected = one.rate >= _EXPECTED_SHARE * rates[candidate] > 0
+        if as_expected and (candidate == default or not one.doubts):
+            return Outcome(choice=candidate, rates=rates, confirmed=confirmed)
+    choice = max(confirmed, key=lambda candidate: confirmed[candidate].rate)
     if confirmed[default].rate and any(one.doubts for one in confirmed.values()):
-        return default, confirmed
-    return max(confirmed, key=lambda candidate: confirmed[candidate].rate), confirmed
+        choice = default
+    return Outcome(choice=choice, rates=rates, confirmed=confirmed)
 
 
 def confirmation_s(p99_ms: float) -> int:
@@ -314,20 +392,31 @@ def confirmation_s(p99_ms: float) -> int:
     return max(_CONFIRM_S, math.ceil(_CONFIRMED_BOUNDS * p99_ms / 1000))
 
 
-def _confirm(prober: Prober, candidate: Candidate, rate: float, p99_ms: float, seconds: int) -> Confirmed:
+def _confirm(prober: Prober, candidate: Candidate, rate: float, p99_ms: float) -> Confirmed:
+    """Lower the rate until a longer run keeps the bound."""
+    seconds = confirmation_s(p99_ms)
     stages = (ProfileStage(seconds=2, measured=False), ProfileStage(seconds=seconds))
-    try:
-        result = prober.load(candidate, loop="open", rate=rate, stages=stages)
-        estimate = result.figures()["p99_ms"]
-    except MooringError as exc:
-        # A run without requests that count is the server's, any other mistake that of what was asked for.
-        if isinstance(exc, ConfigError) and not isinstance(exc, DataError):
-            raise
-        doubt = f"it did not serve ({str(exc).partition(chr(10))[0]})"
-        return Confirmed(rate=0.0, p99_ms=Estimate(value=math.inf), doubts=(doubt,), served=False)
-    return Confirmed(
-        rate=rate if estimate.value <= p99_ms else 0.0, p99_ms=estimate, doubts=tuple(result.doubts)
-    )
+    confirmed = Confirmed(rate=0.0, p99_ms=Estimate(value=math.inf), doubts=())
+    rate *= _CONFIRMED_SHARE
+    for _ in range(_CONFIRMATIONS):
+        if rate * seconds < _FEWEST_REQUESTS:
+            break
+        try:
+            result = prober.load(candidate, loop="open", rate=rate, stages=stages)
+            estimate = result.figures()["p99_ms"]
+        except MooringError as exc:
+            # A run without requests that count is the server's, any other mistake that of what was asked for.
+            if isinstance(exc, ConfigError) and not isinstance(exc, DataError):
+                raise
+            doubt = f"it did not serve ({str(exc).partition(chr(10))[0]})"
+            return Confirmed(rate=0.0, p99_ms=Estimate(value=math.inf), doubts=(doubt,), served=False)
+        kept = estimate.value <= p99_ms
+        confirmed = Confirmed(rate=rate if kept else 0.0, p99_ms=estimate, doubts=tuple(result.doubts))
+        if kept:
+            break
+        least, most = _LOWERED_SHARES
+        rate *= min(most, max(least, p99_ms / estimate.value))
+    return confirmed
 
 
 def _note(journal: Journal, probe: Probe, p99_ms: float) -> None:

@@ -1,9 +1,9 @@
 """Find the serving settings that keep a bound on latency at the highest rate, with few short probes.
 
 Successive halving (Jamieson and Talwalkar, "Non-stochastic best arm identification and hyperparameter
-optimization", AISTATS 2016): every candidate is probed for a moment, the best third for longer, and so on. A
-probe is an open loop whose rate rises stage by stage, so that it shows how much a candidate takes before its
-99th percentile breaks the bound.
+optimization", AISTATS 2016): every candidate is probed for a moment, the best third for longer, and the best
+of these take turns with the present settings. A probe is an open loop whose rate rises stage by stage, so
+that it shows how much a candidate takes before its 99th percentile breaks the bound.
 """
 
 from __future__ import annotations
@@ -20,12 +20,20 @@ from mooring import ConfigError
 
 #: One of so many goes on to the next round.
 _KEPT = 3
-#: Length of a stage in seconds, a round each, and its rates as shares of the best known before.
+#: A round each: shortest length of a stage in seconds, and its rates as shares of the best known before.
 _ROUNDS = (
-    (1, (0.4, 0.6, 0.8, 1.0, 1.2, 1.4)),
+    (1, (0.6, 0.8, 1.0, 1.2, 1.5, 2.0)),
     (2, (0.7, 0.85, 1.0, 1.15, 1.3)),
-    (5, (0.85, 0.95, 1.05, 1.15)),
 )
+#: The same of a turn, of which there are so many.
+_TURN_S = 3
+TURN_SHARES = (0.75, 0.85, 0.95, 1.05, 1.2)
+TURNS = 3
+#: So many take turns with the present settings.
+_FINALISTS = 2
+#: A stage lasts until it has had about so many requests, but not for ever.
+_STAGE_REQUESTS = 50
+_LONGEST_STAGE_S = 10
 
 
 class Variant(NamedTuple):
@@ -172,7 +180,7 @@ def search(
         run: serves a candidate at rates, each for so many seconds; an error counts against the candidate,
             but for :class:`~mooring.ConfigError`, which ends the search.
         p99_ms: bound on the 99th percentile of latency.
-        guess: a rate of about what the first can take, in requests a second.
+        guess: a rate of about what the first takes within the bound, in requests a second.
         first_round: number of candidates of the first round; see :func:`affordable`.
         known: probes of an interrupted search, which are not run again.
         note: receives every new probe.
@@ -188,8 +196,9 @@ def search(
     chosen = [default, *others[: first_round - 1]]
     best = guess
     probes: list[Probe] = []
-    for number, (seconds, shares) in enumerate(_ROUNDS):
+    for number, (shortest_s, shares) in enumerate(_ROUNDS):
         probes = []
+        seconds = _stage_s(shortest_s, best)
         for candidate in chosen:
             probe = done.get((number, candidate))
             if probe is None:
@@ -202,46 +211,84 @@ def search(
     return probes
 
 
+def finalists(default: Candidate, probes: Sequence[Probe]) -> list[Candidate]:
+    """The present settings, and the best others of a search.
+
+    Args:
+        default: the present settings.
+        probes: what :func:`search` returned.
+    """
+    others = [probe.candidate for probe in probes if probe.candidate != default and probe.stages]
+    return [default, *others[:_FINALISTS]]
+
+
+def take_turns(
+    candidates: Sequence[Candidate],
+    run: Run,
+    *,
+    rates: Sequence[float],
+    turns: int,
+    known: Iterable[Probe] = (),
+    note: Callable[[Probe], None] = lambda probe: None,
+) -> dict[Candidate, list[Stage]]:
+    """Probe candidates at the same rates one after the other, several times: a machine's speed drifts.
+
+    Args:
+        candidates: at least one.
+        run: as for :func:`search`.
+        rates: rising.
+        turns: how often.
+        known: as for :func:`search`.
+        note: likewise.
+
+    Returns:
+        The joined stages of each; see :func:`pooled`.
+    """
+    done = {(probe.round, probe.candidate): probe for probe in known}
+    seconds = _stage_s(_TURN_S, rates[0])
+    probes: dict[Candidate, list[Probe]] = {candidate: [] for candidate in candidates}
+    for number in range(len(_ROUNDS), len(_ROUNDS) + turns):
+        for candidate in candidates:
+            probe = done.get((number, candidate))
+            if probe is None:
+                probe = _probe(run, candidate, number, rates, seconds)
+                note(probe)
+            probes[candidate].append(probe)
+    return {candidate: pooled(its) for candidate, its in probes.items()}
+
+
 def _rank(probe: Probe, p99_ms: float) -> tuple[float, float]:
     """The best first: by the rate, and by latency where several keep the highest rate that was tried."""
     return -probe.rate_within(p99_ms), probe.stages[-1].p99_ms if probe.stages else math.inf
 
 
-def affordable(count: int, *, overhead_s: float, budget_s: float) -> int:
+def affordable(count: int, *, overhead_s: float, budget_s: float, guess: float) -> int:
     """How many of the candidates a search has time for in its first round; at least one.
 
     Args:
         count: of all candidates.
         overhead_s: what a probe takes beside its stages, in seconds.
-        budget_s: for all probes.
+        budget_s: for all probes, those of the turns included.
+        guess: as for :func:`search`.
     """
+    turns_s = TURNS * (1 + _FINALISTS) * (overhead_s + _stage_s(_TURN_S, guess) * len(TURN_SHARES))
 
     def search_s(first_round: int) -> float:
-        seconds, probes = 0.0, first_round
-        for stage_s, shares in _ROUNDS:
-            seconds += probes * (overhead_s + stage_s * len(shares))
+        seconds, probes = turns_s, first_round
+        for shortest_s, shares in _ROUNDS:
+            seconds += probes * (overhead_s + _stage_s(shortest_s, guess) * len(shares))
             probes = _kept(probes)
         return seconds
 
     return next((number for number in range(count, 1, -1) if search_s(number) <= budget_s), 1)
 
 
+def _stage_s(shortest_s: int, rate: float) -> int:
+    return max(shortest_s, min(math.ceil(_STAGE_REQUESTS / rate), _LONGEST_STAGE_S))
+
+
 def _kept(probes: int) -> int:
     return max(1, math.ceil(probes / _KEPT))
-
-
-def probe_all(
-    candidates: Sequence[Candidate], run: Run, *, rate: float, note: Callable[[Probe], None]
-) -> list[Probe]:
-    """Probe every candidate as the last round does, around one rate; for comparison with :func:`search`."""
-    seconds, _ = _ROUNDS[-1]
-    rates = [share * rate for share in (0.4, 0.6, 0.75, 0.85, 0.95, 1.05, 1.15, 1.3)]
-    probes = []
-    for candidate in candidates:
-        probe = _probe(run, candidate, len(_ROUNDS), rates, seconds)
-        note(probe)
-        probes.append(probe)
-    return probes
 
 
 def pooled(probes: Sequence[Probe]) -> list[Stage]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,7 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mooring import AsyncClient, Client, ConfigError, TlsConfig
+from mooring import AsyncClient, Client, ConfigError, TlsConfig, TransportError
+from mooring._open_transports import open_async_transport
+from mooring._operations import Infer, Tensor
+from mooring._url import parse_url
 
 X = np.array([[1, 2, 3], [4, 5, 6]], np.float32)
 
@@ -209,6 +214,42 @@ def test_a_coroutine_that_is_cancelled_gives_its_request_up(loop: Any) -> None:
 
     loop.run_until_complete(work())
     assert stuck.cancelled
+
+
+@pytest.mark.parametrize("connected", [True, False])
+@pytest.mark.parametrize("scheme", ["grpc", "http"])
+def test_a_transport_that_is_closed_ends_its_calls_with_an_error(scheme: str, connected: bool) -> None:
+    request = Infer(model="m", inputs=(Tensor("x", "FP32", X[:1, :1]),))
+
+    async def stream(transport: Any) -> None:
+        async for _ in transport.astream(request, timeout_s=60):
+            """Nothing comes."""
+
+    async def work(listener: socket.socket) -> None:
+        url = f"{scheme}://127.0.0.1:{listener.getsockname()[1]}"
+        transport = open_async_transport(parse_url(url), TlsConfig())
+        calls = [
+            asyncio.create_task(transport.asend(request, timeout_s=60)),
+            asyncio.create_task(stream(transport)),
+            asyncio.create_task(transport.asend(request, timeout_s=60)),
+        ]
+        accept = asyncio.get_running_loop().sock_accept(listener)
+        async with asyncio.timeout(30):
+            with (await accept)[0] if connected else contextlib.closing(accept):
+                await asyncio.sleep(0)
+                # Who cancels a call gets what asyncio promises, closed or not.
+                calls[-1].cancel()
+                closing = asyncio.create_task(transport.aclose())
+                *ended, cancelled = await asyncio.gather(*calls, return_exceptions=True)
+                await closing
+        for one in ended:
+            assert isinstance(one, TransportError)
+            assert "the client was closed while the request was under way" in str(one)
+        assert isinstance(cancelled, asyncio.CancelledError)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.setblocking(False)
+        asyncio.run(work(listener))
 
 
 def test_tls_options_need_an_encrypted_url(side: Any, certificates: Any) -> None:

@@ -32,6 +32,17 @@ def repository(tmp_path: Path) -> Path:
     return tmp_path / "models"
 
 
+def _shorten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tuner, "_ROUNDS", ((1, (0.1, 0.2)),))
+    monkeypatch.setattr(tuner, "_TURN_S", 1)
+    monkeypatch.setattr(tuner, "_STAGE_REQUESTS", 1)
+    monkeypatch.setattr(tune_command, "TURNS", 1)
+    monkeypatch.setattr(tune_command, "TURN_SHARES", (0.5, 1.0))
+    monkeypatch.setattr(tune_command, "_SCOUT_S", 1)
+    monkeypatch.setattr(tune_command, "_SCOUT_SHARES", (0.1, 0.2))
+    monkeypatch.setattr(tune_command, "confirmation_s", lambda p99_ms: 2)
+
+
 def test_settings_are_tried_on_a_copy_and_written_when_asked(repository: Path, tmp_path: Path) -> None:
     release = Release(repository, "intent")
     other = tuner.Candidate(**{**vars(release.default), "engine": "torchscript", "max_batch_size": 8})
@@ -60,12 +71,13 @@ def test_the_command_searches_confirms_and_proposes(
     repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(tune_command, "affordable", lambda count, **times: 2)
-    monkeypatch.setattr(tuner, "_ROUNDS", ((1, (0.1, 0.2)),))
-    monkeypatch.setattr(tune_command, "confirmation_s", lambda p99_ms: 2)
+    _shorten(monkeypatch)
     words = ["tune", "intent", "--slo", "p99=5s", "--repository", str(repository)]
     assert cli.main([*words, "--reports", str(tmp_path)]) == 0
     shown = capsys.readouterr().out
     assert shown.count("  round 1  ") == 2
+    assert shown.count("  round 2  ") == 2
+    assert "\nIn turns, and in a longer run:\npresent  onnx fp32, padded, 1 x 1 threads" in shown
     assert "The present settings stay" in shown or "[serving]\n" in shown
     assert "<svg" in (tmp_path / "intent-tune" / "probes.svg").read_text()
     journal = (tmp_path / "intent-tune" / "probes.jsonl").read_text().splitlines()
@@ -110,10 +122,7 @@ def test_other_builds_are_tried_and_published_when_asked(
     grid = tuner.grid
     monkeypatch.setattr(tune_probe, "grid", packed_alone)
     monkeypatch.setattr(tune_command, "affordable", lambda count, **times: 1)
-    monkeypatch.setattr(tuner, "_ROUNDS", ((1, (0.1, 0.2)),))
-    monkeypatch.setattr(tune_command, "confirmation_s", lambda p99_ms: 2)
-    choose = tune_command.choose
-    monkeypatch.setattr(tune_command, "choose", lambda *given: (given[2].candidate, choose(*given)[1]))
+    _shorten(monkeypatch)
     words = [
         "tune",
         "asked",

@@ -22,9 +22,11 @@ from mooring_loadtests.load_statistics import Estimate
 from mooring_loadtests.tune_command import (
     Confirmed,
     Journal,
+    Outcome,
     Plan,
     choose,
     confirmation_s,
+    find,
     in_words,
     make_plan,
     number_of_minutes,
@@ -33,15 +35,18 @@ from mooring_loadtests.tune_command import (
 from mooring_loadtests.tune_plot import plot
 from mooring_loadtests.tune_probe import Prober
 from mooring_loadtests.tuner import (
+    TURN_SHARES,
     Candidate,
     Probe,
     Stage,
     Variant,
     affordable,
+    finalists,
     grid,
     pooled,
     rate_within,
     search,
+    take_turns,
 )
 
 DEFAULT = Candidate(
@@ -60,7 +65,7 @@ BOUND_MS = 50.0
 
 
 class Server:
-    """A queue whose capacity depends on the settings; latency grows as 1 / (1 - load), with noise."""
+    """A prober: a queue with a capacity by settings; latency grows as 1 / (1 - load), with noise."""
 
     def __init__(self, noise: float, seed: int = 0) -> None:
         self.seconds = 0
@@ -86,37 +91,98 @@ class Server:
             stages.append(Stage(rate=rate, p99_ms=noise * 12 / (1 - load) if load < 1 else math.inf))
         return stages
 
+    def load(self, candidate: Candidate, *, loop: str, rate: float, stages: Sequence[Any]) -> Any:
+        (_, measured) = stages
+        (stage,) = self.run(candidate, [rate], measured.seconds)
+        return SimpleNamespace(figures=lambda: {"p99_ms": Estimate(value=stage.p99_ms)}, doubts=[])
+
 
 @pytest.mark.parametrize("seed", range(5))
 def test_the_search_finds_about_the_best_and_probes_few(seed: int) -> None:
     server = Server(noise=0.2, seed=seed)
     candidates = grid(cores=2, variants=[ONNX, TORCHSCRIPT], default=DEFAULT)
     assert len(candidates) == len(set(candidates)) > 30
-    best, *_ = search(candidates, server.run, p99_ms=BOUND_MS, guess=150.0, first_round=20, seed=seed)
+    probes = search(candidates, server.run, p99_ms=BOUND_MS, guess=100.0, first_round=20, seed=seed)
+    assert server.runs <= 20 + 7
     most = max(server.capacity(candidate) for candidate in candidates)
-    assert server.capacity(best.candidate) >= 0.9 * most
-    # A load of 1 - 12/50 keeps the bound.
-    assert best.rate_within(BOUND_MS) == pytest.approx(server.capacity(best.candidate) * 0.76, rel=0.1)
-    assert server.runs <= 20 + 7 + 3
+    last = finalists(DEFAULT, probes)
+    assert last[0] == DEFAULT
+    assert max(server.capacity(candidate) for candidate in last[1:]) >= 0.9 * most
+    rates = [share * probes[0].rate_within(BOUND_MS) for share in TURN_SHARES]
+    for candidate, stages in take_turns(last, server.run, rates=rates, turns=3).items():
+        # A load of 1 - 12/50 keeps the bound.
+        assert rate_within(stages, BOUND_MS) == pytest.approx(server.capacity(candidate) * 0.76, rel=0.1)
+
+
+def test_turns_alternate_and_outvote_a_disturbed_one() -> None:
+    asked: list[Candidate] = []
+    noted: list[Probe] = []
+
+    def run(candidate: Candidate, rates: Sequence[float], seconds: int) -> list[Stage]:
+        asked.append(candidate)
+        # The machine is busy in the second turn.
+        p99_ms = 400.0 if len(asked) in (3, 4) else 20.0
+        return [Stage(rate=rate, p99_ms=p99_ms) for rate in rates]
+
+    stages = take_turns([DEFAULT, OTHER], run, rates=[50.0, 80.0], turns=3, note=noted.append)
+    assert asked == [DEFAULT, OTHER] * 3
+    assert {candidate: rate_within(its, BOUND_MS) for candidate, its in stages.items()} == {
+        DEFAULT: 80.0,
+        OTHER: 80.0,
+    }
+    # A search that was interrupted in its turns goes on there.
+    asked.clear()
+    known = noted[:4]
+    assert take_turns([DEFAULT, OTHER], run, rates=[50.0, 80.0], turns=3, known=known) == stages
+    assert asked == [DEFAULT, OTHER]
+
+
+def test_only_what_served_takes_turns_with_the_present_settings() -> None:
+    def probe(candidate: Candidate, *latencies: float) -> Probe:
+        stages = tuple(Stage(rate=100.0, p99_ms=latency) for latency in latencies)
+        return Probe(candidate=candidate, round=1, stages=stages)
+
+    fourth = replace(DEFAULT, instance_count=4)
+    probes = [probe(OTHER, 20.0), probe(DEFAULT, 30.0), probe(THIRD), probe(fourth, 70.0), probe(THIRD, 80.0)]
+    assert finalists(DEFAULT, probes) == [DEFAULT, OTHER, fourth]
+    assert finalists(DEFAULT, probes[1:2]) == [DEFAULT]
+
+
+@pytest.mark.parametrize(("guess", "seconds"), [(400.0, [1, 2, 3]), (20.0, [3, 3, 4]), (0.5, [10, 10, 10])])
+def test_slow_models_get_stages_of_enough_requests(guess: float, seconds: list[int]) -> None:
+    asked: list[int] = []
+
+    def run(candidate: Candidate, rates: Sequence[float], seconds: int) -> list[Stage]:
+        asked.append(seconds)
+        # Keeps the bound at the rate that was guessed.
+        return [Stage(rate=rate, p99_ms=BOUND_MS * rate / guess) for rate in rates]
+
+    (probe,) = search([DEFAULT], run, p99_ms=BOUND_MS, guess=guess, first_round=1)
+    assert probe.rate_within(BOUND_MS) == pytest.approx(guess)
+    take_turns([DEFAULT], run, rates=[share * guess for share in TURN_SHARES], turns=1)
+    assert asked == seconds
 
 
 @pytest.mark.parametrize(("overhead_s", "budget_s"), [(5.0, 300.0), (12.0, 480.0), (12.0, 900.0)])
 def test_a_search_begins_with_as_many_as_it_has_time_for(overhead_s: float, budget_s: float) -> None:
     candidates = grid(cores=2, variants=[ONNX, TORCHSCRIPT], default=DEFAULT)
-    first = affordable(len(candidates), overhead_s=overhead_s, budget_s=budget_s)
+    guess = 100.0
+    first = affordable(len(candidates), overhead_s=overhead_s, budget_s=budget_s, guess=guess)
     took_s = {}
     for first_round in (first, first + 1):
         # Nothing crashes: what does is not counted.
         server = Server(noise=0.0)
-        chosen = [one for one in candidates if one.intra_op_thread_count == 1]
-        search(chosen, server.run, p99_ms=BOUND_MS, guess=150.0, first_round=first_round)
-        took_s[first_round] = server.runs * overhead_s + server.seconds
+        serving = [one for one in candidates if one.intra_op_thread_count == 1]
+        plan = Plan(guess=guess, first_round=first_round)
+        find(cast(Prober, server), serving, plan, BOUND_MS)
+        # The longer run is none of these.
+        took_s[first_round] = (server.runs - 1) * overhead_s + server.seconds - confirmation_s(BOUND_MS)
     assert took_s[first] <= budget_s < took_s[first + 1]
 
 
 def test_a_search_without_time_probes_the_present_settings_alone() -> None:
-    assert affordable(60, overhead_s=10.0, budget_s=-5.0) == 1
-    assert affordable(60, overhead_s=10.0, budget_s=1e6) == 60
+    assert affordable(60, overhead_s=10.0, budget_s=-5.0, guess=100.0) == 1
+    assert affordable(60, overhead_s=10.0, budget_s=1e6, guess=100.0) == 60
 
 
 def test_a_plan_goes_by_how_long_the_first_run_took(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,7 +191,14 @@ def test_a_plan_goes_by_how_long_the_first_run_took(monkeypatch: pytest.MonkeyPa
     result = SimpleNamespace(
         figures=lambda: figures, count=lambda: (400, 100), recorder=SimpleNamespace(errors=errors)
     )
-    prober = cast(Prober, SimpleNamespace(load=lambda candidate, **profile: result))
+    # Keeps the bound up to half of what it answers.
+    latency = {"rate": 60.0}
+
+    def run(candidate: Candidate, rates: Sequence[float], seconds: int) -> list[Stage]:
+        assert candidate == DEFAULT
+        return [Stage(rate=rate, p99_ms=BOUND_MS * (rate / latency["rate"]) ** 4) for rate in rates]
+
+    prober = cast(Prober, SimpleNamespace(load=lambda candidate, **profile: result, run=run))
     candidates = grid(cores=2, variants=[ONNX], default=DEFAULT)
 
     def plan(took_s: float, minutes: float, p99_ms: float = BOUND_MS) -> Plan:
@@ -133,12 +206,16 @@ def test_a_plan_goes_by_how_long_the_first_run_took(monkeypatch: pytest.MonkeyPa
         monkeypatch.setattr(tune_command, "time", SimpleNamespace(monotonic=lambda: next(times)))
         return make_plan(prober, candidates, minutes=minutes, p99_ms=p99_ms)
 
-    usual = plan(14.0, 10.0)
-    assert usual.guess == 120.0
+    # Both runs, of which 13 s are the stages.
+    usual = plan(25.0, 10.0)
+    assert usual.guess == pytest.approx(60.0)
     assert 10 < usual.first_round < len(candidates)
-    assert plan(28.0, 10.0).first_round < usual.first_round < plan(14.0, 20.0).first_round
+    assert plan(40.0, 10.0).first_round < usual.first_round < plan(25.0, 20.0).first_round
     # Longer runs for a generous bound leave less time for the search.
-    assert plan(14.0, 10.0, 2000.0).first_round < usual.first_round
+    assert plan(25.0, 10.0, 2000.0).first_round < usual.first_round
+    # A tenth of what it answers, where the present settings keep the bound nowhere.
+    latency["rate"] = 1.0
+    assert plan(25.0, 10.0).guess == 12.0
     errors["InvalidInput: text 0 has 40 tokens"] = 5
     with pytest.raises(ConfigError, match=r"does not take what is asked: \{'InvalidInput: text 0 has 40"):
         plan(14.0, 10.0)
@@ -182,7 +259,7 @@ def test_a_search_goes_on_where_it_was(tmp_path: Path) -> None:
     candidates = grid(cores=2, variants=[ONNX], default=DEFAULT)
 
     def run(journal: Journal, server: Server) -> list[Probe]:
-        journal.start(Plan(guess=150.0, first_round=20))
+        journal.start(Plan(guess=100.0, first_round=20))
         assert journal.plan is not None
         return search(
             candidates,
@@ -239,71 +316,85 @@ def test_what_disturbed_one_of_several_probes_counts_for_nothing() -> None:
 
 
 OTHER = replace(DEFAULT, max_batch_size=8)
-BEST = Probe(candidate=OTHER, round=2, stages=(Stage(rate=200.0, p99_ms=30.0),))
+THIRD = replace(DEFAULT, max_batch_size=1)
 
 
 class Confirming:
     """A prober of longer runs: settings keep the bound up to a rate of their own."""
 
     def __init__(
-        self, keeps: dict[Candidate, float], doubts: dict[Candidate, list[str]] | None = None
+        self,
+        keeps: dict[Candidate, float],
+        doubts: dict[Candidate, list[str]] | None = None,
+        over: float = 2.0,
     ) -> None:
         self.keeps = keeps
         self.doubts = doubts or {}
+        self.over = over
         self.runs: list[tuple[Candidate, float]] = []
 
     def load(self, candidate: Candidate, *, loop: str, rate: float, stages: Any) -> Any:
         self.runs.append((candidate, rate))
-        p99_ms = BOUND_MS if rate <= self.keeps[candidate] else 2 * BOUND_MS
+        p99_ms = BOUND_MS if rate <= self.keeps[candidate] else self.over * BOUND_MS
         figures = {"p99_ms": Estimate(value=p99_ms)}
         return SimpleNamespace(figures=lambda: figures, doubts=self.doubts.get(candidate, []))
 
 
+def chosen(prober: Any, rates: dict[Candidate, float]) -> Outcome:
+    return choose(cast(Prober, prober), DEFAULT, rates, BOUND_MS)
+
+
 @pytest.mark.parametrize(
-    ("present", "found", "stays"),
+    ("present", "found", "stays"), [(150.0, 185.0, False), (180.0, 185.0, True), (185.0, 160.0, True)]
+)
+def test_settings_change_only_for_clearly_better_ones(present: float, found: float, stays: bool) -> None:
+    rates = {DEFAULT: present, OTHER: found}
+    outcome = chosen(Confirming(rates), rates)
+    assert outcome.choice == (DEFAULT if stays else OTHER)
+    # What is not in question takes no time.
+    assert list(outcome.confirmed) == [outcome.choice]
+    assert outcome.confirmed[outcome.choice].rate == pytest.approx(0.95 * rates[outcome.choice])
+    assert outcome.rates == rates
+
+
+@pytest.mark.parametrize(("over", "shares"), [(1.01, [0.95] * 3), (1.1, [1 / 1.1] * 2), (9.0, [0.8])])
+def test_a_longer_run_is_lowered_by_how_far_it_is_off(over: float, shares: list[float]) -> None:
+    prober = Confirming({OTHER: 165.0}, over=over)
+    outcome = chosen(prober, {DEFAULT: 0.0, OTHER: 200.0})
+    rates = list(accumulate(shares, operator.mul, initial=190.0))
+    assert prober.runs == [(OTHER, pytest.approx(rate)) for rate in rates]
+    assert outcome.confirmed[OTHER].rate == pytest.approx(rates[-1])
+
+
+@pytest.mark.parametrize(
+    ("keeps", "choice"),
     [
-        (150.0, 185.0, False),
-        (185.0, 185.0, True),
-        (185.0, 160.0, True),
-        (0.0, 160.0, False),
-        (0.0, 0.0, True),
-        # The probe was wrong by more than half.
-        (0.0, 80.0, False),
-        (90.0, 80.0, True),
+        ({DEFAULT: 150.0, OTHER: 100.0}, DEFAULT),
+        ({DEFAULT: 0.0, OTHER: 100.0}, OTHER),
+        ({DEFAULT: 80.0, OTHER: 100.0}, OTHER),
+        ({DEFAULT: 0.0, OTHER: 0.0}, OTHER),
     ],
 )
-def test_settings_change_only_for_better_ones(present: float, found: float, stays: bool) -> None:
-    prober = Confirming({DEFAULT: present, OTHER: found})
-    choice, confirmed = choose(cast(Prober, prober), DEFAULT, BEST, BOUND_MS)
-    assert choice == (DEFAULT if stays else OTHER)
-    rates = list(accumulate([0.95] * 5 + [0.8] * 5, operator.mul, initial=200.0))[1:]
-    if max(present, found) >= rates[4]:
-        # Lower ones are for settings that may have been probed wrongly.
-        rates = rates[:5]
-    for candidate, keeps in prober.keeps.items():
-        highest = next((rate for rate in rates if rate <= keeps), 0.0)
-        assert confirmed[candidate].rate == pytest.approx(highest)
-
-
-def test_longer_runs_take_turns_at_each_rate() -> None:
-    prober = Confirming({DEFAULT: 175.0, OTHER: 185.0})
-    choose(cast(Prober, prober), DEFAULT, BEST, BOUND_MS)
-    first, second, third = (pytest.approx(200.0 * 0.95**number) for number in (1, 2, 3))
-    assert prober.runs == [
-        (DEFAULT, first),
-        (OTHER, first),
-        (DEFAULT, second),
-        (OTHER, second),
-        # The other one has kept it.
-        (DEFAULT, third),
-    ]
+def test_settings_that_turns_were_wrong_about_are_held_against_the_others(
+    keeps: dict[Candidate, float], choice: Candidate
+) -> None:
+    outcome = chosen(Confirming(keeps), {DEFAULT: 150.0, OTHER: 200.0})
+    assert outcome.choice == choice
+    assert set(outcome.confirmed) == {DEFAULT, OTHER}
+    assert bool(outcome.confirmed[choice].rate) == any(keeps.values())
 
 
 @pytest.mark.parametrize("present", [170.0, 0.0])
 def test_a_run_in_doubt_changes_nothing_that_keeps_the_bound(present: float) -> None:
-    prober = Confirming({DEFAULT: present, OTHER: 185.0}, {OTHER: ["requests left late"]})
-    choice, _ = choose(cast(Prober, prober), DEFAULT, BEST, BOUND_MS)
-    assert choice == (DEFAULT if present else OTHER)
+    late = ["requests left late"]
+    prober = Confirming({DEFAULT: present, OTHER: 200.0}, {DEFAULT: late, OTHER: late})
+    outcome = chosen(prober, {DEFAULT: 170.0, OTHER: 200.0})
+    assert outcome.choice == (DEFAULT if present else OTHER)
+    # The present settings are in no need of a proof.
+    assert list(chosen(prober, {DEFAULT: 170.0, OTHER: 150.0}).confirmed) == [
+        DEFAULT,
+        *[OTHER] * (not present),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -317,10 +408,10 @@ def test_settings_that_crash_in_a_longer_run_are_not_chosen(error: MooringError)
                 raise error
             return loaded
 
-    prober = Crashing({DEFAULT: 150.0, OTHER: 0.0})
-    choice, confirmed = choose(cast(Prober, prober), DEFAULT, BEST, BOUND_MS)
-    assert choice == DEFAULT
-    told = in_words(OTHER, confirmed[OTHER], BOUND_MS)
+    prober = Crashing({DEFAULT: 150.0, OTHER: 200.0, THIRD: 170.0})
+    outcome = chosen(prober, {DEFAULT: 150.0, OTHER: 200.0, THIRD: 170.0})
+    assert outcome.choice == THIRD
+    told = in_words(OTHER, outcome.confirmed[OTHER], BOUND_MS)
     assert told.endswith(f"tried\n         doubtful: it did not serve ({error})")
     # Once is enough.
     assert [candidate for candidate, _ in prober.runs].count(OTHER) == 1
@@ -331,7 +422,7 @@ def test_a_wrong_demand_ends_a_longer_run_too() -> None:
         raise ConfigError("no such items")
 
     with pytest.raises(ConfigError, match="no such items"):
-        choose(cast(Prober, SimpleNamespace(load=refuse)), DEFAULT, BEST, BOUND_MS)
+        chosen(SimpleNamespace(load=refuse), {DEFAULT: 150.0})
 
 
 def test_what_is_found_says_how_sure_it_is_and_what_it_leaves_free() -> None:
@@ -341,16 +432,13 @@ def test_what_is_found_says_how_sure_it_is_and_what_it_leaves_free() -> None:
     )
 
 
-def test_settings_that_keep_no_rate_are_not_run_longer() -> None:
+@pytest.mark.parametrize("rate", [0.0, 0.04])
+def test_settings_that_keep_no_rate_are_not_run_longer(rate: float) -> None:
     def never(candidate: Candidate, **profile: Any) -> None:
         raise AssertionError
 
-    prober = cast(Prober, SimpleNamespace(load=never))
-    # Every request failed, and a bound far below what a single request takes.
-    for stages in ((Stage(rate=200.0, p99_ms=math.inf),), (Stage(rate=4.0, p99_ms=5000.0),)):
-        best = Probe(candidate=DEFAULT, round=2, stages=stages)
-        choice, confirmed = choose(prober, DEFAULT, best, BOUND_MS)
-        assert (choice, confirmed[choice].rate) == (DEFAULT, 0.0)
+    outcome = chosen(SimpleNamespace(load=never), {DEFAULT: rate})
+    assert (outcome.choice, outcome.confirmed[DEFAULT].rate) == (DEFAULT, 0.0)
 
 
 def test_a_longer_run_lasts_long_enough_for_an_overload_to_show() -> None:
@@ -372,7 +460,7 @@ def test_of_those_that_take_every_rate_the_fastest_is_the_best() -> None:
     def run(candidate: Candidate, rates: Sequence[float], seconds: int) -> list[Stage]:
         return [Stage(rate=rate, p99_ms=20.0 if candidate == other else 40.0) for rate in rates]
 
-    best, *_ = search([DEFAULT, other], run, p99_ms=BOUND_MS, guess=150.0, first_round=2)
+    best, *_ = search([DEFAULT, other], run, p99_ms=BOUND_MS, guess=100.0, first_round=2)
     assert best.candidate == other
 
 
@@ -393,7 +481,7 @@ def test_a_time_to_tune_is_a_number_above_0(text: str) -> None:
 def test_the_picture_names_the_best(tmp_path: Path) -> None:
     server, noted = Server(noise=0.0), []
     candidates = grid(cores=2, variants=[ONNX], default=DEFAULT)
-    best, *_ = search(candidates, server.run, p99_ms=BOUND_MS, guess=150.0, first_round=20, note=noted.append)
+    best, *_ = search(candidates, server.run, p99_ms=BOUND_MS, guess=100.0, first_round=20, note=noted.append)
     plot(noted, BOUND_MS, tmp_path / "probes.svg")
     picture = (tmp_path / "probes.svg").read_text(encoding="utf-8")
     assert "<svg" in picture
@@ -422,14 +510,13 @@ def test_the_choice_is_held_against_the_grid(
     server = Server(noise=0.0)
     monkeypatch.setattr(tune_check, "Release", FakeRelease)
     monkeypatch.setattr(tune_check, "Prober", lambda *args, **options: server)
-    plan = Plan(guess=150.0, first_round=20)
+    plan = Plan(guess=100.0, first_round=20)
     monkeypatch.setattr(tune_check, "make_plan", lambda prober, candidates, minutes, p99_ms: plan)
-    monkeypatch.setattr(tune_check, "choose", lambda prober, default, best, p99_ms: (best.candidate, {}))
     if crippled:
-        # A search that stays with what it is given, which is the worst that there is.
+        # Chooses what is worst of all.
         worst = replace(DEFAULT, instance_count=1, max_batch_size=1)
-        probe = Probe(candidate=worst, round=2, stages=tuple(server.run(worst, [50.0], 5)))
-        monkeypatch.setattr(tune_check, "search", lambda *args, **options: [probe])
+        outcome = Outcome(choice=worst, rates={worst: 50.0}, confirmed={})
+        monkeypatch.setattr(tune_check, "find", lambda *args, **options: outcome)
     arguments = ["intent", "--repository", "models", "--work", str(tmp_path), "--slo", "p99=50ms"]
     assert tune_check.main(arguments) == status
     figures = json.loads(capsys.readouterr().out.splitlines()[-1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator
 from typing import Any, TypeVar
 
@@ -9,7 +10,7 @@ import grpc
 import grpc.aio
 from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceStub
 
-from mooring._errors import DecodeError
+from mooring._errors import DecodeError, TransportError
 from mooring._operations import Infer, InferAnswer, Operation
 from mooring._policies import TlsConfig
 from mooring._transport import Headers
@@ -33,6 +34,7 @@ class AsyncGrpcTransport:
 
     def __init__(self, endpoint: Endpoint, tls: TlsConfig) -> None:
         self._endpoint = endpoint
+        self._closed = False
         target, options = channel_target(endpoint), channel_options(endpoint)
         if endpoint.is_tls:
             self._channel = grpc.aio.secure_channel(target, channel_credentials(tls), options=options)
@@ -54,6 +56,9 @@ class AsyncGrpcTransport:
             said = await call(message, timeout=timeout_s, metadata=headers, compression=compression)
         except (grpc.RpcError, grpc.aio.UsageError, grpc.aio.InternalError) as exc:
             raise self._error(exc, operation, timeout_s) from exc
+        except asyncio.CancelledError as exc:
+            self._check_cancelled(exc)
+            raise
         self._check(said)
         answer: T = read(operation, said)
         return answer
@@ -80,10 +85,14 @@ class AsyncGrpcTransport:
                     return
         except grpc.RpcError as exc:
             raise self._error(exc, request, timeout_s) from exc
+        except asyncio.CancelledError as exc:
+            self._check_cancelled(exc)
+            raise
         finally:
             responses.cancel()
 
     async def aclose(self) -> None:
+        self._closed = True
         await self._channel.close()
 
     def abandon(self) -> None:
@@ -93,6 +102,14 @@ class AsyncGrpcTransport:
         # grpc.aio gives None for bytes that it can't read, where grpc raises.
         if message is None:
             raise DecodeError(f"{self._endpoint}: the answer is not Triton's (it is no message of its kind)")
+
+    def _check_cancelled(self, exc: asyncio.CancelledError) -> None:
+        """A channel that is closed cancels its calls; only their tasks know that nobody cancelled them."""
+        task = asyncio.current_task()
+        if self._closed and task is not None and not task.cancelling():
+            raise TransportError(
+                f"{self._endpoint}: the client was closed while the request was under way"
+            ) from exc
 
     def _error(self, exc: Exception, operation: Operation[Any], timeout_s: float) -> Exception:
         return grpc_error(exc, endpoint=self._endpoint, operation=operation, timeout_s=timeout_s)

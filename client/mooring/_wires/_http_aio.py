@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import aiohttp
 from yarl import URL
 
+from mooring._errors import TransportError
 from mooring._operations import Infer, InferAnswer, Operation
 from mooring._policies import TlsConfig
 from mooring._transport import Headers
@@ -40,6 +41,7 @@ class AsyncHttpTransport:
 
     def __init__(self, endpoint: Endpoint, tls: TlsConfig) -> None:
         self._endpoint = endpoint
+        self._closed = False
         scheme = "https" if endpoint.is_tls else "http"
         self._root = f"{scheme}://{endpoint.connect_address}{endpoint.base_path}/v2"
         self._host = {} if endpoint.connect_to is None else {"Host": endpoint.address}
@@ -85,6 +87,7 @@ class AsyncHttpTransport:
             raise self._error(exc, timeout_s) from exc
 
     async def aclose(self) -> None:
+        self._closed = True
         self._forgotten.detach()
         await self._session.close()
 
@@ -109,6 +112,8 @@ class AsyncHttpTransport:
 
     def _error(self, exc: Exception, timeout_s: float) -> Exception:
         """aiohttp's own errors as those of the sockets behind them."""
+        if self._closed and not isinstance(exc, TimeoutError):
+            return TransportError(f"{self._endpoint}: the client was closed while the request was under way")
         plain: Exception = exc
         if isinstance(exc, aiohttp.ClientConnectorCertificateError):
             plain = exc.certificate_error
