@@ -60,17 +60,21 @@ def read_entries(recipe: Recipe) -> list[Entry]:
     return entries
 
 
-def item_index(entries: Sequence[Entry], examples: Sequence[LabelledText], source: str) -> list[int]:
-    """Place in the catalogue of each example's item.
+def of_known_items(
+    entries: Sequence[Entry], examples: Sequence[LabelledText], source: str
+) -> list[tuple[LabelledText, int]]:
+    """The examples whose item is in the catalogue, each with its place there.
+
+    The others are left out: that an item has since been taken out of the catalogue is no fault.
 
     Raises:
-        DataError: an item is not in the catalogue.
+        DataError: there are examples, and the catalogue has no item of theirs.
     """
     places = {entry.item: place for place, entry in enumerate(entries)}
-    unknown = sorted({example.label for example in examples} - places.keys())
-    if unknown:
-        raise DataError(f"{source} has items {unknown} that are not in the catalogue")
-    return [places[example.label] for example in examples]
+    kept = [(example, places[example.label]) for example in examples if example.label in places]
+    if examples and not kept:
+        raise DataError(f"{source}: none of its items is in the catalogue, such as {examples[0].label!r}")
+    return kept
 
 
 def step_files(
@@ -89,11 +93,12 @@ def step_files(
     phrasings = [(place, text) for place, entry in enumerate(entries) for text in entry.phrasings]
     if recipe.catalogue.use_training_texts:
         phrasings = sorted([*phrasings, *_training_texts(recipe, entries)], key=lambda pair: pair[0])
-    known = {entry.item for entry in entries}
-    everything = load_dataset(recipe, evaluation_only=True).evaluation
-    queries = [query for query in everything if query.label in known]
-    if len(queries) < len(everything):
-        say(f"            {len(everything) - len(queries)} questions are for items that are no longer there")
+    dataset = load_dataset(recipe)
+    queries = [query for query, _ in of_known_items(entries, dataset.evaluation, "data.evaluation")]
+    trained = of_known_items(entries, dataset.train, "data.train")
+    left_out = len(dataset.evaluation) + len(dataset.train) - len(queries) - len(trained)
+    if left_out:
+        say(f"            {left_out} texts are for items that are not in the catalogue: left out")
     stage = Stage(
         artifacts,
         recipe.name,
@@ -123,10 +128,7 @@ def _training_texts(recipe: Recipe, entries: Sequence[Entry]) -> list[tuple[int,
     if recipe.data is None or recipe.data.train is None:
         raise DataError("catalogue.use_training_texts needs data.train")
     split = read_split(recipe, recipe.data, "train")
-    # Texts of an item that has since been taken out of the catalogue are no fault.
-    known = {entry.item for entry in entries}
-    kept = [example for example in split.examples if example.label in known]
-    return list(zip(item_index(entries, kept, split.source), [example.text for example in kept], strict=True))
+    return [(place, example.text) for example, place in of_known_items(entries, split.examples, split.source)]
 
 
 def _make(

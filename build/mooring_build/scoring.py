@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
 from mooring import ConfigError, CustomerServiceAnswer, Entity, Label, Outcome, RankedItem
 from mooring_build.customer_service import messages_digest, read_messages
 from mooring_build.datasets import Dataset, HeadText, LabelledText, Message, TaggedSentence, load_dataset
+from mooring_build.knowledge_base import of_known_items, read_entries
 from mooring_build.metrics import heads_metrics, label_metrics, label_report, ranking_metrics, token_metrics
 from mooring_build.recipe import Recipe, Task
 
@@ -54,7 +55,11 @@ def evaluation_set(recipe: Recipe, labels: list[str] | None) -> Dataset:
         DataError: they can't be read.
     """
     if recipe.task != "customer-service":
-        return load_dataset(recipe, labels=labels, evaluation_only=True)
+        dataset = load_dataset(recipe, labels=labels, evaluation_only=True)
+        if recipe.task != "text-ranking":
+            return dataset
+        kept = of_known_items(read_entries(recipe), dataset.evaluation, "data.evaluation")
+        return replace(dataset, evaluation=[example for example, _ in kept])
     messages = read_messages(recipe)
     digest = messages_digest(messages)
     return Dataset(train=[], evaluation=messages, labels=[], digest=digest, evaluation_digest=digest)

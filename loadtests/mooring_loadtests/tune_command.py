@@ -33,6 +33,7 @@ from mooring_loadtests.load_run import machine
 from mooring_loadtests.load_statistics import Estimate
 from mooring_loadtests.tune_probe import Prober, Release
 from mooring_loadtests.tuner import (
+    LEAST_SHARE,
     TURN_SHARES,
     TURNS,
     Candidate,
@@ -42,6 +43,7 @@ from mooring_loadtests.tuner import (
     finalists,
     rate_within,
     search,
+    stage_s,
     take_turns,
 )
 
@@ -51,22 +53,19 @@ _GUESS_S = 4
 #: Then the present settings are probed, each stage for so many seconds, at shares of what they answered.
 _SCOUT_S = 2
 _SCOUT_SHARES = (0.3, 0.5, 0.7, 0.9)
-#: Where they keep the bound at none, the search begins at this share.
-_LEAST_GUESS = 0.1
 #: Others take the place of the present settings where they serve so many times as much.
 _CLEARLY = 1.05
 #: A longer run begins at this share of what the turns said. Where it breaks the bound, the rate is lowered by
 #: how far it is off, within these shares, and run again; so many runs in all.
 _CONFIRMED_SHARE = 0.95
-_LOWERED_SHARES = (0.8, 0.95)
-_CONFIRMATIONS = 4
-#: Settings that keep the bound at less than this share of what the turns said are held against the others.
-_EXPECTED_SHARE = 0.8
+_LOWERED_SHARES = (0.75, 0.95)
+_CONFIRMATIONS = 3
 _CONFIRM_S = 15
 #: A longer run lasts at least so many times the bound: an overload by a twentieth shows by then.
 _CONFIRMED_BOUNDS = 20
-#: A longer run with fewer requests says nothing about a 99th percentile.
+#: A longer run with fewer requests says nothing about a 99th percentile; beyond this length it isn't tried.
 _FEWEST_REQUESTS = 10
+_LONGEST_CONFIRMATION_S = 60
 #: Share of requests that the model may refuse as none of its inputs.
 _REFUSED_SHARE = 0.01
 #: As a rule.
@@ -206,6 +205,9 @@ def _run(args: argparse.Namespace) -> int:
         "p99_ms": args.slo,
         "minutes": args.minutes,
         "items": None if args.items is None else _digest(Path(args.items)),
+        "present": asdict(release.default)
+        | {"preferred_batch_size": [*release.default.preferred_batch_size]},
+        "variants": [list(variant) for variant in release.variants],
         # What it is, not what it did at the moment.
         "machine": {key: words for key, words in machine().items() if key != "load average"},
         "mooring": importlib.metadata.version("mooring"),
@@ -214,7 +216,8 @@ def _run(args: argparse.Namespace) -> int:
     candidates = release.candidates(os.cpu_count() or 1)
     plan = journal.plan or make_plan(prober, candidates, minutes=args.minutes, p99_ms=args.slo)
     journal.start(plan)
-    print(f"Trying {plan.first_round} of {len(candidates)} settings", flush=True)
+    more = "" if plan.first_round > 1 else ": more take more time (--minutes)"
+    print(f"Trying {plan.first_round} of {len(candidates)} settings{more}", flush=True)
     outcome = find(
         prober,
         candidates,
@@ -310,11 +313,12 @@ def make_plan(prober: Prober, candidates: Sequence[Candidate], *, minutes: float
             f"the model does not take what is asked: {refused}; give other items (--items), or build it with "
             "text.truncation = true where texts are too long"
         )
-    scouted = prober.run(candidates[0], [share * throughput for share in _SCOUT_SHARES], _SCOUT_S)
-    guess = max(rate_within(scouted, p99_ms), _LEAST_GUESS * throughput)
+    rates = [share * throughput for share in _SCOUT_SHARES]
+    seconds = stage_s(_SCOUT_S, rates[0])
+    guess = max(rate_within(prober.run(candidates[0], rates, seconds), p99_ms), LEAST_SHARE * throughput)
     took_s = time.monotonic() - began_s
     # Of a probe, its second of warm-up included.
-    overhead_s = (took_s - _GUESS_S - _SCOUT_S * len(_SCOUT_SHARES)) / 2
+    overhead_s = (took_s - _GUESS_S - seconds * len(rates)) / 2
     later_s = _USUAL_CONFIRMATIONS * (overhead_s + 1 + confirmation_s(p99_ms))
     budget_s = minutes * 60 - took_s - later_s
     first_round = affordable(len(candidates), overhead_s=overhead_s, budget_s=budget_s, guess=guess)
@@ -350,7 +354,7 @@ def find(
         known=known,
         note=note,
     )
-    rate = max(probes[0].rate_within(p99_ms), _LEAST_GUESS * plan.guess)
+    rate = max(probes[0].rate_within(p99_ms), LEAST_SHARE * plan.guess)
     rates = [share * rate for share in TURN_SHARES]
     last = finalists(default, probes)
     turns = TURNS if len(last) > 1 else 1
@@ -368,22 +372,25 @@ def choose(prober: Prober, default: Candidate, rates: Mapping[Candidate, float],
         p99_ms: the bound.
 
     Returns:
-        With the present settings as the choice where no other is clearly better, or where the generator did
-        not keep up and they keep the bound.
+        With the present settings as the choice where no other is clearly better in turns and in a longer
+        run, or where the generator did not keep up and they keep the bound.
     """
 
-    def rank(candidate: Candidate) -> float:
-        return rates[candidate] * (_CLEARLY if candidate == default else 1.0)
+    def weighed(candidate: Candidate, rate: float) -> float:
+        return rate * _CLEARLY if candidate == default else rate
 
     confirmed: dict[Candidate, Confirmed] = {}
-    for candidate in sorted(rates, key=rank, reverse=True):
+    least = weighed(default, rates[default]) * _CONFIRMED_SHARE
+    for candidate in sorted(rates, key=lambda one: weighed(one, rates[one]), reverse=True):
         one = confirmed[candidate] = _confirm(prober, candidate, rates[candidate], p99_ms)
-        as_expected = one.rate >= _EXPECTED_SHARE * rates[candidate] > 0
-        if as_expected and (candidate == default or not one.doubts):
+        if candidate == default:
+            if one.rate:
+                break
+        elif one.rate >= least and one.rate and not one.doubts:
             return Outcome(choice=candidate, rates=rates, confirmed=confirmed)
-    choice = max(confirmed, key=lambda candidate: confirmed[candidate].rate)
-    if confirmed[default].rate and any(one.doubts for one in confirmed.values()):
-        choice = default
+    present = confirmed[default]
+    others = [one for one in confirmed if one != default and not (present.rate and confirmed[one].doubts)]
+    choice = max([default, *others], key=lambda one: weighed(one, confirmed[one].rate))
     return Outcome(choice=choice, rates=rates, confirmed=confirmed)
 
 
@@ -394,13 +401,13 @@ def confirmation_s(p99_ms: float) -> int:
 
 def _confirm(prober: Prober, candidate: Candidate, rate: float, p99_ms: float) -> Confirmed:
     """Lower the rate until a longer run keeps the bound."""
-    seconds = confirmation_s(p99_ms)
-    stages = (ProfileStage(seconds=2, measured=False), ProfileStage(seconds=seconds))
     confirmed = Confirmed(rate=0.0, p99_ms=Estimate(value=math.inf), doubts=())
     rate *= _CONFIRMED_SHARE
     for _ in range(_CONFIRMATIONS):
-        if rate * seconds < _FEWEST_REQUESTS:
+        seconds = max(confirmation_s(p99_ms), math.ceil(_FEWEST_REQUESTS / rate) if rate else 0)
+        if not rate or seconds > max(confirmation_s(p99_ms), _LONGEST_CONFIRMATION_S):
             break
+        stages = (ProfileStage(seconds=2, measured=False), ProfileStage(seconds=seconds))
         try:
             result = prober.load(candidate, loop="open", rate=rate, stages=stages)
             estimate = result.figures()["p99_ms"]

@@ -8,33 +8,23 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from mooring_loadtests.tuner import Probe
-
-_LABELLED = 5
+from mooring_loadtests.tuner import Candidate, Probe, Stage, is_turn, pooled
 
 
 def plot(probes: Iterable[Probe], p99_ms: float, path: Path) -> None:
-    """Draw the probes into a picture; the best of the last round are named."""
+    """Draw the probes into a picture; what took turns is named, by the medians of the turns."""
     probes = [probe for probe in probes if probe.stages]
     figure = Figure(figsize=(9, 5), layout="constrained")
     axes = figure.subplots()
-    last = max((probe.round for probe in probes), default=0)
-    best = sorted(
-        (probe for probe in probes if probe.round == last), key=lambda probe: -probe.rate_within(p99_ms)
-    )
+    turns: dict[Candidate, list[Probe]] = {}
     for probe in probes:
-        points = [(stage.rate, stage.p99_ms) for stage in probe.stages if math.isfinite(stage.p99_ms)]
-        if not points:
-            continue
-        named = probe in best[:_LABELLED]
+        if is_turn(probe):
+            turns.setdefault(probe.candidate, []).append(probe)
+        else:
+            axes.plot(*_points(probe.stages), marker="o", markersize=2, linewidth=0.6, color="0.75", zorder=1)
+    for candidate, its in turns.items():
         axes.plot(
-            *zip(*points, strict=True),
-            marker="o",
-            markersize=4 if named else 2,
-            linewidth=1.8 if named else 0.6,
-            color=None if named else "0.75",
-            zorder=3 if named else 1,
-            label=str(probe.candidate) if named else None,
+            *_points(pooled(its)), marker="o", markersize=4, linewidth=1.8, zorder=3, label=str(candidate)
         )
     axes.axhline(p99_ms, color="black", linewidth=1, linestyle="--")
     axes.annotate("bound", (0.005, p99_ms), xycoords=("axes fraction", "data"), va="bottom", fontsize=8)
@@ -43,3 +33,8 @@ def plot(probes: Iterable[Probe], p99_ms: float, path: Path) -> None:
     if axes.get_legend_handles_labels()[0]:
         axes.legend(fontsize=8, frameon=False, loc="upper left")
     figure.savefig(path)
+
+
+def _points(stages: Iterable[Stage]) -> tuple[list[float], list[float]]:
+    finite = [stage for stage in stages if math.isfinite(stage.p99_ms)]
+    return [stage.rate for stage in finite], [stage.p99_ms for stage in finite]

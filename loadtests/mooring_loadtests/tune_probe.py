@@ -250,15 +250,21 @@ class Prober:
         self._timeout_s = timeout_s
         self._folder = folder
 
-    def run(self, candidate: Candidate, rates: Sequence[float], seconds: int) -> list[Stage]:
+    def run(self, candidate: Candidate, rates: Sequence[float], seconds: int, seed: int = 0) -> list[Stage]:
         """Latency at rates, each for so many seconds, after a second of warm-up.
+
+        Args:
+            candidate: the settings.
+            rates: in requests a second.
+            seconds: of each rate.
+            seed: of arrivals and texts.
 
         Raises:
             MooringError: the server did not start, did not answer, or died.
         """
         warm_up = ProfileStage(seconds=1, load=rates[0], measured=False)
         stages = (warm_up, *(ProfileStage(seconds=seconds, load=rate) for rate in rates))
-        result = self.load(candidate, loop="open", rate=1.0, stages=stages)
+        result = self.load(candidate, loop="open", rate=1.0, stages=stages, seed=seed)
         return [
             Stage(
                 rate=stage.span.amount,
@@ -269,7 +275,7 @@ class Prober:
             for stage in result.stages()
         ]
 
-    def load(self, candidate: Candidate, **profile: Any) -> LoadResult:
+    def load(self, candidate: Candidate, *, seed: int = 0, **profile: Any) -> LoadResult:
         """Serve a candidate and run a profile against it."""
         from mooring_serve import TritonServer
 
@@ -282,7 +288,11 @@ class Prober:
                 return run_load(
                     model=self._release.model,
                     name="tune",
-                    profile=Profile(timeout_s=self._timeout_s, payload=self._payload, **profile),
+                    profile=Profile(
+                        timeout_s=self._timeout_s,
+                        payload=self._payload.model_copy(update={"seed": seed}),
+                        **profile,
+                    ),
                     grpc_url=server.grpc_url,
                     log=self._folder / "locust.log",
                 )

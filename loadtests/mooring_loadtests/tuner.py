@@ -25,15 +25,18 @@ _ROUNDS = (
     (1, (0.6, 0.8, 1.0, 1.2, 1.5, 2.0)),
     (2, (0.7, 0.85, 1.0, 1.15, 1.3)),
 )
-#: The same of a turn, of which there are so many.
+#: The same of a turn, of which there are so many. The best of many short probes is mostly the luckiest: what
+#: it keeps for longer is lower.
 _TURN_S = 3
-TURN_SHARES = (0.75, 0.85, 0.95, 1.05, 1.2)
+TURN_SHARES = (0.5, 0.65, 0.8, 0.95, 1.1)
 TURNS = 3
 #: So many take turns with the present settings.
 _FINALISTS = 2
 #: A stage lasts until it has had about so many requests, but not for ever.
 _STAGE_REQUESTS = 50
-_LONGEST_STAGE_S = 10
+_LONGEST_STAGE_S = 5
+#: Rates are never lower than this share of what was guessed, even where nothing keeps the bound.
+LEAST_SHARE = 0.1
 
 
 class Variant(NamedTuple):
@@ -44,7 +47,7 @@ class Variant(NamedTuple):
     mixed_lengths: str
 
 
-@dataclass(frozen=True, kw_only=True, order=True)
+@dataclass(frozen=True, kw_only=True)
 class Candidate:
     """Settings of one engine."""
 
@@ -116,7 +119,8 @@ class Probe:
         return f"{self.candidate!s:<82}  {said}"
 
 
-Run = Callable[[Candidate, Sequence[float], int], Sequence[Stage]]
+#: Loads a candidate at rates, each for so many seconds, with requests drawn by a seed.
+Run = Callable[[Candidate, Sequence[float], int, int], Sequence[Stage]]
 
 
 def grid(
@@ -177,8 +181,9 @@ def search(
     Args:
         candidates: the first is in the first round in any case, and of the others those that are nearest to
             it; which of those that are equally near, the seed says.
-        run: serves a candidate at rates, each for so many seconds; an error counts against the candidate,
-            but for :class:`~mooring.ConfigError`, which ends the search.
+        run: serves a candidate at rates, each for so many seconds, with requests drawn by a seed, which is
+            the round's: in a round everyone gets the same. An error counts against the candidate, but for
+            :class:`~mooring.ConfigError`, which ends the search.
         p99_ms: bound on the 99th percentile of latency.
         guess: a rate of about what the first takes within the bound, in requests a second.
         first_round: number of candidates of the first round; see :func:`affordable`.
@@ -198,7 +203,7 @@ def search(
     probes: list[Probe] = []
     for number, (shortest_s, shares) in enumerate(_ROUNDS):
         probes = []
-        seconds = _stage_s(shortest_s, best)
+        seconds = stage_s(shortest_s, best)
         for candidate in chosen:
             probe = done.get((number, candidate))
             if probe is None:
@@ -206,7 +211,7 @@ def search(
                 note(probe)
             probes.append(probe)
         probes.sort(key=lambda probe: _rank(probe, p99_ms))
-        best = max(probes[0].rate_within(p99_ms), guess / 100)
+        best = max(probes[0].rate_within(p99_ms), LEAST_SHARE * guess)
         chosen = [probe.candidate for probe in probes[: _kept(len(probes))]]
     return probes
 
@@ -238,14 +243,18 @@ def take_turns(
         run: as for :func:`search`.
         rates: rising.
         turns: how often.
-        known: as for :func:`search`.
+        known: as for :func:`search`; those at other rates count for nothing.
         note: likewise.
 
     Returns:
         The joined stages of each; see :func:`pooled`.
     """
-    done = {(probe.round, probe.candidate): probe for probe in known}
-    seconds = _stage_s(_TURN_S, rates[0])
+    done = {
+        (probe.round, probe.candidate): probe
+        for probe in known
+        if [stage.rate for stage in probe.stages] == list(rates)
+    }
+    seconds = stage_s(_TURN_S, _middle(rates))
     probes: dict[Candidate, list[Probe]] = {candidate: [] for candidate in candidates}
     for number in range(len(_ROUNDS), len(_ROUNDS) + turns):
         for candidate in candidates:
@@ -271,20 +280,30 @@ def affordable(count: int, *, overhead_s: float, budget_s: float, guess: float) 
         budget_s: for all probes, those of the turns included.
         guess: as for :func:`search`.
     """
-    turns_s = TURNS * (1 + _FINALISTS) * (overhead_s + _stage_s(_TURN_S, guess) * len(TURN_SHARES))
+    turn_s = overhead_s + stage_s(_TURN_S, _middle(TURN_SHARES) * guess) * len(TURN_SHARES)
 
     def search_s(first_round: int) -> float:
-        seconds, probes = turns_s, first_round
+        seconds, probes = 0.0, first_round
         for shortest_s, shares in _ROUNDS:
-            seconds += probes * (overhead_s + _stage_s(shortest_s, guess) * len(shares))
-            probes = _kept(probes)
-        return seconds
+            seconds += probes * (overhead_s + stage_s(shortest_s, guess) * len(shares))
+            last, probes = probes, _kept(probes)
+        return seconds + TURNS * (1 + min(last, _FINALISTS)) * turn_s
 
     return next((number for number in range(count, 1, -1) if search_s(number) <= budget_s), 1)
 
 
-def _stage_s(shortest_s: int, rate: float) -> int:
+def stage_s(shortest_s: int, rate: float) -> int:
+    """Length of a stage in seconds: at least what is given, and more at a rate of few requests a second."""
     return max(shortest_s, min(math.ceil(_STAGE_REQUESTS / rate), _LONGEST_STAGE_S))
+
+
+def is_turn(probe: Probe) -> bool:
+    """Whether it is one of :func:`take_turns`."""
+    return probe.round >= len(_ROUNDS)
+
+
+def _middle(rates: Sequence[float]) -> float:
+    return rates[len(rates) // 2]
 
 
 def _kept(probes: int) -> int:
@@ -308,7 +327,7 @@ def pooled(probes: Sequence[Probe]) -> list[Stage]:
 
 def _probe(run: Run, candidate: Candidate, number: int, rates: Sequence[float], seconds: int) -> Probe:
     try:
-        stages = tuple(run(candidate, rates, seconds))
+        stages = tuple(run(candidate, rates, seconds, number))
     except ConfigError:
         # What was asked for is wrong, not the candidate.
         raise

@@ -8,7 +8,7 @@ import pytest
 
 from mooring import DataError, RecipeError
 from mooring_build.datasets import LabelledText
-from mooring_build.knowledge_base import Entry, item_index, read_entries
+from mooring_build.knowledge_base import Entry, of_known_items, read_entries
 from mooring_build.recipe import load_recipe
 
 
@@ -45,11 +45,13 @@ def test_a_catalogue_that_is_not_there() -> None:
         read_entries(load_recipe("faq", ["catalogue.file=/nowhere.csv"]))
 
 
-def test_texts_of_unknown_items_are_refused() -> None:
+def test_texts_of_items_that_were_taken_out_are_left_out() -> None:
     entries = [Entry("a", "?", "!"), Entry("b", "?", "!")]
-    assert item_index(entries, [LabelledText("x", "b"), LabelledText("y", "a")], "data.train") == [1, 0]
-    with pytest.raises(DataError, match=r"data.train has items \['c'\] that are not in the catalogue"):
-        item_index(entries, [LabelledText("x", "c")], "data.train")
+    texts = [LabelledText("x", "b"), LabelledText("y", "c"), LabelledText("z", "a")]
+    assert of_known_items(entries, texts, "data.train") == [(texts[0], 1), (texts[2], 0)]
+    assert of_known_items(entries, [], "data.train") == []
+    with pytest.raises(DataError, match=r"data.train: none of its items is in the catalogue, such as 'c'"):
+        of_known_items(entries, texts[1:2], "data.train")
 
 
 def test_a_recipe_without_a_catalogue_is_refused(tmp_path: Path) -> None:

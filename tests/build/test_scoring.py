@@ -156,6 +156,20 @@ def test_what_is_asked_are_the_examples_of_the_manifest(name: str) -> None:
     assert evaluation_set(recipe, built.labels or None).evaluation_digest == built.evaluation_digest != ""
 
 
+def test_queries_for_items_that_were_taken_out_are_not_asked(tmp_path: Path) -> None:
+    recipe = load_recipe("faq")
+    examples = evaluation_set(recipe, None).evaluation
+    [first, *rest] = recipe.path(recipe.catalogue.file).read_text(encoding="utf-8").splitlines()
+    fewer = tmp_path / "fewer.csv"
+    fewer.write_text("\n".join([first, *rest[1:]]), encoding="utf-8")
+    gone = rest[0].partition(",")[0]
+    kept = evaluation_set(load_recipe("faq", [f"catalogue.file={fewer}"]), None)
+    assert kept.evaluation == [example for example in examples if example.label != gone]
+    assert 0 < len(kept.evaluation) < len(examples)
+    # They are the same data, of which a part is left out.
+    assert kept.evaluation_digest == evaluation_set(recipe, None).evaluation_digest
+
+
 def test_a_query_is_scored_by_the_place_of_its_item() -> None:
     examples = [LabelledText("how", "returns"), LabelledText("when", "delivery")]
     ranked = [RankedItem(item=item, score=0.5) for item in ("delivery", "returns")]

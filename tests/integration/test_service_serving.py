@@ -311,6 +311,16 @@ def test_a_new_answer_needs_no_training(
     assert best.score == pytest.approx(1, abs=1e-4)
 
 
+def test_texts_of_an_item_that_was_taken_out_do_not_stop_a_build(tmp_path: Path) -> None:
+    made = make(tmp_path, "torchscript")
+    lines = (tmp_path / "questions.csv").read_text(encoding="utf-8").splitlines()
+    (tmp_path / "questions.csv").write_text("\n".join([*lines, "the old one,gone"]), encoding="utf-8")
+    built = "\n".join(made.build("faq"))
+    # It is both asked and trained with here.
+    assert "2 texts are for items that are not in the catalogue: left out" in built
+    assert "catalogue   3 items" in built
+
+
 def test_training_texts_may_stand_for_their_items(tmp_path: Path) -> None:
     made = make(tmp_path, "torchscript")
     lines = made.build("faq", "catalogue.use_training_texts=true")

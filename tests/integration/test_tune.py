@@ -72,20 +72,23 @@ def test_the_command_searches_confirms_and_proposes(
 ) -> None:
     monkeypatch.setattr(tune_command, "affordable", lambda count, **times: 2)
     _shorten(monkeypatch)
+    release = Release(repository, "intent")
     words = ["tune", "intent", "--slo", "p99=5s", "--repository", str(repository)]
     assert cli.main([*words, "--reports", str(tmp_path)]) == 0
     shown = capsys.readouterr().out
     assert shown.count("  round 1  ") == 2
     assert shown.count("  round 2  ") == 2
     assert "\nIn turns, and in a longer run:\npresent  onnx fp32, padded, 1 x 1 threads" in shown
-    assert "The present settings stay" in shown or "[serving]\n" in shown
     assert "<svg" in (tmp_path / "intent-tune" / "probes.svg").read_text()
     journal = (tmp_path / "intent-tune" / "probes.jsonl").read_text().splitlines()
     search = json.loads(journal[0])["search"]
     assert (search["model"], search["p99_ms"], search["minutes"]) == ("intent", 5000.0, 10.0)
     result = json.loads((tmp_path / "intent-tune" / "result.json").read_text())
     assert result["p99_ms"] == 5000.0
-    assert result["chosen"] in [run["settings"] for run in result["runs"]]
+    present = vars(release.default) | {"preferred_batch_size": [4, 8]}
+    assert ("The present settings stay" in shown) == (result["chosen"] == present)
+    assert ("[serving]\n" in shown) == (result["chosen"] != present)
+    assert result["turns"][0]["settings"] == present
     # What served is known by now.
     assert cli.main([*words, "--reports", str(tmp_path)]) == 0
     failed = sum('"error": null' not in line for line in journal[1:])

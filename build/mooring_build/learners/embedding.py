@@ -22,7 +22,7 @@ from transformers.utils import ModelOutput
 
 from mooring import CheckpointError, RecipeError
 from mooring_build.datasets import Dataset
-from mooring_build.knowledge_base import Entry, item_index, read_entries
+from mooring_build.knowledge_base import Entry, of_known_items, read_entries
 from mooring_build.learners._learner import Exportable, Lesson
 from mooring_build.learners.text import TextLearner, required, token_axes, token_sample
 from mooring_build.metrics import ranking_metrics
@@ -201,20 +201,17 @@ class TextRankingLearner(_EmbeddingLearner):
         tokenizer = load_tokenizer(folder)
         entries = read_entries(recipe)
         encode = _Encoder(tokenizer, recipe)
-        train = item_index(entries, dataset.train, "data.train")
-        asked = item_index(entries, dataset.evaluation, "data.evaluation")
+        train = of_known_items(entries, dataset.train, "data.train")
+        asked = of_known_items(entries, dataset.evaluation, "data.evaluation")
         return Lesson(
             model=load_embedding_model(folder, recipe),
             train=[
                 encode.pair(example.text, positive, _mark(item))
-                for example, item in zip(dataset.train, train, strict=True)
+                for example, item in train
                 for positive in entries[item].positives
             ],
             evaluation=[
-                *(
-                    encode.pair(example.text, entries[item].question, _mark(item))
-                    for example, item in zip(dataset.evaluation, asked, strict=True)
-                ),
+                *(encode.pair(example.text, entries[item].question, _mark(item)) for example, item in asked),
                 *encode.catalogue(entries),
             ],
             collator=_Collator(tokenizer),
