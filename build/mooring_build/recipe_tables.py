@@ -335,8 +335,9 @@ class Serving(Table):
     #: elsewhere tritonserver needs ``--cache-config=local,size=67108864``.
     response_cache: bool = False
     #: Resources that a run of the engine takes while it lasts, by name, such as ``{cores = 1}``: what several
-    #: models name alike they share. ``mooring serve --resource cores=2`` says how many there are; elsewhere
-    #: tritonserver needs ``--rate-limit=execution_count`` and ``--rate-limit-resource=cores:2``.
+    #: models name alike they share, on each GPU apart. ``mooring serve --resource cores=2`` says how many
+    #: there are; elsewhere tritonserver needs ``--rate-limit=execution_count`` and
+    #: ``--rate-limit-resource=cores:2``.
     resources: dict[Annotated[str, Field(pattern=r"^[A-Za-z]\w*$")], _PositiveInt] = {}
     #: ``auto`` runs on a GPU where Triton finds one, otherwise on the CPU.
     kind: Literal["auto", "cpu", "gpu"] = "auto"

@@ -21,15 +21,19 @@ _NO_ANSWER = ("Retrying (Retry(", "Connection broken", "ConnectionError", "Could
 
 
 def cache_root() -> Path:
-    """Folder in which every room keeps what it can fetch or build again.
+    """Folder in which every room keeps what it can fetch or build again; it may not be there yet."""
+    # Imported here: a plain client fetches nothing.
+    from platformdirs import user_cache_path
+
+    return user_cache_path("mooring")
+
+
+def make_cache_folder(folder: Path) -> None:
+    """Make a folder of the cache where something is about to be kept.
 
     Raises:
         ConfigError: nothing can be written there.
     """
-    # Imported here: a plain client fetches nothing.
-    from platformdirs import user_cache_path
-
-    folder = user_cache_path("mooring")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
@@ -38,7 +42,6 @@ def cache_root() -> Path:
             f"can't write into the cache folder {folder}: {exc}; "
             "set XDG_CACHE_HOME to a folder that can be written"
         ) from exc
-    return folder
 
 
 def fetch_wheel(requirement: str, sha256: str, *, cache_dir: Path | None = None) -> Path:
@@ -57,14 +60,14 @@ def fetch_wheel(requirement: str, sha256: str, *, cache_dir: Path | None = None)
 
     Raises:
         ConfigError: this Python has no pip, or pip found no such wheel for this Python and platform,
-            or only one with another hash.
+            or only one with another hash; or the cache can't be written.
         TransportError: the package index can't be reached.
     """
     folder = (cache_dir if cache_dir is not None else cache_root()) / "wheels" / sha256
     for wheel in folder.glob("*.whl"):
         if _sha256_of(wheel) == sha256:
             return wheel
-    folder.mkdir(parents=True, exist_ok=True)
+    make_cache_folder(folder)
     with tempfile.TemporaryDirectory(prefix=".fetch-", dir=folder.parent) as scratch:
         _pip_download(requirement, sha256, Path(scratch))
         (fetched,) = Path(scratch).glob("*.whl")

@@ -41,6 +41,8 @@ Answer = list[tuple[str, float]]
 
 _HOST = "127.0.0.1"
 _FOLDER = Path(__file__).resolve().parent.parent / "alternatives"
+#: In an environment: its Python, and what it was made from.
+_PYTHON, _STAMP = Path("bin", "python"), "made-from.sha256"
 _INSTALL_LIMIT_S = 1800.0
 _START_LIMIT_S = 240.0
 _GRACE_S = 15.0
@@ -213,9 +215,8 @@ def install(requirements: Path, cache: Path) -> Path:
         MooringError: pip failed; the message has what pip said.
     """
     environment = cache.resolve() / requirements.parent.name
-    python, stamp = environment / "bin" / "python", environment / "made-from.sha256"
-    digest = _digest(requirements, environment)
-    if python.exists() and stamp.is_file() and stamp.read_text(encoding="utf-8") == digest:
+    python = environment / _PYTHON
+    if is_installed(requirements, cache):
         return python
     # Links, as ``python -m venv`` makes them: a copy of the program may not find its shared library.
     try:
@@ -236,15 +237,16 @@ def install(requirements: Path, cache: Path) -> Path:
         # Without a network the errors are about versions that were not found.
         warnings = [line for line in said if line.startswith("WARNING: Retrying")]
         raise MooringError("not installed: " + " ".join([*warnings[-1:], *errors] or said[-3:])[:600])
-    stamp.write_text(digest, encoding="utf-8")
+    (environment / _STAMP).write_text(_digest(requirements, environment), encoding="utf-8")
     return python
 
 
 def is_installed(requirements: Path, cache: Path) -> bool:
     """Whether :func:`install` would have nothing to do."""
-    stamp = cache.resolve() / requirements.parent.name / "made-from.sha256"
-    digest = _digest(requirements, stamp.parent)
-    return stamp.is_file() and stamp.read_text(encoding="utf-8") == digest
+    environment = cache.resolve() / requirements.parent.name
+    stamp, digest = environment / _STAMP, _digest(requirements, environment)
+    made = (environment / _PYTHON).exists() and stamp.is_file()
+    return made and stamp.read_text(encoding="utf-8") == digest
 
 
 def _digest(requirements: Path, environment: Path) -> str:

@@ -348,6 +348,7 @@ def _choose_settings(
                 )
             except (MooringError, OSError) as exc:
                 reasons.append(str(exc))
+                say(f"  {alternative.name:<36} failed with {asdict(settings)}: {exc}")
                 continue
             rate = statistics.geometric_mean(run.per_s for run in runs.values())
             say(f"  {alternative.name:<36} {rate:.1f}/s with {asdict(settings)}")

@@ -27,7 +27,7 @@ from random import Random
 import numpy as np
 
 from mooring import ConfigError, MooringError
-from mooring_loadtests.commands import exit_code
+from mooring_loadtests.commands import count, exit_code
 from mooring_loadtests.load_profile import Payload, Profile, Stage
 from mooring_loadtests.load_result import LoadResult
 from mooring_loadtests.load_run import run_load
@@ -59,8 +59,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--rate", type=float, metavar="R", help="requests a second (default: half of what it takes)"
     )
-    parser.add_argument("--seconds", type=int, default=20, metavar="S", help="length of a turn (default: 20)")
-    parser.add_argument("--turns", type=int, default=5, metavar="N", help="of each side (default: 5)")
+    parser.add_argument(
+        "--seconds", type=count, default=20, metavar="S", help="length of a turn (default: 20)"
+    )
+    parser.add_argument("--turns", type=count, default=5, metavar="N", help="of each side (default: 5)")
     return parser
 
 
@@ -112,7 +114,10 @@ def _ours(args: argparse.Namespace, rate: float, folder: Path) -> dict[str, floa
         stages=(Stage(seconds=_WARM_UP_S, measured=False), Stage(seconds=args.seconds)),
         payload=Payload(file=str(folder / "texts.jsonl")),
     )
-    figures = _load(args, "cross-check", profile, folder).figures()
+    result = _load(args, "cross-check", profile, folder)
+    for doubt in result.doubts:
+        print(f"  doubtful: {doubt}", flush=True)
+    figures = result.figures()
     return {figure: figures[figure].value for figure in _ALLOWED}
 
 
@@ -125,15 +130,18 @@ def _theirs(args: argparse.Namespace, rate: float, folder: Path) -> dict[str, fl
     export = folder / "requests.json"
     # It refuses to write over a file.
     export.unlink(missing_ok=True)
-    count = round(rate * (_WARM_UP_S + args.seconds))
+    wanted = round(rate * (_WARM_UP_S + args.seconds))
     command = [str(args.perf_analyzer), "-m", args.model, "-u", args.address, "-i", args.protocol]
-    command += ["--async", "--input-data", str(folder / "texts.json"), "--request-count", str(count)]
+    command += ["--async", "--input-data", str(folder / "texts.json"), "--request-count", str(wanted)]
     command += [f"--request-rate-range={rate}", "--request-distribution", "constant"]
     command += ["--profile-export-file", str(export)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode or not export.is_file():
         raise MooringError(f"perf_analyzer failed ({done.returncode}): {(done.stderr + done.stdout)[:500]}")
     requests = json.loads(export.read_text(encoding="utf-8"))["experiments"][0]["requests"]
+    requests = [request for request in requests if request["response_timestamps"]]
+    if len(requests) < 0.99 * wanted:
+        raise MooringError(f"perf_analyzer has {len(requests)} answers to {wanted} requests")
     sent = np.array([request["timestamp"] for request in requests]) / 1e9
     answered = np.array([request["response_timestamps"][0] for request in requests]) / 1e9
     counted = sent >= sent.min() + _WARM_UP_S

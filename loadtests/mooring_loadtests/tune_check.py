@@ -23,13 +23,14 @@ from pathlib import Path
 
 from mooring_loadtests.commands import exit_code
 from mooring_loadtests.load_profile import Payload
-from mooring_loadtests.tune_command import MINUTES, find, in_words, make_plan, request_timeout_s, slo
+from mooring_loadtests.tune_choice import in_words
+from mooring_loadtests.tune_command import MINUTES, find, make_plan, request_timeout_s, slo
 from mooring_loadtests.tune_probe import Prober, Release
 from mooring_loadtests.tuner import Candidate, Probe, rate_within, take_turns
 
 #: Of the grid, so many are probed again beside the choice.
 _FINALISTS = 4
-#: Rates as shares of the best known before: of some candidates of the grid they are far lower.
+#: Rates as shares of the best known before; much of the grid keeps the bound at far lower ones.
 _SHARES = (0.4, 0.6, 0.75, 0.85, 0.95, 1.05, 1.15, 1.3)
 
 
@@ -90,7 +91,8 @@ def _run(args: argparse.Namespace) -> int:
     print(f"The choice, the present settings and the best of the grid, {args.turns} turns", flush=True)
     rates = kept(last, args.turns)
     for candidate, one_rate in rates.items():
-        print(f"{'choice' if candidate == choice else 'grid':<6}  {candidate}: {one_rate:.1f} requests/s")
+        whose = "choice" if candidate == choice else "present" if candidate == release.default else "grid"
+        print(f"{whose:<7}  {candidate}: {one_rate:.1f} requests/s")
     ratio = rates[choice] / max(rates.values()) if any(rates.values()) else 0.0
     figures = {"tuner_over_grid": round(ratio, 3), "search_s": round(search_s), "candidates": len(candidates)}
     print(json.dumps(figures))

@@ -252,7 +252,7 @@ def take_turns(
     done = {
         (probe.round, probe.candidate): probe
         for probe in known
-        if [stage.rate for stage in probe.stages] == list(rates)
+        if probe.stages and all(stage.rate in rates for stage in probe.stages)
     }
     seconds = stage_s(_TURN_S, _middle(rates))
     probes: dict[Candidate, list[Probe]] = {candidate: [] for candidate in candidates}

@@ -18,7 +18,6 @@ refuses symbolic links that lead out of the folder.
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 from pathlib import Path
 
@@ -66,7 +65,8 @@ def assemble_backend_directory(
     def build(folder: Path) -> None:
         (folder / "python").mkdir()
         for path in (stub, python_backend / _LIBRARY):
-            _link_or_copy(path, folder / "python" / path.name)
+            # No links: Triton changes the mode of a stub that does not start.
+            shutil.copy2(path, folder / "python" / path.name)
         utils = (python_backend / _UTILS).read_text(encoding="utf-8")
         (folder / "python" / _UTILS).write_text(utils + _APPLY_BRIDGE, encoding="utf-8")
         shutil.copyfile(_BRIDGE, folder / "python" / f"{_BRIDGE_NAME}.py")
@@ -76,11 +76,3 @@ def assemble_backend_directory(
             shutil.copyfile(path, copy)
 
     return build_once(cache_dir / f"backends-{version}-{digest.hexdigest()[:16]}", build)
-
-
-def _link_or_copy(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except OSError:
-        # Another file system, or one without hard links.
-        shutil.copy2(source, target)

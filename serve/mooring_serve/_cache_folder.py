@@ -6,6 +6,8 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from mooring._wheels import make_cache_folder
+
 
 def build_once(target: Path, build: Callable[[Path], None]) -> Path:
     """Return ``target``, after building it where it doesn't exist yet.
@@ -16,10 +18,13 @@ def build_once(target: Path, build: Callable[[Path], None]) -> Path:
     Args:
         target: folder whose name says all that its content depends on.
         build: fills the empty folder that it is given.
+
+    Raises:
+        ConfigError: it has to be built, and nothing can be written there.
     """
     if target.is_dir():
         return target
-    target.parent.mkdir(parents=True, exist_ok=True)
+    make_cache_folder(target.parent)
     with tempfile.TemporaryDirectory(prefix=".building-", dir=target.parent) as scratch:
         complete = Path(scratch) / target.name
         complete.mkdir()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Literal, get_args
 
 from mooring import ConfigError
 from mooring_serve._installation import Installation
+from mooring_serve._platform import check_path
 
 ModelControlMode = Literal["none", "explicit", "poll"]
 
@@ -25,7 +27,7 @@ _STUB_BACKENDS = ("python", "onnxruntime", "pytorch")
 # Memory that a stub and its server share from the start. tritonserver 2.51 gives 1 MiB and grows it on
 # demand; under 32 concurrent requests that ended in a crash of both (a stub wrote beyond its mapping, the
 # server met a lock_exception), as in https://github.com/triton-inference-server/server/issues/8882.
-_STUB_MEMORY_BYTES = 16 * 1024 * 1024
+STUB_MEMORY_BYTES = 16 * 1024 * 1024
 # For the answers of all models whose config asks to have them kept.
 _CACHE_BYTES = 64 * 1024 * 1024
 
@@ -56,8 +58,8 @@ class ServerOptions:
             known = ", ".join(map(repr, get_args(ModelControlMode)))
             raise ConfigError(f"model_control_mode is {self.model_control_mode!r}: it must be one of {known}")
         for name in ("start_timeout_s", "stop_timeout_s"):
-            if getattr(self, name) <= 0:
-                raise ConfigError(f"{name} is {getattr(self, name)}: it must be above 0")
+            if not 0 < getattr(self, name) < math.inf:
+                raise ConfigError(f"{name} is {getattr(self, name)}: it must be a number above 0")
         for argument in self.extra_args:
             if argument.partition("=")[0] in _OWN_OPTIONS:
                 raise ConfigError(
@@ -73,9 +75,11 @@ def check_repository(options: ServerOptions) -> None:
     """Refuse a repository from which nothing could be served.
 
     Raises:
-        ConfigError: it doesn't exist, or nothing in it is built and nothing can be loaded later.
+        ConfigError: it doesn't exist, nothing in it is built and nothing can be loaded later, or its path
+            would be taken apart.
     """
     repository = options.model_repository
+    check_path("the model repository", repository)
     if not repository.is_dir():
         raise ConfigError(
             f"there is no model repository at {repository}: run 'mooring build', or give another folder"
@@ -152,7 +156,7 @@ def server_command(
         ]
     for backend in _STUB_BACKENDS if installation.embedded else _STUB_BACKENDS[:1]:
         command.append(f"--backend-config={backend},shm-region-prefix-name={server_id}")
-        command.append(f"--backend-config={backend},shm-default-byte-size={_STUB_MEMORY_BYTES}")
+        command.append(f"--backend-config={backend},shm-default-byte-size={STUB_MEMORY_BYTES}")
     return [*command, *_asked_by_configs(options), *options.extra_args]
 
 

@@ -14,6 +14,7 @@ from mooring._wheels import cache_root, fetch_wheel
 from mooring_serve._backend_directory import assemble_backend_directory
 from mooring_serve._cache_folder import build_once
 from mooring_serve._platform import (
+    check_path,
     check_platform,
     check_python_command,
     current_platform,
@@ -21,6 +22,8 @@ from mooring_serve._platform import (
     libpython_candidates,
 )
 
+#: On a GPU engines multiply in fp32, as they were verified, and not in TF32.
+_FP32 = {"NVIDIA_TF32_OVERRIDE": "0"}
 #: tritonserver 2.51.0 (release 24.10) with its Python backend.
 WHEEL_REQUIREMENT = "nvidia-pytriton==0.7.0"
 WHEEL_SHA256 = "21f063ff93bb426d0c06b7a55e7eb9efcfe62c0dddd9a908e9877e18710128df"
@@ -59,12 +62,13 @@ def find_installation() -> Installation:
             executable=Path(official),
             backend_directory=None,
             cache_directory=None,
-            environment=dict(os.environ),
+            environment=_FP32 | os.environ,
         )
     facts = current_platform()
     check_platform(facts)
     check_python_command(Path(sys.executable))
     libpython_folder = find_libpython(libpython_candidates(), facts.python)
+    check_path("the cache folder (XDG_CACHE_HOME)", cache_root())
     unpacked = unpack_server(WHEEL_REQUIREMENT, WHEEL_SHA256, cache_root())
     server = unpacked / "pytriton" / "tritonserver"
     return Installation(
@@ -92,7 +96,7 @@ def unpack_server(requirement: str, sha256: str, cache_dir: Path) -> Path:
 def _embedded_environment(
     current: Mapping[str, str], wheel_libraries: Path, libpython_folder: Path | None
 ) -> dict[str, str]:
-    environment = dict(current)
+    environment = _FP32 | current
     libraries = [wheel_libraries, libpython_folder, current.get("LD_LIBRARY_PATH")]
     environment["LD_LIBRARY_PATH"] = os.pathsep.join(str(folder) for folder in libraries if folder)
     # The stub embeds Python and takes prefix and packages from the first python3 on PATH.

@@ -7,13 +7,14 @@ collects the real ones.
 from __future__ import annotations
 
 import platform
+import re
 import sys
 import sysconfig
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from mooring import UnsupportedPlatform
+from mooring import ConfigError, UnsupportedPlatform
 
 _INSTEAD = "or serve the repository with NVIDIA's container (deploy/container)"
 #: The wheel is tagged manylinux_2_35.
@@ -120,6 +121,19 @@ def find_libpython(folders: Iterable[Path], python: tuple[int, int]) -> Path | N
         f"install it (Debian, Ubuntu: 'apt-get install libpython{version}'), build this Python with it "
         f"(pyenv: 'PYTHON_CONFIGURE_OPTS=--enable-shared pyenv install --force {version}'), {_INSTEAD}"
     )
+
+
+def check_path(what: str, path: Path) -> None:
+    """Refuse a path that a shell takes apart, as Triton's Python backend starts its stubs by one, unquoted.
+
+    Raises:
+        ConfigError: with the path.
+    """
+    if re.search(r"""[ \t\n|&;<>(){}$`\\"']""", str(path)):
+        raise ConfigError(
+            f"{what} is {str(path)!r}: Triton's Python backend hands it to a shell as it is; use a path "
+            "without spaces, quotes and other characters that mean something there"
+        )
 
 
 def check_python_command(executable: Path) -> None:

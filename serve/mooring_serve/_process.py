@@ -62,6 +62,8 @@ class SupervisedProcess:
         assert self._supervisor.stdin is not None
         with contextlib.suppress(BrokenPipeError):
             self._supervisor.stdin.close()
+        # A forked child of this process may hold a copy of the pipe's end.
+        self._supervisor.terminate()
         try:
             self._supervisor.wait(self._grace_s + 10.0)
         except subprocess.TimeoutExpired:

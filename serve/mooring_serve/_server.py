@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from mooring import ConfigError, StartError
 from mooring_serve._command import (
+    STUB_MEMORY_BYTES,
     ModelControlMode,
     ServerOptions,
     check_repository,
@@ -32,6 +34,7 @@ from mooring_serve._status import (
     load_failures,
     model_states,
 )
+from mooring_serve._supervisor import SHM_FOLDER
 
 _POLL_S = 0.05
 #: Tries with other free ports when another program was faster to take one.
@@ -264,7 +267,8 @@ class TritonServer:
                 loading = ", ".join(still_loading(self._read_log())) or "no model"
                 raise StartError(
                     f"tritonserver was not ready after {timeout_s:g} s, still loading: {loading} "
-                    f"(log: {self.log_file}); if it only needs longer, give a larger start_timeout_s"
+                    f"(log: {self.log_file}); if it only needs longer, give a larger start_timeout_s "
+                    "(mooring serve --start-timeout)"
                 )
             time.sleep(_POLL_S)
 
@@ -281,8 +285,19 @@ class TritonServer:
             raise StartError(
                 f"{len(failures)} of the models could not be loaded (log: {self.log_file}):\n"
                 + describe_failures(failures)
+                + self._shared_memory_hint(failures)
             )
         return is_ready(self.http_url, self.metrics_url)
+
+    def _shared_memory_hint(self, failures: Mapping[str, str]) -> str:
+        """What stubs take, of which Triton says 1 MiB whatever it is."""
+        if not any("shared memory" in reason.lower() for reason in failures.values()):
+            return ""
+        free_mib = shutil.disk_usage(SHM_FOLDER).free >> 20
+        return (
+            f"\nEach process of a Python model or engine takes {STUB_MEMORY_BYTES >> 20} MiB of "
+            f"{SHM_FOLDER}, which has {free_mib} MiB free; a container gets more by --shm-size=1g"
+        )
 
     def _early_exit(self) -> StartError:
         port = taken_port(self._read_log())

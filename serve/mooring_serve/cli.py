@@ -55,6 +55,12 @@ def add_command(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
         metavar="NAME=COUNT",
         help="how many there are of what recipes take by serving.resources (else as many as one run takes)",
     )
+    parser.add_argument(
+        "--start-timeout", type=float, default=120.0, metavar="S", help="seconds for every model to load"
+    )
+    parser.add_argument(
+        "--stop-timeout", type=float, default=10.0, metavar="S", help="seconds for running requests to end"
+    )
     parser.set_defaults(run=run)
 
 
@@ -74,6 +80,8 @@ def run(args: argparse.Namespace) -> int:
         host=args.host,
         log_file=args.log_file,
         model_control_mode="explicit" if args.allow_load else "none",
+        start_timeout_s=args.start_timeout,
+        stop_timeout_s=args.stop_timeout,
         extra_args=[
             *([] if args.trace is None else trace_arguments(args.trace, rate=args.trace_rate)),
             *(f"--rate-limit-resource={resource}" for resource in args.resource),

@@ -192,4 +192,6 @@ def test_flash_attention_is_told_where_texts_begin(lengths: list[int]) -> None:
     with torch.library._scoped_library("aten", "IMPL") as library:
         library.impl("_flash_attention_forward", _flash_stand_in, "CPU")
         for run in (attend_unpadded, torch.jit.script(attend_unpadded)):
-            torch.testing.assert_close(run(*rows, packing.filled, 0.3), expected, rtol=0, atol=1e-6)
+            torch.testing.assert_close(
+                run(*rows, packing.starts, max(lengths), 0.3), expected, rtol=0, atol=1e-6
+            )

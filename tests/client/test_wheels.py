@@ -9,7 +9,7 @@ import pytest
 
 from fake_wheel import write_wheel
 from mooring import ConfigError, TransportError
-from mooring._wheels import cache_root, fetch_wheel
+from mooring._wheels import cache_root, fetch_wheel, make_cache_folder
 
 FILES = {"example/__init__.py": b"answer = 42\n"}
 
@@ -103,6 +103,9 @@ def test_a_python_without_pip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_the_cache_is_the_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     assert cache_root() == tmp_path / "cache" / "mooring"
+    # Only what is fetched or built needs it.
+    assert not cache_root().exists()
+    make_cache_folder(cache_root())
     assert list(cache_root().iterdir()) == []
 
 
@@ -112,4 +115,4 @@ def test_a_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monk
     with pytest.raises(
         ConfigError, match=r"can't write into the cache folder .*/file/mooring: .* XDG_CACHE_HOME"
     ):
-        cache_root()
+        make_cache_folder(cache_root())

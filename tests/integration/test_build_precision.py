@@ -10,6 +10,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 from onnxruntime import InferenceSession, SessionOptions
+from transformers import AutoModelForSequenceClassification
 
 from mooring import RecipeError, VerificationError
 from mooring_build.building import build
@@ -127,6 +128,22 @@ def test_fp16_answers_close_to_fp32(export_format: str, tmp_path: Path, override
     actual = open_engine(path, export_format)(ids, np.ones_like(ids))
     assert actual.dtype == np.float32
     assert 0 < np.abs(actual - expected).max() < 0.1
+
+
+def test_activations_beyond_fp16_are_refused(tmp_path: Path, overrides: list[str]) -> None:
+    generous = ["verify.lowered_tolerance=1", "quality.max_drop=1.0", "quality.max_label_flips=1.0"]
+    fp16 = ["export.precision=fp16", "serving.kind=gpu", 'export.formats=["onnx"]']
+    recipe = recipe_with(tmp_path, [*overrides, *generous, *fp16], initializer_range=0.1)
+    model = AutoModelForSequenceClassification.from_pretrained(recipe.base.checkpoint)
+    for layer in model.base_model.encoder.layer:
+        # Weights fit, what they make of hidden states does not; the next normalisation makes it small again.
+        layer.intermediate.dense.weight.data *= 1e5
+    model.save_pretrained(recipe.base.checkpoint)
+    with pytest.raises(
+        VerificationError, match=r"is not published: output 'logits' .* holds NaN or infinity"
+    ):
+        build(recipe, repository=tmp_path / "models", artifacts=tmp_path / "artifacts")
+    assert not (tmp_path / "models").exists()
 
 
 @pytest.mark.parametrize(

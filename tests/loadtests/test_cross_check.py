@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +25,8 @@ requests = []
 for number in range(int(after["--request-count"])):
     sent_s = 1000 + number / rate
     took_s = 10 if number < 3 * rate else {p99_s} if number % 50 == 0 else {p50_s}
-    requests.append({{"timestamp": int(sent_s * 1e9), "response_timestamps": [int((sent_s + took_s) * 1e9)]}})
+    answered = [] if number % 10 < {lost} else [int((sent_s + took_s) * 1e9)]
+    requests.append({{"timestamp": int(sent_s * 1e9), "response_timestamps": answered}})
 with open(after["--profile-export-file"], "x") as file:
     json.dump({{"experiments": [{{"requests": requests}}]}}, file)
 with open({asked!r}, "w") as file:
@@ -37,11 +39,13 @@ def perf_analyzer(tmp_path: Path) -> Callable[..., Path]:
     """Writes a perf_analyzer that is as fast as the simulated result, times a factor."""
     figures = load_result(rate=_RATE).figures()
 
-    def write(*, times: float = 1.0) -> Path:
+    def write(*, times: float = 1.0, lost: int = 0) -> Path:
         path = tmp_path / "perf_analyzer"
         p50_s, p99_s = (figures[name].value * times / 1000 for name in ("p50_ms", "p99_ms"))
         asked = str(tmp_path / "asked.json")
-        script = _PERF_ANALYZER.format(python=sys.executable, p50_s=p50_s, p99_s=p99_s, asked=asked)
+        script = _PERF_ANALYZER.format(
+            python=sys.executable, p50_s=p50_s, p99_s=p99_s, asked=asked, lost=lost
+        )
         path.write_text(script, encoding="utf-8")
         path.chmod(0o755)
         return path
@@ -98,3 +102,10 @@ def test_what_is_missing_or_fails(
     failing.write_text("#!/bin/sh\necho no such model >&2\nexit 99\n", encoding="utf-8")
     assert _compare(failing, "--rate", "1") == 1
     assert "perf_analyzer failed (99): no such model" in capsys.readouterr().err
+
+
+def test_requests_without_an_answer_count_for_nothing(
+    perf_analyzer: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _compare(perf_analyzer(lost=1), "--rate", f"{_RATE}") == 1
+    assert re.search(r"perf_analyzer has \d+ answers to \d+ requests", capsys.readouterr().err)

@@ -19,21 +19,10 @@ import pytest
 from mooring import ConfigError, DataError, MooringError, StartError
 from mooring_loadtests import tune_check, tune_command
 from mooring_loadtests.load_statistics import Estimate
-from mooring_loadtests.tune_command import (
-    Confirmed,
-    Journal,
-    Outcome,
-    Plan,
-    choose,
-    confirmation_s,
-    find,
-    in_words,
-    make_plan,
-    number_of_minutes,
-    slo,
-)
+from mooring_loadtests.tune_choice import Confirmed, Outcome, choose, confirmation_s, in_words
+from mooring_loadtests.tune_command import Journal, Plan, find, make_plan, number_of_minutes, slo
 from mooring_loadtests.tune_plot import plot
-from mooring_loadtests.tune_probe import Prober
+from mooring_loadtests.tune_probe import Prober, Release
 from mooring_loadtests.tuner import (
     TURN_SHARES,
     Candidate,
@@ -463,6 +452,34 @@ def test_of_those_that_take_every_rate_the_fastest_is_the_best() -> None:
 
     best, *_ = search([DEFAULT, other], run, p99_ms=BOUND_MS, guess=100.0, first_round=2)
     assert best.candidate == other
+
+
+def test_variants_are_made_of_what_the_release_was_made_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parser = argparse.ArgumentParser()
+    tune_command.add_command(parser.add_subparsers())
+    words = [
+        "tune",
+        "intent",
+        "--slo",
+        "p99=5s",
+        "--precision",
+        "int8",
+        "--checkpoint",
+        "mine",
+        "--set",
+        "a=b",
+    ]
+    asked: list[tuple[str, list[str], str]] = []
+    monkeypatch.setattr(
+        "mooring_build.recipe.load_recipe",
+        lambda name, overrides, *, fine_tuned: asked.append((name, list(overrides), fine_tuned)),
+    )
+    release = SimpleNamespace(default=DEFAULT, add=lambda recipe, **where: None)
+    tune_command._add_variants(cast(Release, release), parser.parse_args(words), tmp_path)
+    int8 = ["export.precision=int8", "serving.mixed_lengths=none"]
+    assert asked == [("intent", ["a=b"], "mine"), ("intent", ["a=b", *int8], "mine")]
 
 
 def test_bounds_are_written_with_their_unit() -> None:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from mooring_serve._command import _CACHE_BYTES
+
 ROOT = Path(__file__).resolve().parents[2]
 DOCKERFILE = ROOT / "deploy" / "container" / "Dockerfile"
 
@@ -77,6 +79,11 @@ def test_every_copied_path_exists_and_is_let_through() -> None:
 def test_it_serves_the_folder_that_it_copied() -> None:
     (target,) = (arguments.split()[-1].rstrip("/") for arguments in _arguments("COPY"))
     assert f"--model-repository={target}" in _command()
+
+
+def test_it_caches_answers_as_mooring_serve_does_and_computes_fp32_in_fp32() -> None:
+    assert f"--cache-config=local,size={_CACHE_BYTES}" in _command()
+    assert "NVIDIA_TF32_OVERRIDE=0" in _arguments("ENV")
 
 
 def test_it_offers_the_three_ports_and_a_probe() -> None:

@@ -116,7 +116,7 @@ def test_a_scalar_can_not_be_split() -> None:
 
 def _shapes_of(*, kind: str, data_type: str = "TYPE_INT32") -> Array:
     """Batch input over requests of shape [2, 3, 4], [1, 0, 5] and [1, 2, 2]."""
-    entry = BatchInput(kind=kind, data_type=data_type, target_names=("t",), source_input="x")
+    entry = BatchInput(kind=kind, data_type=data_type, target_name="t", source_input="x")
     return make_batch_input(entry, [(2, 3, 4), (1, 0, 5), (1, 2, 2)])
 
 
@@ -150,8 +150,9 @@ RAGGED = ModelConfig(
     max_batch_size=8,
     inputs=(TensorConfig(name="x", data_type="TYPE_INT64", dims=(-1,), ragged=True),),
     batch_inputs=(
+        BatchInput(kind="BATCH_ITEM_SHAPE", data_type="TYPE_INT32", target_name="shape", source_input="x"),
         BatchInput(
-            kind="BATCH_ITEM_SHAPE", data_type="TYPE_INT32", target_names=("shape", "again"), source_input="x"
+            kind="BATCH_ELEMENT_COUNT", data_type="TYPE_INT32", target_name="counts", source_input="x"
         ),
     ),
     batch_outputs={"y": BatchOutput(target_name="y", source_input="x", shape=(-1, -1, 2))},
@@ -161,7 +162,8 @@ RAGGED = ModelConfig(
 def test_ragged_requests_are_packed_and_the_output_scattered() -> None:
     def pair(inputs: Mapping[str, Array], wanted: Sequence[str]) -> Mapping[str, Array]:
         assert inputs["x"].tolist() == [1, 2, 3, 4, 5, 6, 7]
-        assert inputs["shape"].tolist() == inputs["again"].tolist() == [[3], [3], [1]]
+        assert inputs["shape"].tolist() == [[3], [3], [1]]
+        assert inputs["counts"].tolist() == [6, 1]
         return {"y": np.stack([inputs["x"], -inputs["x"]], axis=-1)}
 
     answers = answer_requests(RAGGED, [_request([[1, 2, 3], [4, 5, 6]]), _request([[7]])], pair)

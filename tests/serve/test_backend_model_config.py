@@ -27,10 +27,11 @@ def test_reads_every_field_that_the_backends_use() -> None:
             "batch_input": [
                 {
                     "kind": "BATCH_ITEM_SHAPE",
-                    "target_name": ["a", "b"],
+                    "target_name": [target],
                     "data_type": "TYPE_INT32",
                     "source_input": ["r"],
                 }
+                for target in ("a", "b")
             ],
             "batch_output": [
                 {"kind": "BATCH_SCATTER_WITH_INPUT_SHAPE", "target_name": ["y"], "source_input": ["r"]}
@@ -77,6 +78,10 @@ def test_a_smallest_configuration_is_enough() -> None:
         (
             {"batch_output": [{"target_name": ["y", "z"], "source_input": ["x"]}]},
             r"batch_output names 2 targets \['y', 'z'\]; write one entry for each",
+        ),
+        (
+            {"batch_input": [{"target_name": ["y", "z"], "source_input": ["x"]}]},
+            r"batch_input names 2 targets \['y', 'z'\]; write one entry for each",
         ),
         (
             {"batch_output": [{"target_name": ["y"], "source_input": ["x"]}]},

@@ -251,6 +251,28 @@ def test_a_gpu_that_triton_chose_is_used_where_onnx_runtime_can(monkeypatch: pyt
     assert execution_providers(ModelConfig(name="m"), chosen) == [cuda, cpu]
 
 
+@pytest.mark.filterwarnings(
+    "ignore:Specified provider 'CUDAExecutionProvider' is not in available provider names"
+)
+@pytest.mark.parametrize("wanted", [True, False])
+def test_a_gpu_that_can_not_start_is_needed_where_the_config_asks_for_it(
+    wanted: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    onnx.save(_identity(TensorProto.FLOAT), tmp_path / "model.onnx")
+    # ONNX Runtime takes the CPU where CUDA does not start, as here.
+    monkeypatch.setattr(
+        ort, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    )
+    instance = Instance(kind="GPU", device_id=0, folder=tmp_path, gpu_wanted=wanted)
+    if wanted:
+        with pytest.raises(
+            BackendError, match="ONNX Runtime has CUDAExecutionProvider, but it could not start"
+        ):
+            OnnxEngine(ModelConfig(name="m"), instance, {})
+    else:
+        OnnxEngine(ModelConfig(name="m"), instance, {})
+
+
 def test_gpu_accelerators_do_not_concern_cpu_instances() -> None:
     assert execution_providers(_accelerated("gpu", "tensorrt"), _on_cpu()) == [("CPUExecutionProvider", {})]
 
@@ -334,7 +356,7 @@ def test_ragged_and_batch_tensors_fit() -> None:
         outputs=(_declared("logits", "TYPE_FP32", -1, 9),),
     )
     shape = BatchInput(
-        kind="BATCH_ITEM_SHAPE", data_type="TYPE_INT32", target_names=("shape",), source_input="ids"
+        kind="BATCH_ITEM_SHAPE", data_type="TYPE_INT32", target_name="shape", source_input="ids"
     )
     scatter = {"logits": BatchOutput(target_name="logits", source_input="ids", shape=(-1, -1, 9))}
     ragged = _tensor("ids", "TYPE_INT64", [-1], ragged=True)
@@ -389,6 +411,19 @@ def test_optional_inputs_are_initializers_of_models_without_batching() -> None:
 def test_configurations_that_do_not_fit(config: ModelConfig, message: str) -> None:
     with pytest.raises(BackendError, match=message):
         check_signature(config, SIGNATURE)
+
+
+@pytest.mark.parametrize(("dims", "fits"), [((-1, 1), True), ((-1, -1), False), ((-1,), False)])
+def test_a_sequence_control_is_one_number(dims: tuple[int, ...], fits: bool) -> None:
+    signature = Signature((*SIGNATURE.inputs, _declared("start", "TYPE_INT32", *dims)), (), SIGNATURE.outputs)
+    config = _config(IDS, controls=(("start", "TYPE_INT32"),))
+    if fits:
+        check_signature(config, signature)
+        return
+    with pytest.raises(
+        BackendError, match=r"sequence control 'start' in model has dims .* dims \[1\] is expected"
+    ):
+        check_signature(config, signature)
 
 
 def test_models_that_do_not_fit() -> None:

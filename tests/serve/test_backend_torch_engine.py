@@ -99,8 +99,10 @@ def test_a_gpu_that_is_not_there(tmp_path: Path) -> None:
 
 def test_a_gpu_that_triton_chose_is_used_where_pytorch_can(monkeypatch: pytest.MonkeyPatch) -> None:
     chosen = Instance(kind="GPU", device_id=0, folder=Path(), gpu_wanted=False)
-    for gpus, device in ((0, "cpu"), (1, "cuda:0")):
+    # Last: a driver that is too old for this PyTorch.
+    for gpus, usable, device in ((0, False, "cpu"), (1, True, "cuda:0"), (1, False, "cpu")):
         monkeypatch.setattr(torch.cuda, "device_count", lambda gpus=gpus: gpus)
+        monkeypatch.setattr(torch.cuda, "is_available", lambda usable=usable: usable)
         assert str(mooring_torch_engine._device(ModelConfig(name="m"), chosen)) == device
 
 

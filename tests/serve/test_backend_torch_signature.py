@@ -28,6 +28,9 @@ def _config(*names: str, max_batch_size: int = 8) -> ModelConfig:
         (("mask", "other"), {"mask": 0, "other": 1}),
         (("A__1", "other"), {"A__1": 0, "other": 1}),
         (("A__1x", "B__0"), {"A__1x": 0, "B__0": 1}),
+        # What follows the first two underscores is no number.
+        (("a__b__1", "a__b__0"), {"a__b__1": 0, "a__b__0": 1}),
+        (("B__1", "A__"), {"B__1": 1, "A__": 0}),
     ],
 )
 def test_inputs_by_argument_number_or_order(names: tuple[str, ...], order: dict[str, int]) -> None:
@@ -36,7 +39,7 @@ def test_inputs_by_argument_number_or_order(names: tuple[str, ...], order: dict[
 
 def test_batch_inputs_follow_the_rule_of_the_inputs() -> None:
     lengths = BatchInput(
-        kind="BATCH_ITEM_SHAPE", data_type="TYPE_INT32", target_names=("mask",), source_input="ids"
+        kind="BATCH_ITEM_SHAPE", data_type="TYPE_INT32", target_name="mask", source_input="ids"
     )
     config = ModelConfig(name="m", max_batch_size=8, inputs=_tensors("ids"), batch_inputs=(lengths,))
     assert order_inputs(config, TENSORS) == {"ids": 0, "mask": 1}
@@ -61,6 +64,11 @@ def test_a_dict_takes_any_names() -> None:
             r"don't name every argument of forward\(\) \['ids', 'mask'\] once",
         ),
         (_config(), TENSORS, "at least one input"),
+        (
+            ModelConfig(name="m", inputs=_tensors("ids"), controls=(("corrid__1", "TYPE_UINT64"),)),
+            TENSORS,
+            "sequence control 'corrid__1' is TYPE_UINT64, which TorchScript has not",
+        ),
         (
             _config("a"),
             [Argument("a", "OptionalType")],

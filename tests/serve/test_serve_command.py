@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -91,7 +92,9 @@ def test_explicit_control_loads_everything_unless_told_what() -> None:
     ("options", "message"),
     [
         ({"model_control_mode": "all"}, "model_control_mode is 'all': it must be one of 'none', 'explicit'"),
-        ({"start_timeout_s": 0}, "start_timeout_s is 0: it must be above 0"),
+        ({"start_timeout_s": 0}, "start_timeout_s is 0: it must be a number above 0"),
+        ({"start_timeout_s": math.nan}, "start_timeout_s is nan"),
+        ({"stop_timeout_s": math.inf}, "stop_timeout_s is inf"),
         ({"stop_timeout_s": -1.5}, r"stop_timeout_s is -1\.5"),
         ({"extra_args": ["--http-port=80"]}, "'--http-port=80', which Mooring sets"),
         ({"http_port": 99999}, "http_port is 99999"),
@@ -106,6 +109,13 @@ def options_for(repository: Path, **options: Any) -> ServerOptions:
     return ServerOptions(model_repository=repository, **options)
 
 
+def test_too_little_shared_memory_is_named() -> None:
+    server = TritonServer("models")
+    said = "Stub process 'ner_tokenizer_0_0' is not healthy: Failed to initialize shared memory pool"
+    assert "takes 16 MiB of /dev/shm, which has" in server._shared_memory_hint({"ner_tokenizer": said})
+    assert server._shared_memory_hint({"ner": "no such file"}) == ""
+
+
 def test_a_repository_that_is_missing_empty_or_not_built(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"no model repository at .*/absent: run 'mooring build'"):
         check_repository(options_for(tmp_path / "absent"))
@@ -116,6 +126,12 @@ def test_a_repository_that_is_missing_empty_or_not_built(tmp_path: Path) -> None
     (tmp_path / "ner" / "config.pbtxt").touch()
     with pytest.raises(ConfigError, match=r"holds no built model"):
         check_repository(options_for(tmp_path))
+    for name in ("my models", "it's", "{a,b}"):
+        (tmp_path / name / "ner" / "1").mkdir(parents=True)
+        with pytest.raises(ConfigError, match=r"the model repository is .* hands it to a shell"):
+            check_repository(options_for(tmp_path / name))
+    (tmp_path / "Modèles@home,v=1+~#" / "ner" / "1").mkdir(parents=True)
+    check_repository(options_for(tmp_path / "Modèles@home,v=1+~#"))
     # Here something may come later.
     check_repository(options_for(tmp_path, model_control_mode="poll"))
     (tmp_path / "ner" / "1").mkdir()

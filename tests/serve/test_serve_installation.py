@@ -138,6 +138,13 @@ def test_backend_directory_changes_with_its_sources(server: Path, sources: Path,
     assert (other_backend / "onnxruntime" / "model.py").read_text() == "# changed\n"
 
 
+def test_who_wants_tf32_gets_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "tritonserver").touch(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "1")
+    assert find_installation().environment["NVIDIA_TF32_OVERRIDE"] == "1"
+
+
 def test_an_official_server_is_preferred(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     official = tmp_path / "bin" / "tritonserver"
     official.parent.mkdir()
@@ -147,6 +154,7 @@ def test_an_official_server_is_preferred(tmp_path: Path, monkeypatch: pytest.Mon
     assert found.executable == official
     assert not found.embedded
     assert found.environment["PATH"] == str(official.parent)
+    assert found.environment["NVIDIA_TF32_OVERRIDE"] == "0"
 
 
 @pytest.mark.usefixtures("without_official")
@@ -167,6 +175,7 @@ def test_the_embedded_server(wheel: str, tmp_path: Path, monkeypatch: pytest.Mon
     assert found.cache_directory == unpacked / SERVER / "caches"
     assert found.environment["LD_LIBRARY_PATH"] == f"{unpacked}/nvidia_pytriton.libs:/libpython:/before"
     assert found.environment["PATH"] == f"{Path(sys.executable).parent}:{tmp_path}/nothing"
+    assert found.environment["NVIDIA_TF32_OVERRIDE"] == "0"
 
 
 @pytest.mark.usefixtures("without_official")

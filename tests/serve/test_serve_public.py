@@ -35,6 +35,8 @@ def test_the_commands_defaults() -> None:
         "trace": None,
         "trace_rate": 10,
         "resource": [],
+        "start_timeout": 120.0,
+        "stop_timeout": 10.0,
         "run": run,
     }
 

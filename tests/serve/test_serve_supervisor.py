@@ -118,6 +118,20 @@ def test_a_killed_command_leaves_nothing(supervised: Supervised) -> None:
     assert not supervised.regions()
 
 
+def test_it_is_stopped_in_order_where_another_process_holds_the_pipe(supervised: Supervised) -> None:
+    process = supervised.start("polite")
+    pipe = process._supervisor.stdin
+    assert pipe is not None
+    # As a forked child does.
+    with subprocess.Popen(["sleep", "600"], pass_fds=[pipe.fileno()]) as holder:
+        try:
+            process.stop()
+        finally:
+            holder.kill()
+    assert process.exit_status == 0
+    assert "goodbye" in supervised.log.read_text()
+
+
 @pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGKILL])
 def test_the_supervisor_ends_the_command_with_itself(supervised: Supervised, sign: signal.Signals) -> None:
     process = supervised.start("polite")

@@ -129,7 +129,7 @@ class Server:
 
     def note(self, error: MooringError) -> None:
         """Let the circuit know how a request ended that was not answered with a result."""
-        if isinstance(error, ConfigError | RequestCancelledError):
+        if self._closed or isinstance(error, ConfigError | RequestCancelledError):
             return
         if isinstance(error, ServerError):
             self.circuit.succeeded()

@@ -91,7 +91,7 @@ def join_inputs(config: ModelConfig, requests: Sequence[Request]) -> dict[str, A
     for entry in config.batch_inputs:
         shapes = [request.inputs[entry.source_input].shape for request in requests]
         values = make_batch_input(entry, shapes)
-        joined.update(dict.fromkeys(entry.target_names, values))
+        joined[entry.target_name] = values
     return joined
 
 
@@ -114,7 +114,7 @@ def make_batch_input(entry: BatchInput, shapes: Sequence[tuple[int, ...]]) -> Ar
     dtype = _BATCH_INPUT_DTYPES.get(entry.data_type)
     if dtype is None:
         raise BackendError(
-            f"batch_input {list(entry.target_names)}: data type {entry.data_type} is neither TYPE_INT32 nor "
+            f"batch_input '{entry.target_name}': data type {entry.data_type} is neither TYPE_INT32 nor "
             "TYPE_FP32"
         )
     counts = list(map(math.prod, shapes))
@@ -133,7 +133,7 @@ def make_batch_input(entry: BatchInput, shapes: Sequence[tuple[int, ...]]) -> Ar
         case "BATCH_ITEM_SHAPE_FLATTEN":
             values = _item_shapes(shapes).reshape(-1)
         case _:
-            raise BackendError(f"batch_input {list(entry.target_names)}: unknown kind {entry.kind}")
+            raise BackendError(f"batch_input '{entry.target_name}': unknown kind {entry.kind}")
     return np.asarray(values, dtype=dtype)
 
 

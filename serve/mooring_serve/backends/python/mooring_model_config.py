@@ -61,11 +61,11 @@ class TensorConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class BatchInput:
-    """One entry of ``batch_input``: tensors that the server computes from the shapes of a batch."""
+    """One entry of ``batch_input``: a tensor that the server computes from the shapes of a batch."""
 
     kind: str
     data_type: str
-    target_names: tuple[str, ...]
+    target_name: str
     source_input: str
 
 
@@ -119,7 +119,7 @@ class ModelConfig:
             max_batch_size=max_batch_size,
             inputs=tuple(TensorConfig.parse(entry) for entry in config.get("input", ())),
             outputs=outputs,
-            batch_inputs=tuple(_parse_batch_input(entry) for entry in config.get("batch_input", ())),
+            batch_inputs=tuple(_parse_batch_input(name, entry) for entry in config.get("batch_input", ())),
             batch_outputs=_parse_batch_outputs(name, max_batch_size, outputs, config.get("batch_output", ())),
             controls=_parse_controls(config.get("sequence_batching", {})),
             model_filename=config.get("default_model_filename", ""),
@@ -138,7 +138,7 @@ class ModelConfig:
     @property
     def batch_input_names(self) -> tuple[str, ...]:
         """Names of the tensors that ``batch_input`` adds, in the configuration's order."""
-        return tuple(name for entry in self.batch_inputs for name in entry.target_names)
+        return tuple(entry.target_name for entry in self.batch_inputs)
 
     def flag(self, key: str, *, default: bool = False) -> bool:
         """Read a boolean from ``parameters``; true/false, on/off and 1/0 are understood."""
@@ -208,11 +208,16 @@ def parse_int(key: str, value: str) -> int:
         raise BackendError(f"parameter '{key}': '{value}' is not a whole number") from None
 
 
-def _parse_batch_input(entry: Mapping[str, Any]) -> BatchInput:
+def _parse_batch_input(model: str, entry: Mapping[str, Any]) -> BatchInput:
+    targets = entry["target_name"]
+    if len(targets) != 1:
+        raise BackendError(
+            f"model '{model}': a batch_input names {len(targets)} targets {targets}; write one entry for each"
+        )
     return BatchInput(
         kind=entry["kind"],
         data_type=entry["data_type"],
-        target_names=tuple(entry["target_name"]),
+        target_name=targets[0],
         source_input=entry["source_input"][0],
     )
 

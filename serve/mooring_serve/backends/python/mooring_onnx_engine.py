@@ -42,8 +42,11 @@ class OnnxEngine:
                 f"failed to load model '{config.name}' from '{path}': {_engine_message(error)}",
                 code="INTERNAL",
             ) from error
-        # A provider that can't start is otherwise replaced by the CPU with a line in the log.
+        # A provider that can't start is otherwise replaced by the CPU with a line in the log, which is right
+        # for a GPU that only Triton chose.
         for name, _ in providers:
+            if name == "CUDAExecutionProvider" and not instance.gpu_wanted:
+                continue
             if name not in self._session.get_providers():
                 raise BackendError(
                     f"model '{config.name}': ONNX Runtime has {name}, but it could not start; "

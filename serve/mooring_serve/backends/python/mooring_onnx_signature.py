@@ -93,10 +93,17 @@ def check_signature(config: ModelConfig, signature: Signature) -> None:
     for tensor in config.inputs:
         _check_input(config, tensor, _find(config, "input", tensor.name, inputs))
     for entry in config.batch_inputs:
-        for name in entry.target_names:
-            _check_type(config, "batch input", name, entry.data_type, _find(config, "input", name, inputs))
+        name = entry.target_name
+        _check_type(config, "batch input", name, entry.data_type, _find(config, "input", name, inputs))
     for name, data_type in config.controls:
-        _check_type(config, "sequence control", name, data_type, _find(config, "input", name, inputs))
+        found = _find(config, "input", name, inputs)
+        _check_type(config, "sequence control", name, data_type, found)
+        dims = found.dims[1:] if config.max_batch_size else found.dims
+        if dims != (1,):
+            raise BackendError(
+                f"unable to load model '{config.name}', sequence control '{name}' in model has dims "
+                f"{list(dims)} but dims [1] is expected"
+            )
     outputs = {tensor.name: tensor for tensor in signature.outputs}
     for tensor in config.outputs:
         found = _find(config, "output", tensor.name, outputs)

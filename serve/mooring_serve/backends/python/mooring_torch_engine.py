@@ -153,7 +153,8 @@ def _apply_parameters(config: ModelConfig) -> None:
 
 def _device(config: ModelConfig, instance: Instance) -> Any:
     count = torch.cuda.device_count()
-    if instance.kind != "GPU" or (not instance.gpu_wanted and not count):
+    # Devices are counted, too, where the driver is too old for this PyTorch.
+    if instance.kind != "GPU" or (not instance.gpu_wanted and not torch.cuda.is_available()):
         return torch.device("cpu")
     if instance.device_id >= count:
         raise BackendError(

@@ -25,7 +25,8 @@ TORCH_TYPES = {
     "TYPE_FP32": "float32",
     "TYPE_FP64": "float64",
 }
-_INDEXED_NAME = re.compile(r".*?__(\d+)")
+#: What follows the first ``__`` counts; nothing there is 0.
+_INDEXED_NAME = re.compile(r"(?:(?!__).)*__(\d*)")
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,11 @@ def order_inputs(config: ModelConfig, arguments: Sequence[Argument]) -> dict[str
     names = [*configured, *config.batch_input_names, *controls]
     if not configured:
         raise BackendError(f"model '{config.name}': the configuration must have at least one input")
+    for name, data_type in config.controls:
+        if data_type not in TORCH_TYPES:
+            raise BackendError(
+                f"model '{config.name}': sequence control '{name}' is {data_type}, which TorchScript has not"
+            )
     if takes_dict(arguments):
         return {name: position for position, name in enumerate(names)}
     for argument in arguments:
@@ -121,7 +127,7 @@ def _indexed(deciding: Sequence[str], names: Sequence[str]) -> dict[str, int]:
 
 def _index(name: str) -> int:
     match = _INDEXED_NAME.fullmatch(name)
-    return int(match[1]) if match else -1
+    return int(match[1] or 0) if match else -1
 
 
 def _check_tensor(config: ModelConfig, kind: str, tensor: TensorConfig) -> None:
