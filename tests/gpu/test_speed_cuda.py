@@ -175,7 +175,7 @@ def served_over_bare(engines: Engines, rows: Sequence[torch.Tensor], device: str
                 return await client.infer(name, inputs[number])
 
             await drive(ask, range(len(inputs)), concurrency=CALLERS)
-            answered = (await ask(0))["logits"]
+            (answered,) = (await ask(0)).values()
             module: Any = torch.jit.load(engines.packed, map_location=device).eval()
             with torch.inference_mode():
                 expected = module(*(tensor.to(device) for tensor in flat[0])).cpu().numpy()
