@@ -209,15 +209,11 @@ def parse_int(key: str, value: str) -> int:
 
 
 def _parse_batch_input(model: str, entry: Mapping[str, Any]) -> BatchInput:
-    targets = entry["target_name"]
-    if len(targets) != 1:
-        raise BackendError(
-            f"model '{model}': a batch_input names {len(targets)} targets {targets}; write one entry for each"
-        )
+    target = _only_target(model, "batch_input", entry)
     return BatchInput(
         kind=entry["kind"],
         data_type=entry["data_type"],
-        target_name=targets[0],
+        target_name=target,
         source_input=entry["source_input"][0],
     )
 
@@ -228,13 +224,7 @@ def _parse_batch_outputs(
     shapes = {output.name: output.model_dims for output in outputs}
     parsed = {}
     for entry in entries:
-        targets = entry["target_name"]
-        if len(targets) != 1:
-            raise BackendError(
-                f"model '{model}': a batch_output names {len(targets)} targets {targets}; "
-                "write one entry for each"
-            )
-        (target,) = targets
+        target = _only_target(model, "batch_output", entry)
         if target not in shapes:
             raise BackendError(
                 f"model '{model}': batch_output target '{target}' is missing in output; list it there too"
@@ -244,6 +234,15 @@ def _parse_batch_outputs(
             target_name=target, source_input=entry["source_input"][0], shape=batch_axis + shapes[target]
         )
     return parsed
+
+
+def _only_target(model: str, kind: str, entry: Mapping[str, Any]) -> str:
+    targets = entry["target_name"]
+    if len(targets) != 1:
+        raise BackendError(
+            f"model '{model}': a {kind} names {len(targets)} targets {targets}; write one entry for each"
+        )
+    return str(targets[0])
 
 
 def _parse_controls(sequence_batching: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
