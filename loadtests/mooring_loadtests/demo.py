@@ -16,7 +16,7 @@ from pathlib import Path
 
 from mooring import Client, ConfigError
 from mooring_loadtests.answers import AnswerPair, ask_both
-from mooring_loadtests.commands import exit_code
+from mooring_loadtests.commands import count, exit_code
 from mooring_loadtests.load_command import figure_lines
 from mooring_loadtests.load_profile import Profile, Stage
 from mooring_loadtests.load_run import run_load
@@ -57,14 +57,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--repository", type=Path, default=Path("model_repository"), metavar="FOLDER")
     parser.add_argument("--reports", type=Path, default=Path("reports"), metavar="FOLDER")
-    parser.add_argument("--seconds", type=_seconds, default=20, help="length of the load test (default: 20)")
+    parser.add_argument("--seconds", type=count, default=20, help="length of the load test (default: 20)")
     return parser
-
-
-def _seconds(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of seconds above 0")
-    return int(text)
 
 
 def _run(repository: Path, reports: Path, seconds: int) -> int:

@@ -117,13 +117,12 @@ def run(args: argparse.Namespace) -> int:
     document.write_text(result.to_json(), encoding="utf-8")
     write_report(result, page)
     verdicts = bounds(result)
-    answered = any(second.latencies_ms for second in result.seconds(spans=result.measured[-1:]))
-    if not answered:
+    if not result.answered:
         complaints.append("NOT ANSWERED: no request of the last stage was")
     print("\n".join([*figure_lines(result), *_verdict_lines(result, verdicts), *complaints, "", str(page)]))
     if result.doubts:
         return INVALID
-    return 0 if answered and all(bound.kept for bound in verdicts) else 1
+    return 0 if result.answered and all(bound.kept for bound in verdicts) else 1
 
 
 def _workers(args: argparse.Namespace) -> Workers:

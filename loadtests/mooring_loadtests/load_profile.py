@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ class Stage(_Table):
 
     #: Whole seconds.
     seconds: Annotated[int, Field(ge=1)]
-    #: Times the profile's ``rate`` or ``users``.
+    #: Times the profile's ``rate``, or its ``users``, rounded up.
     load: _Positive = 1.0
     #: Whether its requests count; a warm-up's don't.
     measured: bool = True
@@ -36,7 +37,7 @@ class Stage(_Table):
 class Payload(_Table):
     """What is asked. Every source draws anew from the seed."""
 
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0)] = 0
     #: JSON lines, one item of the model's task each, asked in turn; ``None`` draws items.
     file: str | None = None
     #: Words of a drawn text: lognormal with this median, and ``sigma`` of the logarithm.
@@ -98,6 +99,9 @@ class Profile(_Table):
         spans, start = [], 0
         for stage in self.stages:
             amount = stage.load * float(self.rate or self.users or 0)
+            if self.loop == "closed":
+                # Of 1.1 times 100 a float makes a little more than 110.
+                amount = float(math.ceil(round(amount, 6)) or 1)
             spans.append(
                 Span(start_s=start, end_s=start + stage.seconds, amount=amount, measured=stage.measured)
             )

@@ -87,13 +87,15 @@ def _verdict(result: LoadResult) -> dict[str, Any]:
             "words": "Invalid: the load generator did not keep up, so the figures say nothing of the server",
             "reasons": result.doubts,
         }
+    reasons = [
+        f"{_bound_words(bound.name)} is {_show(bound.name, bound.figure.value)}, {_limit(bound)} allowed"
+        for bound in broken
+    ]
+    if not result.answered:
+        return {"state": "broken", "words": "No request of the last stage was answered", "reasons": reasons}
     if not held:
         return {"state": "none", "words": "No bounds were set", "reasons": []}
     if broken:
-        reasons = [
-            f"{_bound_words(bound.name)} is {_show(bound.name, bound.figure.value)}, {_limit(bound)} allowed"
-            for bound in broken
-        ]
         words = f"{len(broken)} of {len(held)} bounds broken" if len(held) > 1 else "The bound was broken"
         return {"state": "broken", "words": words, "reasons": reasons}
     words = f"{len(held)} of {len(held)} bounds kept" if len(held) > 1 else "The bound was kept"

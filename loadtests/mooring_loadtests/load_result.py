@@ -75,7 +75,26 @@ class LoadResult:
     @property
     def names(self) -> tuple[str, ...]:
         """Names of the requests of the stages that count, such as ``ner grpc``."""
-        return tuple(sorted({name for name, second in self.recorder.seconds if second in self._counted}))
+        return tuple(
+            sorted(
+                {
+                    name
+                    for (name, number), second in self.recorder.seconds.items()
+                    if number in self._counted and (second.latencies_ms or second.failures_ms)
+                }
+            )
+        )
+
+    @property
+    def answered(self) -> bool:
+        """Whether the last stage that counts had answers: bounds may hold of a server that was gone by then.
+
+        An open loop's stage in which nothing was due needs none.
+        """
+        last = self.seconds(spans=self.measured[-1:])
+        if any(second.latencies_ms or second.answers for second in last):
+            return True
+        return self.profile.loop == "open" and not any(second.failures_ms for second in last)
 
     @property
     def measured(self) -> tuple[Span, ...]:
@@ -94,7 +113,7 @@ class LoadResult:
             name: of the requests; ``None`` for all together.
             spans: stages; ``None`` for those that count.
         """
-        names = self.names if name is None else (name,)
+        names = {name for name, _ in self.recorder.seconds} if name is None else {name}
         spans = self.measured if spans is None else spans
         return [
             together(

@@ -7,6 +7,7 @@ import importlib.util
 import json
 import os
 import platform
+import socket
 import subprocess
 import sys
 import tempfile
@@ -189,7 +190,7 @@ def _generate(
         else:
             command += ["--generators", str(generators)]
             if generators > 1:
-                command += ["--processes", str(generators)]
+                command += ["--processes", str(generators), *_own_port()]
         with log.open("wb") as output:
             stop_s = profile.timeout_s + _STOP_S
             status = _run([*command, *_users(urls)], output.fileno(), limit_s, stop_s, progress)
@@ -206,6 +207,14 @@ def _generate(
     recorder = Recorder()
     recorder.add(written["measured"])
     return recorder
+
+
+def _own_port() -> list[str]:
+    """Locust's options for a free port of this machine: others would join at its usual one."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = str(taken.getsockname()[1])
+    return ["--master-bind-host", "127.0.0.1", "--master-bind-port", port, "--master-port", port]
 
 
 def _users(urls: Mapping[str, str | None]) -> list[str]:

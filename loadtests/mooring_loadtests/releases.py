@@ -39,7 +39,6 @@ class ReleaseFacts:
     #: Name of the checkpoint that the training began with.
     base_checkpoint: str
     train_examples: int
-    evaluation_examples: int
     #: Quality on the evaluation examples: words and figure.
     metrics: tuple[tuple[str, float], ...]
     engines: tuple[EngineParity, ...]
@@ -61,7 +60,6 @@ def read_release(repository: Path, name: str, version: int) -> ReleaseFacts:
             version=version,
             base_checkpoint=manifest["base_checkpoint"]["name"],
             train_examples=manifest["data"]["train_examples"],
-            evaluation_examples=manifest["data"]["evaluation_examples"],
             metrics=tuple(
                 (words, float(manifest["metrics"][key]))
                 for key, words in _METRICS.items()

@@ -15,7 +15,6 @@ except ModuleNotFoundError as exc:
 import itertools
 import json
 import logging
-import math
 import os
 import signal
 import sys
@@ -198,11 +197,14 @@ class ProfileShape(LoadTestShape):
         if profile.loop == "open":
             count = environment.parsed_options.generators * len(environment.user_classes)
             return count, count
-        # By the clock that requests are noted by; a master has none of its own.
-        now_s = self.get_run_time() if isinstance(self.runner, MasterRunner) else _process.now_s()
-        span = next((span for span in profile.spans() if now_s < span.end_s), profile.spans()[-1])
-        count = max(1, math.ceil(span.amount))
-        return count, count
+        now_s, spans = self.get_run_time(), profile.spans()
+        if not isinstance(self.runner, MasterRunner):
+            # By the clock that requests are noted by; a master has none of its own. On Locust's page it is
+            # still that of the test before when a new one begins.
+            now_s = min(now_s, _process.now_s())
+        span = next((span for span in spans if now_s < span.end_s), spans[-1])
+        # As many at once as ever there are: Locust ends no more than that in a second, either.
+        return int(span.amount), max(span.amount for span in spans)
 
 
 class ModelUser(User):

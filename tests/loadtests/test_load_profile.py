@@ -39,6 +39,14 @@ def test_stages_follow_one_another() -> None:
 
 
 @pytest.mark.parametrize(
+    ("users", "load", "amount"), [(100, 1.1, 110), (3, 0.5, 2), (1, 0.01, 1), (1, 1e-9, 1), (2, 1.0, 2)]
+)
+def test_users_are_rounded_up(users: int, load: float, amount: float) -> None:
+    (span,) = Profile(loop="closed", users=users, stages=(Stage(seconds=2, load=load),)).spans()
+    assert span.amount == amount
+
+
+@pytest.mark.parametrize(
     ("change", "mistake"),
     [
         ({"rate": None}, "profile: an open loop has a rate and no users"),
@@ -55,6 +63,7 @@ def test_stages_follow_one_another() -> None:
         ({"slo": {"p98_ms": 1.0}}, r"slo\.p98_ms: Extra inputs are not permitted"),
         ({"slo": {"error_rate": 1.5}}, r"slo\.error_rate: Input should be less than or equal to 1"),
         ({"payload": {"max_words": 0}}, r"payload\.max_words: Input should be greater than or equal to 1"),
+        ({"payload": {"seed": -1}}, r"payload\.seed: Input should be greater than or equal to 0"),
         ({"timeout_s": -1.0}, "timeout_s: Input should be greater than 0"),
         ({"slo": {"p99_ms": math.inf}}, r"slo\.p99_ms: Input should be a finite number"),
     ],

@@ -97,6 +97,12 @@ def test_the_verdict_comes_first(slo: Slo, verdict: str, tmp_path: Path) -> None
     assert verdict in words[: words.index("p50 latency")]
 
 
+@pytest.mark.parametrize("slo", [Slo(), Slo(p50_ms=5000.0)])
+def test_a_server_that_died_keeps_no_bound(slo: Slo, tmp_path: Path) -> None:
+    words = _page(load_result(stages=STEPS, stall=(65.0, 1000.0), slo=slo), tmp_path).words
+    assert "No request of the last stage was answered" in words[: words.index("p50 latency")]
+
+
 def test_a_saturated_generator_has_no_verdict(tmp_path: Path) -> None:
     page = _page(load_result(stages=SHORT, cpu=0.97, slo=Slo(p99_ms=5000.0)), tmp_path)
     assert "Invalid: the load generator did not keep up" in page.words

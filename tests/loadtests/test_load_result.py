@@ -74,6 +74,39 @@ def test_a_warm_up_does_not_count() -> None:
     assert result.doubts == []
 
 
+def test_late_answers_alone_are_no_requests_that_count() -> None:
+    result = _result()
+    result.recorder.request("ner rare", intended_s=1.5, sent_s=1.5, ended_s=4.0)
+    assert result.names == ("ner grpc", "ner http")
+    assert result.figures()["throughput"].value == pytest.approx(22.1)
+    assert '"ner rare"' in result.to_json()
+
+
+@pytest.mark.parametrize(
+    ("profile", "at_s", "answered"),
+    [
+        # Answered in time; in the last stage, but asked before; not at all.
+        ({}, (10.5, 10.6), True),
+        ({"loop": "closed", "rate": None, "users": 4}, (5.0, 11.0), True),
+        ({"loop": "closed", "rate": None, "users": 4}, (5.0, 6.0), False),
+        # Nothing was due.
+        ({}, (5.0, 6.0), True),
+    ],
+)
+def test_the_last_stage_is_answered(
+    profile: dict[str, Any], at_s: tuple[float, float], answered: bool
+) -> None:
+    result = replace(_result(stages=(Stage(seconds=10), Stage(seconds=2)), **profile), recorder=Recorder())
+    result.recorder.request("ner grpc", intended_s=at_s[0], sent_s=at_s[0], ended_s=at_s[1])
+    assert result.answered == answered
+
+
+def test_failures_alone_are_no_answers() -> None:
+    result = replace(_result(), recorder=Recorder())
+    result.recorder.request("ner grpc", intended_s=5.0, sent_s=5.0, ended_s=6.0, error="Overloaded: full")
+    assert not result.answered
+
+
 def test_each_stage_has_figures() -> None:
     stages = (Stage(seconds=2), Stage(seconds=10, load=2.0))
     slow, fast = _result(stages=stages).stages()

@@ -77,7 +77,7 @@ def test_the_demo_refuses_other_lengths(seconds: str, capsys: pytest.CaptureFixt
     with pytest.raises(SystemExit) as stopped:
         demo.main([f"--seconds={seconds}"])
     assert stopped.value.code == 2
-    assert "is no whole number of seconds above 0" in capsys.readouterr().err
+    assert "is no whole number from 1" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

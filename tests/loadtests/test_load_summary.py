@@ -28,7 +28,6 @@ RELEASE = ReleaseFacts(
     version=3,
     base_checkpoint="some/encoder",
     train_examples=426,
-    evaluation_examples=60,
     metrics=(("entity F1", 0.91), ("token micro F1", 0.98)),
     engines=(
         EngineParity(model="ner_onnx", max_abs_difference=4e-06, tolerance=1e-4, cases=74),
