@@ -25,7 +25,7 @@ from mooring_build.exports import LIBRARIES
 from mooring_build.layouts.text import acceptance_threshold
 from mooring_build.recipe import Recipe
 from mooring_build.release import EngineFiles, open_engine_and_tokenizer
-from mooring_build.stages import Stage, StepFiles, library_versions, source_digest
+from mooring_build.stages import Stage, StepFiles, library_versions, shared_digest, source_digest
 
 # As many steps as a release keeps of the evaluation texts' confidences.
 _STEPS = 1000
@@ -62,6 +62,7 @@ def step_files(
             "max_length": recipe.text.max_length,
             "libraries": library_versions(*LIBRARIES),
             "sources": source_digest("acceptance.py", "engines.py", "ragged_engine.py"),
+            "shared_sources": shared_digest(),
         },
     )
     metrics = stage.result()

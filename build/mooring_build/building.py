@@ -21,7 +21,7 @@ from mooring_build.checkpoints import (
 )
 from mooring_build.composing import compose
 from mooring_build.datasets import Dataset, load_dataset
-from mooring_build.digests import digest_files, digest_of
+from mooring_build.digests import digest_of
 from mooring_build.exports import LIBRARIES, Exports
 from mooring_build.learners import learner_of, learner_sources
 from mooring_build.model_card import model_card
@@ -29,9 +29,8 @@ from mooring_build.preparation import preparation
 from mooring_build.publish import EngineFiles, Release, is_up_to_date, publish_release, released_version
 from mooring_build.recipe import COMPOSED_TASKS, LABELLED_TASKS, Recipe, Task
 from mooring_build.recipe_tables import ExportFormat, Search
-from mooring_build.release import SHARED_SOURCES
 from mooring_build.release_audit import audit_release
-from mooring_build.stages import Stage, StepFiles, git_commit, library_versions, source_digest
+from mooring_build.stages import Stage, StepFiles, git_commit, library_versions, shared_digest, source_digest
 
 # Tasks whose releases hold more of the checkpoint: the module whose ``step_files`` makes it.
 _STEP_FILES: dict[Task, str] = {
@@ -179,6 +178,7 @@ def _search(
         "training": training,
         "adapter": recipe.adapter.model_dump() if recipe.adapter else None,
         "search": ranges_of(recipe).model_dump() if recipe.training else None,
+        "search_sources": source_digest("search.py"),
     }
     folder = Stage(artifacts, recipe.name, "search", inputs).folder
     say(f"searching   {trials} trials, kept in {folder}")
@@ -267,7 +267,7 @@ def _publish(
             "task": recipe.task,
             "search": fine_tuned.searched,
             "sources": source_digest("served", STRATEGY_SOURCE, "release.py", "triton_config.py", "layouts"),
-            "shared_sources": digest_files(SHARED_SOURCES.glob("*.py"), root=SHARED_SOURCES),
+            "shared_sources": shared_digest(),
         }
     )
     if is_up_to_date(repository, recipe, dataset.labels, inputs_digest):
@@ -316,6 +316,12 @@ def _facts(
     metrics: dict[str, Any],
 ) -> dict[str, Any]:
     """What the manifest says of the release beyond its files."""
+    asked = dataset.evaluation
+    if recipe.task == "text-ranking":
+        # scikit-learn comes with it, which takes a while.
+        from mooring_build.knowledge_base import known_evaluation
+
+        asked = known_evaluation(recipe, dataset)
     return {
         "recipe": recipe.model_dump(mode="json"),
         "base_checkpoint": {
@@ -327,7 +333,7 @@ def _facts(
             "digest": dataset.digest,
             "evaluation_digest": dataset.evaluation_digest,
             "train_examples": len(dataset.train),
-            "evaluation_examples": len(dataset.evaluation),
+            "evaluation_examples": len(asked),
         },
         "metrics": metrics,
         "search": fine_tuned.searched,

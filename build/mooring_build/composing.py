@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from mooring import BuildError
-from mooring_build.digests import digest_files, digest_of
+from mooring_build.digests import digest_of
 from mooring_build.model_card import model_card
 from mooring_build.publish import Release, is_up_to_date, publish_release, released_version
 from mooring_build.recipe import PART_TASKS, Recipe, Task
-from mooring_build.release import SHARED_SOURCES
 from mooring_build.repository import read_config, read_manifest
-from mooring_build.stages import git_commit, library_versions, source_digest
+from mooring_build.stages import git_commit, library_versions, shared_digest, source_digest
 
 # Tasks that need more than their parts: the module whose ``compose_files`` makes the rest.
 _FILES: dict[Task, str] = {"customer-service": "customer_service"}
@@ -41,7 +40,7 @@ def compose(recipe: Recipe, *, repository: Path, artifacts: Path, say: Callable[
             "serving": recipe.serving.model_dump(),
             "task": recipe.task,
             "sources": source_digest("served", "release.py", "triton_config.py", "layouts"),
-            "shared_sources": digest_files(SHARED_SOURCES.glob("*.py"), root=SHARED_SOURCES),
+            "shared_sources": shared_digest(),
         }
     )
     if is_up_to_date(repository, recipe, [], inputs_digest):

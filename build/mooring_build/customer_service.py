@@ -27,7 +27,7 @@ from mooring_build.digests import digest_of
 from mooring_build.recipe import Recipe
 from mooring_build.released import Classified, Ranked, ReleasedPipeline, classify, rank
 from mooring_build.repository import read_manifest, released_version
-from mooring_build.stages import Stage, source_digest
+from mooring_build.stages import Stage, shared_digest, source_digest
 
 _COLUMNS = ("text", "intent", "item", "handover")
 _FOLDS = 5
@@ -120,6 +120,7 @@ def compose_files(
             "messages": messages_digest(messages),
             "service": recipe.service.model_dump(),
             "sources": source_digest("customer_service.py", "released.py"),
+            "shared_sources": shared_digest(),
         },
     )
     result = stage.result()

@@ -194,7 +194,8 @@ def _load_heads(recipe: Recipe, *, evaluation_only: bool) -> Dataset:
             _check_labels(split.source, split.examples, head.labels)
             examples[part] += [HeadText(example.text, name, example.label) for example in split.examples]
             digests[part].append(split.digest)
-    labels = {name: head.labels for name, head in (recipe.heads or {}).items()}
+    # Pairs, as a digest of keys and values knows no order, which is that of the logits.
+    labels = [[name, head.labels] for name, head in (recipe.heads or {}).items()]
     return Dataset(
         **examples,
         labels=[],

@@ -11,7 +11,7 @@ import numpy as np
 from tritonclient.grpc import model_config_pb2 as pb
 
 from mooring_build.recipe import Recipe
-from mooring_build.recipe_tables import ExportFormat, Precision
+from mooring_build.recipe_tables import ONLY_FORMAT, ExportFormat, Precision
 
 #: File name of each format in a version folder (Triton's ``default_model_filename``).
 ENGINE_FILES: dict[ExportFormat, str] = {"onnx": "model.onnx", "torchscript": "model.pt"}
@@ -20,7 +20,7 @@ ENGINE_FILES: dict[ExportFormat, str] = {"onnx": "model.onnx", "torchscript": "m
 def engine_precision(recipe: Recipe, export_format: ExportFormat) -> Precision:
     """The precision that an engine of this format gets."""
     precision = recipe.export.precision
-    return "fp32" if precision == "int8" and export_format == "torchscript" else precision
+    return precision if ONLY_FORMAT.get(precision, export_format) == export_format else "fp32"
 
 
 class Engine(Protocol):

@@ -18,11 +18,11 @@ import numpy as np
 
 from mooring import DataError
 from mooring._served.ranking import Catalogue
-from mooring_build.datasets import LabelledText, load_dataset, read_rows, read_split
+from mooring_build.datasets import Dataset, LabelledText, load_dataset, read_rows, read_split
 from mooring_build.digests import digest_of
 from mooring_build.metrics import ranking_metrics
 from mooring_build.recipe import Recipe
-from mooring_build.stages import Stage, StepFiles, library_versions, source_digest
+from mooring_build.stages import Stage, StepFiles, library_versions, shared_digest, source_digest
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,16 @@ def of_known_items(
     return kept
 
 
+def known_evaluation(recipe: Recipe, dataset: Dataset) -> list[LabelledText]:
+    """The evaluation examples that :func:`of_known_items` keeps: a served catalogue is asked for these.
+
+    Raises:
+        DataError: as there, or the catalogue can't be read.
+    """
+    kept = of_known_items(read_entries(recipe), dataset.evaluation, "data.evaluation")
+    return [example for example, _ in kept]
+
+
 def step_files(
     recipe: Recipe, folder: Path, key: str, artifacts: Path, say: Callable[[str], None]
 ) -> StepFiles:
@@ -110,7 +120,8 @@ def step_files(
             "evaluation": digest_of([astuple(query) for query in queries]),
             "max_length": recipe.text.max_length,
             "libraries": library_versions("numpy", "torch", "transformers"),
-            "sources": source_digest("knowledge_base.py", "learners/embedding.py", "models.py"),
+            "sources": source_digest("knowledge_base.py", "learners/embedding.py", "metrics.py", "models.py"),
+            "shared_sources": shared_digest(),
         },
     )
     metrics = stage.result()

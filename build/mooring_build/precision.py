@@ -5,6 +5,8 @@ value   formats             what it is
 ======  ==================  =============================================================================
 fp32    ONNX, TorchScript   as trained
 fp16    ONNX, TorchScript   weights and arithmetic in half precision, inputs and output as before; for GPUs
+bf16    TorchScript         the same with fp32's range and three bits less than fp16, for activations beyond
+                            65504; an ONNX engine beside it stays in fp32
 int8    ONNX                weights in 7 of 8 bits, activations quantised as they come; for CPUs, fastest
                             with VNNI or the like. PyTorch has no format of its own for it that Triton's
                             backend loads, so a TorchScript engine beside it stays in fp32
@@ -39,6 +41,7 @@ from mooring_build.recipe_tables import ExportFormat, Precision
 #: Label id that counts for nothing.
 _IGNORED = -100
 _BATCH_SIZE = 16
+_HALVES: dict[Precision, torch.dtype] = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +72,8 @@ def lower_engine(path: Path, exportable: Exportable, recipe: Recipe, export_form
     elif export_format == "onnx":
         halve_onnx(path)
     else:
-        halved = replace(exportable, module=Halved(exportable.module), hub_model=None)
+        dtype = _HALVES[recipe.export.precision]
+        halved = replace(exportable, module=Halved(exportable.module, dtype), hub_model=None)
         export_engine(halved, recipe, export_format, path.parent)
 
 
@@ -97,14 +101,15 @@ def halve_onnx(path: Path) -> None:
 
 
 class Halved(torch.nn.Module):
-    """A module in half precision with FP32 at both ends."""
+    """A module in a type of 16 bits, with FP32 at both ends."""
 
-    def __init__(self, module: torch.nn.Module) -> None:
+    def __init__(self, module: torch.nn.Module, dtype: torch.dtype) -> None:
         super().__init__()
-        self.module = copy.deepcopy(module).half()
+        self.module = copy.deepcopy(module).to(dtype)
+        self._dtype = dtype
 
     def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
-        halves = [value.half() if value.is_floating_point() else value for value in inputs]
+        halves = [value.to(self._dtype) if value.is_floating_point() else value for value in inputs]
         return self.module(*halves).float()
 
 

@@ -191,6 +191,11 @@ class Recipe(Table):
                 raise ValueError(f"task {self.task!r} needs the table [{table}]")
         if self.task == "feature-extraction" and self.text.dimension is None:
             raise ValueError(f"task {self.task!r} needs text.dimension, the length of an embedding")
+        if self.task == "recommendation" and self.catalogue is not None and self.catalogue.dimension % 2:
+            raise ValueError(
+                f"catalogue.dimension {self.catalogue.dimension}: must be even, as the users' attention has "
+                "two heads"
+            )
         if self.parts is not None and self.parts.keys() != PART_TASKS.get(self.task, {}).keys():
             raise ValueError(
                 f"parts names {sorted(self.parts)}; task {self.task!r} joins "
@@ -215,9 +220,15 @@ class Recipe(Table):
             raise ValueError(
                 f"export.precision {self.export.precision!r}: task {self.task!r} is served in 'fp32' only"
             )
-        if self.export.precision == "fp16" and self.serving.kind != "gpu":
+        smoothing = self.training.label_smoothing if self.training is not None else 0.0
+        if smoothing and self.task not in LABELLED_TASKS:
             raise ValueError(
-                "export.precision 'fp16' needs serving.kind 'gpu': on a CPU it is slower than fp32"
+                f"training.label_smoothing {smoothing}: task {self.task!r} has a loss of its own"
+            )
+        if self.export.precision in ("fp16", "bf16") and self.serving.kind != "gpu":
+            raise ValueError(
+                f"export.precision {self.export.precision!r} needs serving.kind 'gpu': on a CPU it is slower "
+                "than fp32"
             )
         if self.serving.mixed_lengths != "none" and self.task not in TEXT_TASKS:
             raise ValueError(

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 ExportFormat = Literal["onnx", "torchscript"]
-Precision = Literal["fp32", "fp16", "int8"]
+Precision = Literal["fp32", "fp16", "bf16", "int8"]
+#: Precisions that engines of one format alone can have.
+ONLY_FORMAT: Mapping[Precision, ExportFormat] = {"bf16": "torchscript", "int8": "onnx"}
 
 _PositiveInt = Annotated[int, Field(gt=0)]
 _UnitInterval = Annotated[float, Field(ge=0, le=1)]
+#: Of steps; transformers takes 1 and more for a number of them.
+_Share = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Table(BaseModel):
@@ -141,7 +146,7 @@ class Training(Table):
     batch_size: _PositiveInt = 16
     weight_decay: _UnitInterval = 0.01
     #: Share of all steps over which the learning rate rises from 0.
-    warmup_ratio: _UnitInterval = 0.1
+    warmup_ratio: _Share = 0.1
     #: Share of the truth that is spread over all labels: helps where some labels are wrong. For tasks whose
     #: loss is the Trainer's own cross entropy.
     label_smoothing: _UnitInterval = 0.0
@@ -177,7 +182,7 @@ class Search(Table):
     #: Each one of these.
     batch_size: list[_PositiveInt] = Field(default=[8, 16, 32], min_length=1)
     weight_decay: list[_UnitInterval] = Field(default=[0.0, 0.1], min_length=2, max_length=2)
-    warmup_ratio: list[_UnitInterval] = Field(default=[0.0, 0.2], min_length=2, max_length=2)
+    warmup_ratio: list[_Share] = Field(default=[0.0, 0.2], min_length=2, max_length=2)
 
     @model_validator(mode="after")
     def _ranges_rise(self) -> Search:
@@ -272,7 +277,7 @@ class Export(Table):
     formats: Annotated[list[ExportFormat], Field(min_length=1)] = Field(default=["onnx", "torchscript"])
     #: The engine that the pipeline calls; one of ``formats``.
     engine: ExportFormat = "onnx"
-    #: ``fp16`` is for GPUs, ``int8`` for CPUs; ``[quality]`` says what they may cost.
+    #: ``fp16`` and ``bf16`` are for GPUs, ``int8`` for CPUs; ``[quality]`` says what they may cost.
     precision: Precision = "fp32"
     #: ONNX operator set; Triton 24.10 takes at most 21.
     opset: Annotated[int, Field(ge=18, le=21)] = 18
@@ -281,8 +286,9 @@ class Export(Table):
     def _engine_is_exported(self) -> Export:
         if len(set(self.formats)) != len(self.formats):
             raise ValueError(f"formats {self.formats} names a format twice")
-        if self.precision == "int8" and self.engine != "onnx":
-            raise ValueError(f"precision 'int8' needs engine 'onnx', not {self.engine!r}")
+        needed = ONLY_FORMAT.get(self.precision, self.engine)
+        if self.engine != needed:
+            raise ValueError(f"precision {self.precision!r} needs engine {needed!r}, not {self.engine!r}")
         if self.engine not in self.formats:
             raise ValueError(f"engine {self.engine!r} is not in formats {self.formats}")
         return self

@@ -10,7 +10,6 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-import mooring._served
 from mooring import PublishError
 from mooring._served.encoding import EncodingSettings, TextEncoder
 from mooring._served.entities import BioLabels
@@ -21,10 +20,10 @@ from mooring_build.layouts.text import padded_lengths
 from mooring_build.preparation import image_settings
 from mooring_build.recipe import LABELLED_TASKS, Recipe
 from mooring_build.recipe_tables import ExportFormat
+from mooring_build.stages import SHARED_SOURCES
 from mooring_build.triton_config import engine_name, model_configs, step_name
 
 #: Modules that the client runs too, for callers that tokenize themselves.
-SHARED_SOURCES = Path(mooring._served.__file__).resolve().parent
 _ENTRY_POINTS = Path(__file__).resolve().parent / "served"
 
 

@@ -12,9 +12,17 @@ from mooring_build.digests import digest_of, file_sha256
 from mooring_build.publish import EngineFiles
 from mooring_build.recipe import Recipe
 from mooring_build.release import open_engine_and_tokenizer
-from mooring_build.stages import Stage, source_digest
+from mooring_build.stages import Stage, shared_digest, source_digest
 
-_SOURCES = ("audit.py", "audit_engine.py", "audit_statistics.py", "audit_texts.py", "release_audit.py")
+_SOURCES = (
+    "audit.py",
+    "audit_engine.py",
+    "audit_statistics.py",
+    "audit_texts.py",
+    "engines.py",
+    "ragged_engine.py",
+    "release_audit.py",
+)
 
 
 def audit_release(
@@ -58,6 +66,7 @@ def audit_release(
             "audit": recipe.audit.model_dump(exclude={"required"}),
             "templates": digest_of([file_sha256(path) for path in [*templates, FILLS]]),
             "sources": source_digest(*_SOURCES),
+            "shared_sources": shared_digest(),
         },
     )
     summary = stage.result()

@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from transformers import (
+    EarlyStoppingCallback,
     ProgressCallback,
     Trainer,
     TrainerCallback,
@@ -147,6 +148,10 @@ def _run(
         args=TrainingArguments(
             output_dir=str(folder),
             per_device_eval_batch_size=32,
+            # The Trainer turns what is tried into the type of what is here: a whole number cuts a share to 0.
+            warmup_steps=0.0,
+            metric_for_best_model=learner.headline,
+            greater_is_better=True,
             eval_strategy="epoch",
             save_strategy="no",
             logging_strategy="no",
@@ -165,6 +170,8 @@ def _run(
     )
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(current)
+    if training.early_stopping_patience:
+        trainer.add_callback(_Stopping(training.early_stopping_patience))
     with quiet_transformers():
         trainer.hyperparameter_search(
             hp_space=space,
@@ -179,6 +186,16 @@ def _run(
             sampler=optuna.samplers.TPESampler(seed=training.seed + done),
             pruner=optuna.pruners.NopPruner(),
         )
+
+
+class _Stopping(EarlyStoppingCallback):
+    """Stops a trial as the build will stop: one object sees all trials, and each begins anew."""
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.early_stopping_patience_counter = 0
+        super().on_train_begin(args, state, control, **kwargs)
 
 
 class _Trial(TrainerCallback):

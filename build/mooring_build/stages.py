@@ -16,10 +16,13 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+import mooring._served
 from mooring_build.digests import digest_files, digest_of, file_sha256
 
 _RECORD = "stage.json"
 _SOURCES = Path(__file__).resolve().parent
+#: Modules that releases hold copies of.
+SHARED_SOURCES = Path(mooring._served.__file__).resolve().parent
 
 
 class StepFiles(NamedTuple):
@@ -85,6 +88,11 @@ def newest_stage(artifacts: Path, recipe_name: str, name: str) -> Path:
 def source_digest(*modules: str) -> str:
     """SHA-256 over source files or folders of this package: a changed step is done again."""
     return digest_files(_sources(modules), root=_SOURCES)
+
+
+def shared_digest() -> str:
+    """The same of the modules that server and client share (``mooring._served``)."""
+    return digest_files(SHARED_SOURCES.glob("*.py"), root=SHARED_SOURCES)
 
 
 def library_versions(*names: str) -> dict[str, str]:

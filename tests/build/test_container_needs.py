@@ -9,7 +9,8 @@ from pathlib import Path
 
 import mooring_build.served
 from mooring_build.recipe import load_recipe
-from mooring_build.release import SHARED_SOURCES, version_files
+from mooring_build.release import version_files
+from mooring_build.stages import SHARED_SOURCES
 from tiny_release import make_release
 
 ALLOWED = {"PIL", "numpy", "tokenizers", "triton_python_backend_utils"}

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from transformers import EvalPrediction
 
 from mooring import CheckpointError, DataError, Label, RecipeError
 from mooring_build.datasets import HeadText, load_dataset
@@ -93,6 +94,31 @@ def test_examples_know_their_head(recipe: Recipe, words: list[str]) -> None:
     # The order of the labels is part of what a model is trained on.
     swapped = padded_recipe("opinion_heads", [*words, 'heads.sentiment.labels=["good", "bad"]'])
     assert load_dataset(swapped).digest != dataset.digest
+
+
+def test_the_order_of_the_heads_is_that_of_the_logits(recipe: Recipe) -> None:
+    # Also where nothing is trained or evaluated.
+    bare = [
+        {name: head.model_copy(update={"train": None, "evaluation": None}) for name, head in heads}
+        for heads in (list(recipe.heads.items()), reversed(recipe.heads.items()))
+    ]
+    one, other = (
+        load_dataset(recipe.model_copy(update={"training": None, "heads": heads})).digest for heads in bare
+    )
+    assert one != other
+
+
+def test_a_head_that_is_not_evaluated_has_no_figures(recipe: Recipe, base: Path) -> None:
+    dataset = load_dataset(recipe)
+    lesson = HeadsLearner().lesson(recipe, base, dataset)
+    some = lesson.collator(lesson.evaluation[:3])
+    with torch.no_grad():
+        logits = lesson.model(**some).logits
+    prediction = EvalPrediction(logits.numpy(), some["labels"].numpy())
+    metrics = lesson.metrics(prediction)
+    assert metrics["topic_accuracy"] == metrics["accuracy"]
+    assert "sentiment_accuracy" not in metrics
+    assert {row.split(":")[0] for row in lesson.report(prediction)} == {"topic"}
 
 
 def test_a_label_that_the_head_does_not_have(words: list[str]) -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from mooring import DataError, RecipeError
-from mooring_build.datasets import LabelledText
-from mooring_build.knowledge_base import Entry, of_known_items, read_entries
+from mooring_build.datasets import Dataset, LabelledText
+from mooring_build.knowledge_base import Entry, known_evaluation, of_known_items, read_entries
 from mooring_build.recipe import load_recipe
 
 
@@ -52,6 +52,15 @@ def test_texts_of_items_that_were_taken_out_are_left_out() -> None:
     assert of_known_items(entries, [], "data.train") == []
     with pytest.raises(DataError, match=r"data.train: none of its items is in the catalogue, such as 'c'"):
         of_known_items(entries, texts[1:2], "data.train")
+
+
+def test_the_evaluation_is_of_items_that_are_there(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("item,question,answer\na,?,!\nb,?,!\n", encoding="utf-8")
+    texts = [LabelledText("x", "b"), LabelledText("y", "c")]
+    dataset = Dataset(train=[], evaluation=texts, labels=[], digest="", evaluation_digest="")
+    assert (
+        known_evaluation(load_recipe("faq", [f"catalogue.file={tmp_path / 'a.csv'}"]), dataset) == texts[:1]
+    )
 
 
 def test_a_recipe_without_a_catalogue_is_refused(tmp_path: Path) -> None:

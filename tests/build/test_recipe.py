@@ -76,6 +76,10 @@ def test_every_mistake_is_reported_with_its_key(recipe_file: Path) -> None:
         (('train = "train.csv"', ""), "training needs data.train"),
         (('name = "mine"', 'name = "Mine!"'), "name: String should match pattern"),
         (('"somewhere"', '"somewhere"\nwheel = "a==1"'), "wheel_sha256 and wheel_folder go together"),
+        (
+            ("epochs = 1", "epochs = 1\nwarmup_ratio = 1.0"),
+            "training.warmup_ratio: Input should be less than 1",
+        ),
         (("epochs = 1", 'epochs = "1"'), "training.epochs: Input should be a valid number (got '1')"),
     ],
 )
@@ -84,6 +88,20 @@ def test_a_mistake_names_its_key(recipe_file: Path, change: tuple[str, str], com
     with pytest.raises(RecipeError) as caught:
         load_recipe(recipe_file)
     assert complaint in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "override", "complaint"),
+    [
+        ("faq", "training.label_smoothing=0.1", "task 'text-ranking' has a loss of its own"),
+        ("opinion_heads", "training.label_smoothing=0.1", "task 'text-multi-classification' has a loss"),
+        ("recommender", "training.label_smoothing=0.1", "task 'recommendation' has a loss of its own"),
+        ("recommender", "catalogue.dimension=25", r"catalogue\.dimension 25: must be even"),
+    ],
+)
+def test_what_a_task_does_not_take(name: str, override: str, complaint: str) -> None:
+    with pytest.raises(RecipeError, match=complaint):
+        load_recipe(name, [override])
 
 
 @pytest.mark.parametrize("name", ["opinion_heads", "recommender", "opinion_monitor"])

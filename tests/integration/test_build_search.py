@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
+from typing import Any
 
 import pytest
+from transformers import EarlyStoppingCallback, TrainerState, TrainingArguments
 
 from mooring import RecipeError
 from mooring_build.building import build
@@ -79,6 +81,29 @@ def test_a_search_goes_on_and_its_best_trial_is_published(recipe: Recipe, tmp_pa
     assert record["best_value"] == pytest.approx(float(rows[0]["value"]), abs=1e-6)
     training = manifest["recipe"]["training"]
     assert {name: training[name] for name in record["values"]} == record["values"]
+
+
+def test_trials_are_trained_as_the_build_trains(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained: list[tuple[float, float, float]] = []
+
+    def note(
+        self: EarlyStoppingCallback, args: TrainingArguments, state: TrainerState, *_: Any, **__: Any
+    ) -> None:
+        trained.append((args.warmup_steps, args.num_train_epochs, state.epoch))
+
+    monkeypatch.setattr(EarlyStoppingCallback, "on_train_end", note, raising=False)
+    # Nothing is learnt at such a rate, so that no epoch is better than the first.
+    overrides = {"learning_rate": [1e-12, 1e-11], "epochs": [5, 6], "warmup_ratio": [0.1, 0.3]}
+    slow = recipe.model_copy(update={"search": recipe.search.model_copy(update=overrides)})
+    build(slow, repository=tmp_path / "m", artifacts=tmp_path / "a", search_trials=2)
+    assert len(trained) == 3
+    for warmup, wanted, epochs in trained:
+        assert 0.1 <= warmup <= 0.3
+        assert wanted >= 5
+        # Two epochs without improvement end it; each trial counts anew.
+        assert epochs == 3
 
 
 def test_a_search_needs_training(recipe: Recipe, tmp_path: Path) -> None:

@@ -9,7 +9,6 @@ from mooring_build.recipe import Task
 
 __all__ = ["Case", "Exportable", "Learner", "Lesson", "learner_of", "learner_sources"]
 
-_CLASSIFIERS = ("learners/text.py", "learners/adapters.py", "models.py")
 # By task: module and class of its learner, and the source files and folders that a trained model depends on
 # beyond the trainer's. A module is imported only when something of its task is made.
 _LEARNERS: dict[Task, tuple[str, str, tuple[str, ...]]] = {

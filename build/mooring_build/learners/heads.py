@@ -232,15 +232,16 @@ def _collate(items: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
 def _read(
     prediction: EvalPrediction, heads: dict[str, list[str]]
 ) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
-    """Right and chosen labels by head, of the examples that have one for it."""
+    """Right and chosen labels by head, of the examples that have one for it; no head without examples."""
     logits, ids = np.asarray(prediction.predictions), np.asarray(prediction.label_ids)
     truth, chosen, start = {}, {}, 0
     for column, (name, labels) in enumerate(heads.items()):
         own = ids[:, column] != IGNORED
         best = logits[own, start : start + len(labels)].argmax(-1)
-        truth[name] = [labels[i] for i in ids[own, column]]
-        chosen[name] = [labels[i] for i in best]
         start += len(labels)
+        if own.any():
+            truth[name] = [labels[i] for i in ids[own, column]]
+            chosen[name] = [labels[i] for i in best]
     return truth, chosen
 
 
@@ -248,6 +249,6 @@ def _report(prediction: EvalPrediction, heads: dict[str, list[str]]) -> dict[str
     truth, chosen = _read(prediction, heads)
     return {
         f"{name}: {row}": figures
-        for name, labels in heads.items()
-        for row, figures in label_report(truth[name], chosen[name], labels).items()
+        for name, right in truth.items()
+        for row, figures in label_report(right, chosen[name], heads[name]).items()
     }
