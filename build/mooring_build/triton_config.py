@@ -22,7 +22,7 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
 from mooring_build.layouts import EngineStep, Layout, ModelStep, PythonStep, Tensors, layout_of
-from mooring_build.recipe import Recipe
+from mooring_build.recipe import TEXT_TASKS, Recipe
 from mooring_build.recipe_tables import ExportFormat
 
 #: First words of every generated file; a config without them was not written by Mooring.
@@ -166,6 +166,9 @@ def _engine(recipe: Recipe, step: EngineStep, export_format: ExportFormat) -> pb
         config.dynamic_batching.default_queue_policy.max_queue_size = serving.max_queue_size
     for key, value in _thread_parameters(recipe, export_format).items():
         config.parameters[key].string_value = str(value)
+    if export_format == "torchscript" and recipe.task in TEXT_TASKS and serving.kind != "cpu":
+        # The engine is as fast as it was frozen, and each new shape of a batch would be compiled for a GPU.
+        config.parameters["DISABLE_OPTIMIZED_EXECUTION"].string_value = "true"
     if serving.warm_up:
         _warm_up(config, recipe, step)
     return config

@@ -264,9 +264,25 @@ def test_threads_go_by_the_backends_own_names() -> None:
     }
     assert parameters == {
         "ner_onnx": {"intra_op_thread_count": "2"},
-        "ner_torchscript": {"INTRA_OP_THREAD_COUNT": "2", "INTER_OP_THREAD_COUNT": "1"},
+        "ner_torchscript": {
+            "INTRA_OP_THREAD_COUNT": "2",
+            "INTER_OP_THREAD_COUNT": "1",
+            "DISABLE_OPTIMIZED_EXECUTION": "true",
+        },
     }
     assert (configs["ner_onnx"].backend, configs["ner_torchscript"].backend) == ("onnxruntime", "pytorch")
+
+
+@pytest.mark.parametrize(
+    ("shipped", "kind", "as_frozen"),
+    [("ner", "auto", True), ("ner", "gpu", True), ("ner", "cpu", False), ("image", "gpu", False)],
+)
+def test_what_may_meet_new_shapes_on_a_gpu_is_not_compiled_for_each(
+    shipped: str, kind: str, as_frozen: bool
+) -> None:
+    configs = model_configs(load_recipe(shipped, [f"serving.kind={kind}"]), ["O", "B-X"], 1)
+    (engine,) = (config for config in configs.values() if config.backend == "pytorch")
+    assert ("DISABLE_OPTIMIZED_EXECUTION" in engine.parameters) == as_frozen
 
 
 @pytest.mark.parametrize(("shipped", "per_token"), [("ner", True), ("intent", False)])

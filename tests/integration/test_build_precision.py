@@ -8,15 +8,17 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import numpy_helper
 from onnxruntime import InferenceSession, SessionOptions
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from mooring import RecipeError, VerificationError
 from mooring_build.building import build
 from mooring_build.engines import open_engine
 from mooring_build.export import export_engine
 from mooring_build.learners import learner_of
+from mooring_build.packing import packed_exportable
 from mooring_build.precision import Cost, check_cost, lower_engine
 from mooring_build.recipe import Recipe, load_recipe
 from mooring_build.repository import read_manifest
@@ -133,6 +135,23 @@ def test_16_bits_answer_close_to_fp32(
     actual = open_engine(path, export_format)(ids, np.ones_like(ids))
     assert actual.dtype == np.float32
     assert 0 < np.abs(actual - expected).max() < (0.1 if precision == "fp16" else 0.8)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_a_packed_engine_in_16_bits_has_flash_attention_for_gpus(
+    precision: str, tmp_path: Path, overrides: list[str]
+) -> None:
+    lowered = [f"export.precision={precision}", "export.engine=torchscript", "serving.kind=gpu"]
+    recipe = recipe_with(tmp_path, [*overrides, *lowered])
+    exportable = learner_of(recipe.task).exportable(recipe, Path(recipe.base.checkpoint))
+    packed = packed_exportable(exportable, recipe)
+    path = export_engine(packed, recipe, "torchscript", tmp_path / "engine")
+    lower_engine(path, packed, recipe, "torchscript")
+    # Whether it runs shows on a GPU alone (tests/gpu); that freezing on a CPU leaves it in shows here.
+    graph = torch.jit.load(path).graph
+    layers = AutoConfig.from_pretrained(recipe.base.checkpoint).num_hidden_layers
+    assert len(graph.findAllNodes("aten::_flash_attention_forward")) == layers
 
 
 def beyond_fp16(tmp_path: Path, overrides: list[str]) -> Recipe:
