@@ -8,19 +8,16 @@ same 0.05 for every release and every data set, and the recipe alone says it.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
-from mooring import DataError
 from mooring._served.classification import Acceptance, confidence
-from mooring._served.encoding import TextEncoder
-from mooring._served.texts import TextError
 from mooring_build.checkpoints import read_labels_of
 from mooring_build.datasets import load_dataset, read_texts
 from mooring_build.digests import digest_of
-from mooring_build.engines import Engine
+from mooring_build.engines import run_texts
 from mooring_build.exports import LIBRARIES
 from mooring_build.layouts.text import acceptance_threshold
 from mooring_build.recipe import Recipe
@@ -29,7 +26,6 @@ from mooring_build.stages import Stage, StepFiles, library_versions, shared_dige
 
 # As many steps as a release keeps of the evaluation texts' confidences.
 _STEPS = 1000
-_BATCH_SIZE = 32
 
 
 def step_files(
@@ -69,7 +65,7 @@ def step_files(
     if metrics is None:
         opened, encoder = open_engine_and_tokenizer(recipe, engine, labels, folder)
         logits = (
-            _logits(opened, encoder, texts, key)
+            np.concatenate([rows for _, _, rows in run_texts(opened, encoder, texts, f"data.{key}")])
             for texts, key in ((inside, "evaluation"), (outside, "out_of_scope"))
         )
         metrics = _calibrate(recipe, *logits, stage.folder)
@@ -95,15 +91,3 @@ def _calibrate(recipe: Recipe, known: np.ndarray, foreign: np.ndarray, target: P
         "oos_threshold": threshold,
         "in_scope_accepted": float((acceptance(known) >= threshold).mean()),
     }
-
-
-def _logits(engine: Engine, encoder: TextEncoder, texts: Sequence[str], key: str) -> np.ndarray:
-    """``[N, labels]`` of as many texts as there are under a key of ``[data]``."""
-    rows = []
-    for start in range(0, len(texts), _BATCH_SIZE):
-        try:
-            encoded = encoder.encode(texts[start : start + _BATCH_SIZE])
-        except TextError as exc:
-            raise DataError(f"data.{key}, counted from text {start} on: {exc}") from exc
-        rows.append(engine(encoded.input_ids, encoded.attention_mask))
-    return np.concatenate(rows)

@@ -12,9 +12,7 @@ from mooring._served.encoding import EncodedTexts, TextEncoder
 from mooring._served.entities import BioLabels
 from mooring._served.softmax import softmax
 from mooring_build.audit import Ask
-from mooring_build.engines import Engine
-
-_BATCH_SIZE = 32
+from mooring_build.engines import Engine, run_texts
 
 
 def ask_engine(engine: Engine, encoder: TextEncoder, labels: Sequence[str], task: str) -> Ask:
@@ -36,11 +34,8 @@ def ask_engine(engine: Engine, encoder: TextEncoder, labels: Sequence[str], task
 
     def ask(texts: Sequence[str]) -> list[Any]:
         answers = []
-        for start in range(0, len(texts), _BATCH_SIZE):
-            batch = texts[start : start + _BATCH_SIZE]
-            encoded = encoder.encode(batch)
-            logits = engine(encoded.input_ids, encoded.attention_mask)
-            answers += read(batch, encoded, logits, labels)
+        for some, encoded, logits in run_texts(engine, encoder, texts, "texts of the audit"):
+            answers += read(some, encoded, logits, labels)
         return answers
 
     return ask

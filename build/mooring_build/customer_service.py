@@ -119,7 +119,7 @@ def compose_files(
             "replies": texts,
             "messages": messages_digest(messages),
             "service": recipe.service.model_dump(),
-            "sources": source_digest("customer_service.py", "released.py"),
+            "sources": source_digest("customer_service.py", "engines.py", "ragged_engine.py", "released.py"),
             "shared_sources": shared_digest(),
         },
     )

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from tritonclient.grpc import model_config_pb2 as pb
 
+from mooring import DataError
+from mooring._served.encoding import EncodedTexts, TextEncoder
+from mooring._served.texts import TextError
 from mooring_build.recipe import Recipe
 from mooring_build.recipe_tables import ONLY_FORMAT, ExportFormat, Precision
 
 #: File name of each format in a version folder (Triton's ``default_model_filename``).
 ENGINE_FILES: dict[ExportFormat, str] = {"onnx": "model.onnx", "torchscript": "model.pt"}
+#: Texts that are tokenized and answered at a time.
+_BATCH_SIZE = 32
 
 
 def engine_precision(recipe: Recipe, export_format: ExportFormat) -> Precision:
@@ -44,6 +49,23 @@ def open_engine(path: Path, export_format: ExportFormat, config: pb.ModelConfig 
     from mooring_build.ragged_engine import RaggedEngine
 
     return RaggedEngine(engine, config)
+
+
+def run_texts(
+    engine: Engine, encoder: TextEncoder, texts: Sequence[str], source: str
+) -> Iterator[tuple[Sequence[str], EncodedTexts, np.ndarray]]:
+    """Tokenize texts and run an engine, some at a time: the texts, their tokens, the output ``[B, …]``.
+
+    Raises:
+        DataError: the model does not take a text; ``source`` says where it is from.
+    """
+    for start in range(0, len(texts), _BATCH_SIZE):
+        some = texts[start : start + _BATCH_SIZE]
+        try:
+            encoded = encoder.encode(some)
+        except TextError as exc:
+            raise DataError(f"{source}, counted from text {start} on: {exc}") from exc
+        yield some, encoded, engine(encoded.input_ids, encoded.attention_mask)
 
 
 def open_session(path: Path, *, threads: int = 0) -> Any:

@@ -90,6 +90,7 @@ class Exports:
                     "packing.py",
                     "precision.py",
                     "ragged_engine.py",
+                    "learners/_learner.py",
                     *learner_sources(recipe.task),
                 ),
             },

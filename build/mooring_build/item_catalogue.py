@@ -19,7 +19,7 @@ from mooring_build.datasets import Dataset, NextItem, Visits, load_dataset
 from mooring_build.digests import digest_of
 from mooring_build.metrics import ranking_metrics
 from mooring_build.recipe import Recipe
-from mooring_build.stages import Stage, StepFiles, library_versions, source_digest
+from mooring_build.stages import Stage, StepFiles, library_versions, shared_digest, source_digest
 
 if TYPE_CHECKING:
     from mooring_build.learners.recommender_model import RecommenderModel
@@ -64,6 +64,7 @@ def step_files(
                 "learners/recommender.py",
                 "learners/recommender_model.py",
             ),
+            "shared_sources": shared_digest(),
         },
     )
     metrics = stage.result()

@@ -23,7 +23,7 @@ from mooring_build.recipe_tables import ExportFormat
 from mooring_build.stages import SHARED_SOURCES
 from mooring_build.triton_config import engine_name, model_configs, step_name
 
-#: Modules that the client runs too, for callers that tokenize themselves.
+#: What Triton runs: the Python models of pipelines.
 _ENTRY_POINTS = Path(__file__).resolve().parent / "served"
 
 

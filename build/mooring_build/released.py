@@ -9,17 +9,15 @@ from pathlib import Path
 
 import numpy as np
 
-from mooring import BuildError, DataError
+from mooring import BuildError
 from mooring._served.classification import Acceptance, rank_labels
 from mooring._served.encoding import TextEncoder
 from mooring._served.ranking import Catalogue
-from mooring._served.texts import TextError
-from mooring_build.engines import ENGINE_FILES, open_engine
+from mooring_build.engines import ENGINE_FILES, open_engine, run_texts
 from mooring_build.recipe_tables import ExportFormat
 from mooring_build.repository import read_config, released_version
 
 _FORMATS: dict[str, ExportFormat] = {"onnxruntime": "onnx", "pytorch": "torchscript"}
-_BATCH_SIZE = 32
 
 
 @dataclass(frozen=True)
@@ -75,16 +73,8 @@ class ReleasedPipeline:
         Raises:
             DataError: the model does not take a text.
         """
-        rows = []
-        for start in range(0, len(texts), _BATCH_SIZE):
-            try:
-                tokens = self._encoder.encode(texts[start : start + _BATCH_SIZE])
-            except TextError as exc:
-                raise DataError(
-                    f"{self.model} does not take one of the texts from {start} on: {exc}"
-                ) from exc
-            rows.append(self._engine(tokens.input_ids, tokens.attention_mask))
-        return np.concatenate(rows)
+        source = f"texts for {self.model}"
+        return np.concatenate([rows for _, _, rows in run_texts(self._engine, self._encoder, texts, source)])
 
 
 def classify(pipeline: ReleasedPipeline, texts: Sequence[str]) -> Classified:

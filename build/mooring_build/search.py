@@ -171,7 +171,8 @@ def _run(
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(current)
     if training.early_stopping_patience:
-        trainer.add_callback(_Stopping(training.early_stopping_patience))
+        # It counts anew from the first evaluation of each trial.
+        trainer.add_callback(EarlyStoppingCallback(training.early_stopping_patience))
     with quiet_transformers():
         trainer.hyperparameter_search(
             hp_space=space,
@@ -186,16 +187,6 @@ def _run(
             sampler=optuna.samplers.TPESampler(seed=training.seed + done),
             pruner=optuna.pruners.NopPruner(),
         )
-
-
-class _Stopping(EarlyStoppingCallback):
-    """Stops a trial as the build will stop: one object sees all trials, and each begins anew."""
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        self.early_stopping_patience_counter = 0
-        super().on_train_begin(args, state, control, **kwargs)
 
 
 class _Trial(TrainerCallback):

@@ -21,7 +21,7 @@ from mooring_build.digests import digest_files, digest_of, file_sha256
 
 _RECORD = "stage.json"
 _SOURCES = Path(__file__).resolve().parent
-#: Modules that releases hold copies of.
+#: Modules of which releases hold copies, and which the client runs for callers that tokenize themselves.
 SHARED_SOURCES = Path(mooring._served.__file__).resolve().parent
 
 

@@ -56,11 +56,16 @@ def _run(source: Path, target: Path) -> int:
     if target.exists():
         raise ConfigError(f"{target} is there already: name a new folder, or remove it")
     converted: dict[str, pb.ModelConfig] = {}
-    for folder in sorted(path.parent for path in source.glob(f"*/{CONFIG}")):
-        config = read_config(source, folder.name)
+    configs = {path.parent: read_config(source, path.parent.name) for path in source.glob(f"*/{CONFIG}")}
+    called = {
+        step.model_name for config in configs.values() if config for step in config.ensemble_scheduling.step
+    }
+    for folder, config in sorted(configs.items()):
         if config is None or config.backend != "onnxruntime" or not _onnx_files(folder, config):
             continue
         reason = _obstacle(folder, config)
+        if folder.name not in called:
+            reason = "no pipeline calls it; one does if it is built with --set export.engine=onnx"
         print(f"{folder.name}: {f'stays as it is: {reason}' if reason else 'TensorRT'}")
         if reason is None:
             converted[folder.name] = config

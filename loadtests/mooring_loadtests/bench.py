@@ -62,6 +62,7 @@ from mooring_loadtests.commands import count, exit_code
 from mooring_loadtests.load_profile import Payload, Profile, Stage
 from mooring_loadtests.load_run import machine, run_load
 from mooring_serve import TritonServer
+from mooring_serve.cli import resource_arguments
 
 #: Which texts are asked: of mixed lengths; most of a few words and some of very many; or the same ones again.
 Texts = Literal["mixed", "few long", "repeating"]
@@ -449,7 +450,7 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
                 _use_openvino(repositories[name], environment)
         for _ in range(args.rounds):
             for name, repository in repositories.items():
-                extra = [f"--rate-limit-resource={resource}" for resource in OPTIONS[name].resources]
+                extra = resource_arguments(OPTIONS[name].resources)
                 asked = texts[OPTIONS[name].texts]
                 with TritonServer(repository, log_file=args.work / "options.log", extra_args=extra) as server:
                     run = asyncio.run(_drive_pipeline(server, MODELS["classifier"][0], asked))

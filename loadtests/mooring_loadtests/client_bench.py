@@ -20,13 +20,13 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from mooring import ConfigError
 from mooring_loadtests.client_bench_echo import write_echo
 from mooring_loadtests.client_bench_import import measure_import
 from mooring_loadtests.client_bench_infer import CASES, compare_infer
 from mooring_loadtests.client_bench_map import time_map
 from mooring_loadtests.client_bench_memory import measure_memory
 from mooring_loadtests.commands import count, exit_code
+from mooring_loadtests.releases import check_built
 from mooring_loadtests.summary import table
 from mooring_loadtests.texts import endless_sentences
 
@@ -98,8 +98,8 @@ def _parser() -> argparse.ArgumentParser:
 def _run(args: argparse.Namespace) -> dict[str, Figure]:
     from mooring_serve import TritonServer
 
-    if "map" in args.only and not (args.repository / _MODEL / "config.pbtxt").is_file():
-        raise ConfigError(f"{args.repository} has no model {_MODEL!r}: run 'mooring build {_MODEL}' first")
+    if "map" in args.only:
+        check_built(args.repository, _MODEL)
     figures: dict[str, Figure] = {}
     if "import" in args.only:
         figures |= _import()

@@ -14,14 +14,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from mooring import Client, ConfigError
+from mooring import Client
 from mooring_loadtests.answers import AnswerPair, ask_both
 from mooring_loadtests.commands import count, exit_code
 from mooring_loadtests.load_command import figure_lines
 from mooring_loadtests.load_profile import Profile, Stage
 from mooring_loadtests.load_run import run_load
 from mooring_loadtests.progress import Progress
-from mooring_loadtests.releases import ReleaseFacts, read_release
+from mooring_loadtests.releases import ReleaseFacts, check_built, read_release
 from mooring_loadtests.summary import summarise
 
 TEXTS = {
@@ -65,11 +65,7 @@ def _run(repository: Path, reports: Path, seconds: int) -> int:
     from mooring_loadtests.load_report import write_report
     from mooring_serve import TritonServer
 
-    for model in TEXTS:
-        if not (repository / model / "config.pbtxt").is_file():
-            raise ConfigError(
-                f"{repository} has no model {model!r}: run 'mooring build {' '.join(TEXTS)}' first"
-            )
+    check_built(repository, *TEXTS)
     reports.mkdir(parents=True, exist_ok=True)
     print("Serving with tritonserver", flush=True)
     with TritonServer(repository, log_file=reports / "tritonserver.log") as server:

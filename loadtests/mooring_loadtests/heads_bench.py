@@ -23,7 +23,8 @@ from pathlib import Path
 
 from mooring import Client, ConfigError, TextMultiClassifier
 from mooring_loadtests.client_bench_pairs import Comparison, Side, compare
-from mooring_loadtests.commands import exit_code
+from mooring_loadtests.commands import count, exit_code
+from mooring_loadtests.releases import check_built
 from mooring_loadtests.texts import endless_sentences
 
 
@@ -66,25 +67,17 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--separate", nargs="+", default=["topic", "sentiment"], metavar="MODEL", help="one for each head"
     )
-    parser.add_argument("--workers", type=_count, default=8, help="callers at a time (default: 8)")
-    parser.add_argument("--pairs", type=_count, default=15, help="turns of each side (default: 15)")
-    parser.add_argument("--slice-ms", type=_count, default=2000, help="length of a turn (default: 2000)")
+    parser.add_argument("--workers", type=count, default=8, help="callers at a time (default: 8)")
+    parser.add_argument("--pairs", type=count, default=15, help="turns of each side (default: 15)")
+    parser.add_argument("--slice-ms", type=count, default=2000, help="length of a turn (default: 2000)")
     return parser
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1")
-    return int(text)
 
 
 def _run(args: argparse.Namespace) -> Comparison:
     from mooring_serve import TritonServer
 
     models = [args.model, *args.separate]
-    for model in models:
-        if not (args.repository / model / "config.pbtxt").is_file():
-            raise ConfigError(f"{args.repository} has no model {model!r}: run 'mooring build {model}' first")
+    check_built(args.repository, *models)
     _say(f"Serving {', '.join(models)} of {args.repository}")
     alone = TritonServer(
         args.repository,

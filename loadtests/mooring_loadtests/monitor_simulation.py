@@ -29,6 +29,7 @@ import numpy as np
 
 from mooring import ConfigError, Label, Opinion
 from mooring.monitor import Alert, MonitorPolicy, OpinionMonitor
+from mooring_loadtests.commands import count, exit_code
 from mooring_loadtests.summary import table
 
 DAY_S = 86_400
@@ -270,16 +271,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         description="False alarms and detection delays of mooring.monitor; the last line is JSON.",
     )
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), metavar="FOLDER")
-    parser.add_argument("--days", type=int, default=500, help="quiet days (default: %(default)s)")
-    parser.add_argument("--surges", type=int, default=200, help="of each size (default: %(default)s)")
+    parser.add_argument("--days", type=count, default=500, help="quiet days (default: %(default)s)")
+    parser.add_argument("--surges", type=count, default=200, help="of each size (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=1, help="default: %(default)s")
     args = parser.parse_args(argv)
+    return exit_code(lambda: _run(args))
+
+
+def _run(args: argparse.Namespace) -> int:
     began_s = time.monotonic()
-    try:
-        data = load_data(args.data)
-    except ConfigError as exc:
-        print(f"mooring: error: {exc}", file=sys.stderr)
-        return 2
+    data = load_data(args.data)
     print(
         f"{len(data.sentiments)} sentences, {data.negative_share:.1%} negative; {len(data.topics)} topics, "
         f"{TEXTS_A_DAY} texts a day; seed {args.seed}\n"

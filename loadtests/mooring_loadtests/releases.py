@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from mooring import DataError
+from mooring import ConfigError, DataError
 
 #: Figures worth showing, best known first, with the words for them.
 _METRICS = {
@@ -42,6 +42,19 @@ class ReleaseFacts:
     #: Quality on the evaluation examples: words and figure.
     metrics: tuple[tuple[str, float], ...]
     engines: tuple[EngineParity, ...]
+
+
+def check_built(repository: Path, *names: str) -> None:
+    """Refuse a repository without a release of each recipe; the config alone may be committed.
+
+    Raises:
+        ConfigError: names one that is missing.
+    """
+    for name in names:
+        if not any((repository / name).glob("[0-9]*/manifest.json")):
+            raise ConfigError(
+                f"{repository} has no built model {name!r}: run 'mooring build {' '.join(names)}' first"
+            )
 
 
 def read_release(repository: Path, name: str, version: int) -> ReleaseFacts:

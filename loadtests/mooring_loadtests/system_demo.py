@@ -19,10 +19,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mooring import Client, ConfigError
+from mooring import Client
 from mooring._answers import format_readable
 from mooring.monitor import MonitorPolicy, OpinionMonitor, Timeline, read_texts, watch
 from mooring_loadtests.commands import exit_code
+from mooring_loadtests.releases import check_built
 
 if TYPE_CHECKING:
     from mooring_build.recipe import Recipe
@@ -99,8 +100,7 @@ def _run(name: str, repository: Path, reports: Path) -> int:
 
     recipe = load_recipe(name)
     asked = _items(recipe)
-    if not any((repository / name).glob("[0-9]*/manifest.json")):
-        raise ConfigError(f"{repository} has no built model {name!r}: run 'mooring build {name}' first")
+    check_built(repository, name)
     reports.mkdir(parents=True, exist_ok=True)
     server = TritonServer(
         repository,

@@ -21,7 +21,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from mooring_loadtests.commands import exit_code
+from mooring_loadtests.commands import count, exit_code
 from mooring_loadtests.load_profile import Payload
 from mooring_loadtests.tune_choice import in_words
 from mooring_loadtests.tune_command import MINUTES, find, make_plan, request_timeout_s, slo
@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--slo", type=slo, default=100.0, metavar="p99=TIME", help="default: p99=100ms")
     parser.add_argument("--engine", metavar="FORMAT", help="look at this engine alone")
     parser.add_argument("--repository", type=Path, default=Path("model_repository"), metavar="FOLDER")
-    parser.add_argument("--turns", type=int, default=5, metavar="N", help="of each finalist (default: 5)")
+    parser.add_argument("--turns", type=count, default=5, metavar="N", help="of each finalist (default: 5)")
     parser.add_argument("--work", type=Path, default=Path("artifacts/tune-check"), metavar="FOLDER")
     args = parser.parse_args(argv)
     return exit_code(lambda: _run(args))

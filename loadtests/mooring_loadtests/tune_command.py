@@ -44,6 +44,7 @@ from mooring_loadtests.tuner import (
     stage_s,
     take_turns,
 )
+from mooring_serve.cli import resource
 
 #: Users of the first guess, a core each.
 _USERS_PER_CORE = 4
@@ -111,6 +112,14 @@ def add_command(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
         metavar="N",
         help=f"about how long to take, builds aside; longer tries more settings (default: {MINUTES:g})",
     )
+    parser.add_argument(
+        "--resource",
+        type=resource,
+        action="append",
+        default=[],
+        metavar="NAME=COUNT",
+        help="as 'mooring serve' is given it, where recipes take some by serving.resources",
+    )
     parser.add_argument("--items", metavar="FILE", help="JSON lines to ask; texts are drawn otherwise")
     parser.add_argument("--reports", type=Path, default=Path("reports"), metavar="FOLDER")
     parser.add_argument(
@@ -156,7 +165,11 @@ def _run(args: argparse.Namespace) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     _add_variants(release, args, folder)
     prober = Prober(
-        release, payload=Payload(file=args.items), timeout_s=request_timeout_s(args.slo), folder=folder
+        release,
+        payload=Payload(file=args.items),
+        timeout_s=request_timeout_s(args.slo),
+        folder=folder,
+        resources=args.resource,
     )
     about = {
         "model": args.model,
@@ -167,6 +180,7 @@ def _run(args: argparse.Namespace) -> int:
         "present": asdict(release.default)
         | {"preferred_batch_size": [*release.default.preferred_batch_size]},
         "variants": [list(variant) for variant in release.variants],
+        "resources": sorted(args.resource),
         # What it is, not what it did at the moment.
         "machine": {key: words for key, words in machine().items() if key != "load average"},
         "mooring": importlib.metadata.version("mooring"),
@@ -225,6 +239,11 @@ def _add_variants(release: Release, args: argparse.Namespace, folder: Path) -> N
     if args.precision or args.mixed_lengths:
         # Before the loop: a mistake in what was given is not left out.
         load_recipe(recipe_name, args.overrides, fine_tuned=args.checkpoint)
+    elif args.recipe or args.overrides or args.checkpoint:
+        raise ConfigError(
+            "--recipe, --set and --checkpoint say how variants are built: name some (--precision, "
+            "--mixed-lengths); everything else is tuned as it was released"
+        )
     wanted = itertools.product(
         dict.fromkeys([default.precision, *args.precision]),
         dict.fromkeys([default.mixed_lengths, *args.mixed_lengths]),
@@ -347,6 +366,9 @@ def _proposal(release: Release, candidate: Candidate) -> Iterator[str]:
     if not release.is_configured(candidate):
         yield "\nThis takes a build: these settings are not in the configs alone."
         return
+    if candidate.max_batch_size < release.default.max_batch_size:
+        items = "one item" if candidate.max_batch_size == 1 else f"{candidate.max_batch_size} items"
+        yield f"\nRequests of more than {items} will be refused then."
     before, after = release.configs(release.default), release.configs(candidate)
     for model, text in after.items():
         path = f"{release.repository / model}/config.pbtxt"

@@ -89,12 +89,13 @@ class Release:
     @property
     def variants(self) -> list[Variant]:
         """What may be tried out: the release's engines and those of :meth:`add`."""
+        from mooring_build.recipe_tables import ONLY_FORMAT
+
         return [
             Variant(engine, precision, mixed_lengths)
             for precision, mixed_lengths in self._builds
             for engine in self._recipe.export.formats
-            # Of int8 there is no TorchScript.
-            if (engine, precision) != ("torchscript", "int8")
+            if ONLY_FORMAT.get(precision, engine) == engine
         ]
 
     def add(self, recipe: Recipe, *, folder: Path, artifacts: Path) -> None:
@@ -242,13 +243,23 @@ class Prober:
         payload: what is asked.
         timeout_s: time budget of a request.
         folder: for logs.
+        resources: that the server has, as ``name:count``.
     """
 
-    def __init__(self, release: Release, *, payload: Payload, timeout_s: float, folder: Path) -> None:
+    def __init__(
+        self,
+        release: Release,
+        *,
+        payload: Payload,
+        timeout_s: float,
+        folder: Path,
+        resources: Sequence[str] = (),
+    ) -> None:
         self._release = release
         self._payload = payload
         self._timeout_s = timeout_s
         self._folder = folder
+        self._resources = resources
 
     def run(self, candidate: Candidate, rates: Sequence[float], seconds: int, seed: int = 0) -> list[Stage]:
         """Latency at rates, each for so many seconds, after a second of warm-up.
@@ -278,11 +289,15 @@ class Prober:
     def load(self, candidate: Candidate, *, seed: int = 0, **profile: Any) -> LoadResult:
         """Serve a candidate and run a profile against it."""
         from mooring_serve import TritonServer
+        from mooring_serve.cli import resource_arguments
 
         with tempfile.TemporaryDirectory(prefix="mooring-tune-") as folder:
             self._release.copy(candidate, Path(folder))
             server = TritonServer(
-                Path(folder), log_file=self._folder / "tritonserver.log", stop_timeout_s=_STOP_S
+                Path(folder),
+                log_file=self._folder / "tritonserver.log",
+                stop_timeout_s=_STOP_S,
+                extra_args=resource_arguments(self._resources),
             )
             with server:
                 return run_load(

@@ -49,7 +49,7 @@ def add_command(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
     parser.add_argument("--trace-rate", type=int, default=10, metavar="N", help="one of N requests is traced")
     parser.add_argument(
         "--resource",
-        type=_resource,
+        type=resource,
         action="append",
         default=[],
         metavar="NAME=COUNT",
@@ -84,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
         stop_timeout_s=args.stop_timeout,
         extra_args=[
             *([] if args.trace is None else trace_arguments(args.trace, rate=args.trace_rate)),
-            *(f"--rate-limit-resource={resource}" for resource in args.resource),
+            *resource_arguments(args.resource),
         ],
     )
     with sigterm_as_ctrl_c():
@@ -102,12 +102,17 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _resource(text: str) -> str:
-    """``cores=2`` as tritonserver writes it, ``cores:2``."""
+def resource(text: str) -> str:
+    """The value of an option such as ``--resource cores=2``, as tritonserver writes it: ``cores:2``."""
     name, _, count = text.partition("=")
     if not name.isidentifier() or not count.isdecimal() or int(count) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not of the form NAME=COUNT, such as cores=2")
     return f"{name}:{int(count)}"
+
+
+def resource_arguments(resources: Sequence[str]) -> list[str]:
+    """tritonserver's arguments for values of :func:`resource`."""
+    return [f"--rate-limit-resource={one}" for one in resources]
 
 
 def trace_arguments(file: Path, *, rate: int) -> list[str]:

@@ -208,6 +208,14 @@ def ragged(exports: Exports) -> Served:
     return exports.serve("token-classification", "ragged", "torchscript")
 
 
+def test_the_longest_text_is_one_of_the_cases_however_long(ragged: Served) -> None:
+    text = ragged.recipe.text.model_copy(update={"max_length": 4096})
+    recipe = ragged.recipe.model_copy(update={"text": text})
+    shapes = {case.inputs[0].shape for case in text_cases(recipe, ragged.exportable, [])}
+    assert (1, 4096) in shapes
+    assert max(batch * length for batch, length in shapes if batch > 1) <= 2048
+
+
 def _verify(ragged: Served, engine: Engine, config: pb.ModelConfig | None = None) -> None:
     fed = RaggedEngine(engine, config or ragged.config)
     verify_engine(fed, ragged.exportable, ragged.recipe, text_cases(ragged.recipe, ragged.exportable, []))

@@ -2,8 +2,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
+import mooring_build
+from mooring_build import stages
 from mooring_build.digests import digest_of
 from mooring_build.stages import Stage, source_digest
+
+PACKAGE = Path(mooring_build.__file__).parent
 
 
 def test_a_stage_is_done_once_per_content(tmp_path: Path) -> None:
@@ -38,6 +44,21 @@ def test_an_interrupted_stage_is_not_finished(tmp_path: Path) -> None:
 def test_digest_does_not_depend_on_key_order() -> None:
     assert digest_of({"a": 1, "b": 2}) == digest_of({"b": 2, "a": 1})
     assert digest_of({"a": 1}) != digest_of({"a": 2})
+
+
+def test_stages_know_the_shared_modules_that_they_run() -> None:
+    texts = {path.name: path.read_text(encoding="utf-8") for path in PACKAGE.glob("*.py")}
+    running = {name for name, text in texts.items() if "Stage(" in text and "mooring._served" in text}
+    assert {"acceptance.py", "customer_service.py", "item_catalogue.py", "knowledge_base.py"} <= running
+    assert {name for name in running if "shared_digest()" not in texts[name]} == set()
+
+
+def test_the_shared_digest_follows_the_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stages, "SHARED_SOURCES", tmp_path)
+    (tmp_path / "texts.py").write_text("one")
+    before = stages.shared_digest()
+    (tmp_path / "texts.py").write_text("other")
+    assert stages.shared_digest() != before
 
 
 def test_source_digest_covers_files_and_folders() -> None:

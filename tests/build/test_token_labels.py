@@ -65,3 +65,12 @@ def test_pieces_are_those_of_the_whole_text(made: object, pieces: list[str], tag
     (scored,) = encode_examples([SENTENCE], one, recipe, LABELS, first_pieces_only=True)
     # One position a word counts.
     assert [label for label in scored["labels"] if label != IGNORED] == [1, 2, 0]
+
+
+def test_white_space_at_the_end_belongs_to_the_last_token() -> None:
+    # Of characters, one of which is a space; nothing stands between them.
+    sentence = TaggedSentence(("L", "\u00a0"), ("B-PER", "I-PER"), separator="")
+    backend = Tokenizer(models.WordPiece({}, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Split("L", behavior="isolated")
+    (item,) = encode_examples([sentence], tokenizer(["L", "\u00a0"], backend), load_recipe("ner"), LABELS)
+    assert item["labels"] == [IGNORED, 1, 2, IGNORED]

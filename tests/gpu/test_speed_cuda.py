@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,6 +26,7 @@ from mooring_build.recipe import Recipe, load_recipe
 from mooring_build.triton_config import dumps_config, engine_name, model_configs
 from mooring_loadtests.bench_clients import drive
 from mooring_serve import TritonServer
+from mooring_serve._installation import _GPU_SETTINGS
 from tiny_checkpoint import make_tiny_checkpoint
 
 pytestmark = [
@@ -89,8 +90,12 @@ def make_engines(folder: Path, **size: int) -> Engines:
 
 
 @pytest.fixture(scope="module")
-def engines(tmp_path_factory: pytest.TempPathFactory) -> Engines:
-    return make_engines(tmp_path_factory.mktemp("engines"))
+def engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engines]:
+    with pytest.MonkeyPatch.context() as patch:
+        # As in the server: PyTorch reads it when it first attends on the device.
+        for name, value in _GPU_SETTINGS.items():
+            patch.setenv(name, value)
+        yield make_engines(tmp_path_factory.mktemp("engines"))
 
 
 def texts(count: int) -> list[torch.Tensor]:
@@ -123,11 +128,12 @@ def seconds(
     module: Any = torch.jit.load(path, map_location=device).eval()
 
     def run_some(some: Sequence[tuple[torch.Tensor, ...]]) -> None:
-        with torch.inference_mode():
+        # As the published config has it.
+        with torch.inference_mode(), torch.jit.optimized_execution(False):
             for inputs in some:
                 module(*(tensor.to(device) for tensor in inputs)).cpu()
 
-    # The same threads each time: cuDNN's plans for attention are kept by thread.
+    # The same threads each time: what PyTorch keeps by thread is there.
     pool = ThreadPoolExecutor(threads)
 
     def run() -> float:

@@ -96,6 +96,16 @@ def test_the_command_searches_confirms_and_proposes(
     assert resumed.count("  round 1  ") + resumed.count("  round 2  ") == failed
 
 
+def test_a_precision_is_tried_with_the_format_that_has_it(tmp_path: Path) -> None:
+    recipe = padded_recipe(
+        "intent", ["export.precision=bf16", "export.engine=torchscript", "serving.kind=gpu"]
+    )
+    release = make_release(tmp_path / "files", recipe)
+    facts = {**release.facts, "recipe": recipe.model_dump(mode="json")}
+    publish_release(tmp_path / "models", recipe, type(release)(**{**vars(release), "facts": facts}))
+    assert Release(tmp_path / "models", "intent").variants == [("torchscript", "bf16", "padded")]
+
+
 def test_a_model_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="run 'mooring build intent' first"):
         Release(tmp_path, "intent")

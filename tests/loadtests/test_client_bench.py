@@ -286,7 +286,7 @@ def test_a_missing_model_is_told_before_anything_is_measured(
     assert main(["--repository", str(tmp_path)]) == 2
     shown = capsys.readouterr()
     assert shown.out == ""
-    assert "has no model 'ner': run 'mooring build ner' first" in shown.err
+    assert "has no built model 'ner': run 'mooring build ner' first" in shown.err
 
 
 @pytest.mark.parametrize("option", ["--pairs", "--slice-ms", "--requests", "--texts"])

@@ -92,6 +92,7 @@ def test_late_answers_alone_are_no_requests_that_count() -> None:
         # Nothing was due.
         ({}, (5.0, 6.0), True),
     ],
+    ids=["in time", "late", "not", "nothing due"],
 )
 def test_the_last_stage_is_answered(
     profile: dict[str, Any], at_s: tuple[float, float], answered: bool
@@ -101,9 +102,10 @@ def test_the_last_stage_is_answered(
     assert result.answered == answered
 
 
-def test_failures_alone_are_no_answers() -> None:
-    result = replace(_result(), recorder=Recorder())
-    result.recorder.request("ner grpc", intended_s=5.0, sent_s=5.0, ended_s=6.0, error="Overloaded: full")
+def test_late_answers_do_not_make_up_for_failures() -> None:
+    result = replace(_result(stages=(Stage(seconds=10), Stage(seconds=2))), recorder=Recorder())
+    result.recorder.request("ner grpc", intended_s=9.0, sent_s=9.0, ended_s=10.5)
+    result.recorder.request("ner grpc", intended_s=10.2, sent_s=10.2, ended_s=10.3, error="Overloaded: full")
     assert not result.answered
 
 

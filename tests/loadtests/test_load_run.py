@@ -68,7 +68,7 @@ def test_a_run_needs_a_server_that_answers(tmp_path: Path) -> None:
 
 def test_the_demo_says_what_to_build_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert demo.main(["--repository", str(tmp_path), "--reports", str(tmp_path / "reports")]) == 2
-    assert "has no model 'ner': run 'mooring build ner intent' first" in capsys.readouterr().err
+    assert "has no built model 'ner': run 'mooring build ner intent' first" in capsys.readouterr().err
     assert not (tmp_path / "reports").exists()
 
 

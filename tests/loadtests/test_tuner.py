@@ -18,6 +18,7 @@ import pytest
 
 from mooring import ConfigError, DataError, MooringError, StartError
 from mooring_loadtests import tune_check, tune_command
+from mooring_loadtests.load_profile import Payload
 from mooring_loadtests.load_statistics import Estimate
 from mooring_loadtests.tune_choice import Confirmed, Outcome, choose, confirmation_s, in_words
 from mooring_loadtests.tune_command import Journal, Plan, find, make_plan, number_of_minutes, slo
@@ -480,6 +481,48 @@ def test_variants_are_made_of_what_the_release_was_made_of(
     tune_command._add_variants(cast(Release, release), parser.parse_args(words), tmp_path)
     int8 = ["export.precision=int8", "serving.mixed_lengths=none"]
     assert asked == [("intent", ["a=b"], "mine"), ("intent", ["a=b", *int8], "mine")]
+
+
+@pytest.mark.parametrize("words", [["--set", "a=b"], ["--recipe", "mine"], ["--checkpoint", "mine"]])
+def test_what_says_how_variants_are_built_needs_some(words: list[str], tmp_path: Path) -> None:
+    parser = argparse.ArgumentParser()
+    tune_command.add_command(parser.add_subparsers())
+    args = parser.parse_args(["tune", "intent", "--slo", "p99=5s", *words])
+    with pytest.raises(ConfigError, match="--recipe, --set and --checkpoint say how variants are built"):
+        tune_command._add_variants(cast(Release, SimpleNamespace(default=DEFAULT)), args, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("size", "said"),
+    [(1, "of more than one item will be"), (8, "of more than 8 items will be"), (64, "")],
+)
+def test_smaller_batches_than_before_are_told(size: int, said: str) -> None:
+    candidate = replace(DEFAULT, max_batch_size=size)
+    release = SimpleNamespace(
+        default=replace(DEFAULT, max_batch_size=32),
+        is_configured=lambda candidate: True,
+        configs=lambda candidate: {},
+    )
+    shown = "\n".join(tune_command._proposal(cast(Release, release), candidate))
+    assert ("will be refused" in shown) == bool(said)
+    assert said in shown
+
+
+def test_candidates_are_served_with_the_resources_that_there_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served: list[list[str]] = []
+
+    def refuse(repository: Path, *, extra_args: list[str], **more: Any) -> None:
+        served.append(extra_args)
+        raise StartError("seen enough")
+
+    monkeypatch.setattr("mooring_serve.TritonServer", refuse)
+    release = cast(Release, SimpleNamespace(copy=lambda candidate, folder: None))
+    prober = Prober(release, payload=Payload(), timeout_s=1.0, folder=tmp_path, resources=["cores:2"])
+    with pytest.raises(StartError):
+        prober.run(DEFAULT, [5.0], 1)
+    assert served == [["--rate-limit-resource=cores:2"]]
 
 
 def test_bounds_are_written_with_their_unit() -> None:

@@ -128,6 +128,13 @@ def test_an_int8_engine_stays(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "plans" / "intent_onnx").glob("[0-9]*")] == ["2"]
 
 
+def test_an_engine_that_nobody_asks_stays(tmp_path: Path) -> None:
+    formats = ['export.formats=["onnx", "torchscript"]', "export.engine=torchscript"]
+    done = _convert(_publish(tmp_path, "serving.mixed_lengths=padded", *formats), tmp_path / "plans")
+    assert done.returncode == 2
+    assert "intent_onnx: stays as it is: no pipeline calls it" in done.stdout
+
+
 def test_a_folder_that_is_there_is_left_alone(converted: Path, tmp_path: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in converted.rglob("*")}
     done = _convert(tmp_path / "models", converted)

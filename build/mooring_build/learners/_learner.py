@@ -39,6 +39,11 @@ class Lesson:
     arguments: Mapping[str, Any] = field(default_factory=dict)
 
 
+def verified_batches(recipe: Recipe) -> list[int]:
+    """Batch sizes that engines are verified with; a batch of two was traced."""
+    return sorted({1, 2, 3, 5, 8, recipe.serving.max_batch_size})
+
+
 @dataclass(frozen=True, kw_only=True)
 class Exportable:
     """A trained model as its engine has it: tensors by position in, one FP32 tensor out."""

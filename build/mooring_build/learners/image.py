@@ -13,14 +13,13 @@ from transformers import AutoConfig, AutoModelForImageClassification, PreTrained
 from mooring import CheckpointError, DataError
 from mooring._served.images import ImageDecoder, ImageError
 from mooring_build.datasets import Dataset, Example
-from mooring_build.learners._learner import Case, Exportable, Learner, Lesson
+from mooring_build.learners._learner import Case, Exportable, Learner, Lesson, verified_batches
 from mooring_build.learners._one_label import label_scores
 from mooring_build.models import load_base_model, load_fine_tuned_model
 from mooring_build.preparation import image_settings
 from mooring_build.recipe import Recipe
 from mooring_build.recipe_tables import Image
 
-_BATCH_SIZES = (1, 2, 3, 5, 8)
 _REAL_IMAGES = 64
 
 
@@ -123,7 +122,7 @@ class ImageClassificationLearner(Learner):
         """Noise in batches of sizes that were not traced, and real images."""
         image = recipe.image
         random = np.random.default_rng(20)
-        for batch in dict.fromkeys((*_BATCH_SIZES, recipe.serving.max_batch_size)):
+        for batch in verified_batches(recipe):
             pixels = random.standard_normal((batch, image.channels, image.size, image.size), np.float32)
             yield Case(name=f"[{batch}] noise", inputs=(pixels,))
         images = PreparedImages(dataset.evaluation[:_REAL_IMAGES], image, dataset.labels)

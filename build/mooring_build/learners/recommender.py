@@ -15,7 +15,7 @@ from transformers import EvalPrediction, PreTrainedTokenizerFast
 from mooring import CheckpointError, DataError
 from mooring_build.behaviour import count_events, read_items
 from mooring_build.datasets import Dataset, NextItem, Visits
-from mooring_build.learners._learner import Case, Exportable, Learner, Lesson
+from mooring_build.learners._learner import Case, Exportable, Learner, Lesson, verified_batches
 from mooring_build.learners.embedding import EmbeddingModel, embed_texts
 from mooring_build.learners.recommender_model import (
     IGNORED,
@@ -30,7 +30,6 @@ from mooring_build.recipe import Recipe
 
 #: Beside the weights: names and texts of the items that a checkpoint knows, in its order.
 KNOWN_ITEMS = "known_items.json"
-_BATCH_SIZES = (1, 2, 3, 5, 8)
 
 
 class RecommendationLearner(Learner):
@@ -99,7 +98,7 @@ class RecommendationLearner(Learner):
         random = np.random.default_rng(20)
         longest = recipe.catalogue.max_history
         lengths = sorted({1, 2, 3, 7, 16, longest} & set(range(1, longest + 1)))
-        for batch in (*_BATCH_SIZES, recipe.serving.max_batch_size):
+        for batch in verified_batches(recipe):
             for length in lengths:
                 vectors = items[random.integers(len(items), size=(batch, length))]
                 full = np.ones((batch, length), np.int64)

@@ -13,12 +13,11 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 from mooring import CheckpointError
 from mooring_build.datasets import Dataset, Example
-from mooring_build.learners._learner import Case, Exportable, Learner, Lesson
+from mooring_build.learners._learner import Case, Exportable, Learner, Lesson, verified_batches
 from mooring_build.learners._one_label import label_scores
 from mooring_build.models import quiet_transformers
 from mooring_build.recipe import Recipe
 
-_BATCH_SIZES = (1, 2, 3, 5, 8)
 _REAL_ROWS = 64
 
 
@@ -115,7 +114,7 @@ class TabularClassificationLearner(Learner):
         model = exportable.module.model
         mean, scale = model.mean.numpy(), model.scale.numpy()
         random = np.random.default_rng(20)
-        for batch in (*_BATCH_SIZES, recipe.serving.max_batch_size):
+        for batch in verified_batches(recipe):
             for spread in (1, 3):
                 rows = mean + spread * scale * random.standard_normal((batch, len(mean)))
                 yield Case(name=f"[{batch}] random rows, spread {spread}", inputs=(rows.astype(np.float32),))

@@ -23,7 +23,7 @@ from transformers import (
 
 from mooring import CheckpointError
 from mooring_build.datasets import Dataset, Example, LabelledText, TaggedSentence
-from mooring_build.learners._learner import Case, Exportable, Learner, Lesson
+from mooring_build.learners._learner import Case, Exportable, Learner, Lesson, verified_batches
 from mooring_build.learners.adapters import add_adapter, merge_adapter
 from mooring_build.metrics import label_metrics, label_report, token_metrics
 from mooring_build.models import load_base_model, load_fine_tuned_model, load_tokenizer
@@ -32,7 +32,6 @@ from mooring_build.recipe import Recipe
 #: Label id that the loss leaves out (PyTorch's cross entropy default).
 IGNORED = -100
 
-_BATCH_SIZES = (1, 2, 3, 5, 8)
 _REAL_TEXTS = 64
 
 
@@ -218,7 +217,7 @@ def text_cases(recipe: Recipe, exportable: Exportable, texts: Sequence[str]) -> 
     lengths = sorted({2, 3, 7, 16, 33, longest} & set(range(2, longest + 1)))
     high = min(len(tokenizer), exportable.hub_model.config.vocab_size)
     low = min(1000, high // 2)
-    for batch in (*_BATCH_SIZES, recipe.serving.max_batch_size):
+    for batch in verified_batches(recipe):
         for length in lengths:
             if batch > 1 and batch * length > 2048:
                 continue
@@ -278,7 +277,7 @@ def _tokens_of_pieces(encoding: Encoding, sentence: TaggedSentence) -> list[int 
     starts = [0, *accumulate(len(token) + len(sentence.separator) for token in sentence.tokens)]
     spaces = [len(text[begin:end]) - len(text[begin:end].lstrip()) for begin, end in encoding.offsets]
     return [
-        None if word is None else bisect_right(starts, begin + skipped) - 1
+        None if word is None else min(bisect_right(starts, begin + skipped), len(sentence.tokens)) - 1
         for word, (begin, _), skipped in zip(encoding.word_ids, encoding.offsets, spaces, strict=True)
     ]
 
