@@ -10,6 +10,7 @@ from contextlib import suppress
 from inspect import isawaitable
 from typing import Any, Generic, TypeVar
 
+from mooring._batching import BatchSize, batches
 from mooring._errors import ConfigError
 
 T = TypeVar("T")
@@ -17,6 +18,9 @@ R = TypeVar("R")
 
 #: Items that a map holds, finished ones included, as a multiple of those under way.
 WINDOW = 4
+
+#: How long an item waits for others that share its request, where more than one would.
+_COMPANY_S = 0.005
 
 sleep = asyncio.sleep
 
@@ -38,8 +42,8 @@ class AsyncWork:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
 
-    def check_place(self) -> bool:
-        """Whether everything is as it was; ``False`` never, as a client can't follow into another loop.
+    def check_place(self, begin_anew: Callable[[], None]) -> None:
+        """A client can't follow into another loop, and so never begins anew.
 
         Raises:
             ConfigError: called from another event loop than before.
@@ -51,7 +55,6 @@ class AsyncWork:
                     "an AsyncClient belongs to the event loop of its first call; make one in each loop"
                 )
             self._loop = loop
-        return True
 
     def spawn(self, work: Callable[[], Awaitable[None]]) -> None:
         """Begin work that nobody waits for; it is cancelled when the client is closed."""
@@ -202,6 +205,49 @@ class AsyncWork:
             close = getattr(source, "aclose", None)
             if close is not None:
                 await close()
+
+    @staticmethod
+    async def batches(
+        items: Iterable[T] | AsyncIterable[T], size: BatchSize
+    ) -> AsyncGenerator[list[tuple[int, T]], None]:
+        """As :func:`mooring._batching.batches`, but an item that has come is not held back for one that has
+        not."""
+        if not isinstance(items, AsyncIterable):
+            for full in batches(items, size):
+                yield full
+            return
+        batch: list[tuple[int, T]] = []
+        numbered = AsyncWork.number(items)
+        coming: asyncio.Future[tuple[int, T]] | None = None
+        try:
+            while True:
+                if batch:
+                    coming = asyncio.ensure_future(_next(numbered))
+                    await asyncio.wait((coming,), timeout=_COMPANY_S)
+                    if not coming.done():
+                        yield batch
+                        batch = []
+                try:
+                    batch.append(await (_next(numbered) if coming is None else coming))
+                except StopAsyncIteration:
+                    break
+                finally:
+                    coming = None
+                if len(batch) >= size.current:
+                    yield batch
+                    batch = []
+            if batch:
+                yield batch
+        finally:
+            if coming is not None:
+                coming.cancel()
+                await asyncio.gather(coming, return_exceptions=True)
+            await numbered.aclose()
+
+
+async def _next(numbered: AsyncGenerator[T, None]) -> T:
+    # A coroutine for a task, which anext() alone need not be.
+    return await anext(numbered)
 
 
 class _Source(Generic[T]):

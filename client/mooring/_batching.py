@@ -5,6 +5,10 @@ from __future__ import annotations
 import math
 import threading
 import time
+from collections.abc import Generator, Iterable
+from typing import TypeVar
+
+T = TypeVar("T")
 
 #: Requests of one size in a row, and how many of them pass before the others are timed: those are under way
 #: together with requests of another size.
@@ -74,6 +78,18 @@ class BatchSize:
             self._size = self._larger.size
         else:
             self._settled, self._size = True, larger.size if gain > 0 else best.size
+
+
+def batches(items: Iterable[T], size: BatchSize) -> Generator[list[tuple[int, T]], None, None]:
+    """Numbered items in lists of the size that counts when each is full."""
+    batch: list[tuple[int, T]] = []
+    for pair in enumerate(items):
+        batch.append(pair)
+        if len(batch) >= size.current:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
 
 
 class _Rate:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from multiprocessing import shared_memory
+from pathlib import Path
 from typing import Any, Protocol
 
 from mooring._errors import ConfigError
@@ -41,12 +43,7 @@ class SystemRegion:
         self._name = name
         self._byte_size = byte_size
         try:
-            self._memory = shared_memory.SharedMemory(name, create=True, size=byte_size)
-        except FileExistsError:
-            stale = shared_memory.SharedMemory(name)
-            stale.close()
-            stale.unlink()
-            self._memory = shared_memory.SharedMemory(name, create=True, size=byte_size)
+            self._memory = _create(name, byte_size)
         except (OSError, ValueError) as exc:
             raise ConfigError(f"shared memory {name!r} of {byte_size} bytes can't be made: {exc}") from exc
 
@@ -71,6 +68,24 @@ class SystemRegion:
     def close(self) -> None:
         self._memory.close()
         self._memory.unlink()
+
+
+def _create(name: str, byte_size: int) -> shared_memory.SharedMemory:
+    path = Path("/dev/shm", name)
+    try:
+        memory = shared_memory.SharedMemory(name, create=True, size=byte_size)
+    except FileExistsError:
+        path.unlink()
+        memory = shared_memory.SharedMemory(name, create=True, size=byte_size)
+    try:
+        # Where there is less room, the first write beyond it would kill the process.
+        with path.open("rb+") as file:
+            os.posix_fallocate(file.fileno(), 0, byte_size)
+    except OSError:
+        memory.close()
+        memory.unlink()
+        raise
+    return memory
 
 
 class CudaRegion:

@@ -83,9 +83,7 @@ async def _predict(args: argparse.Namespace, stream: Any) -> int:
         task = await client.task(args.model)
         source = _Source(args.texts, stream, task, redactor=Redactor() if args.redact else None)
         code = 0
-        # A person at a terminal waits for the answer before the next line.
-        size = 1 if source.is_terminal else None
-        outcomes = task.map(source.items(), batch_size=size)
+        outcomes = task.map(source.items())
         async with aclosing(outcomes):
             async for outcome in outcomes:
                 where, word, item = source.waiting.popleft()
@@ -114,7 +112,6 @@ class _Source:
         redactor: takes personal data out of each item; ``None`` leaves them as they are.
 
     Attributes:
-        is_terminal: whether a person types the lines.
         waiting: place, word and item of each that was given out and is not answered, oldest first.
         count: lines or arguments so far.
         refused: how many of them were no items.
@@ -125,7 +122,6 @@ class _Source:
         self._texts = texts
         self._stream = stream
         self._task = task
-        self.is_terminal = stream is not None and stream.isatty()
         self.waiting: deque[tuple[str, str, Any]] = deque()
         self.count = 0
         self.refused = 0
@@ -163,7 +159,7 @@ class _Source:
             for number, text in enumerate(self._texts, start=1):
                 yield f"text {number}", text
             return
-        if self.is_terminal:
+        if self._stream.isatty():
             print(f"reading one {self._task._kind.item} per line; end with Ctrl-D", file=sys.stderr)
         number = 0
         try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from typing import Any
+from typing import Any, Literal
 
 from mooring._errors import (
     CircuitOpen,
@@ -17,6 +17,9 @@ from mooring._errors import (
 from mooring._jitter import JITTER
 from mooring._operations import Infer, Operation
 from mooring._policies import HedgePolicy, RetryPolicy
+
+#: Envoy's reasons for a reset that came before the request left.
+_NOT_PASSED_ON = ("connection failure", "connection refused", "connection timeout", "overflow")
 
 
 class RetryBudget:
@@ -58,16 +61,31 @@ def may_repeat(error: MooringError, operation: Operation[Any], *, other_endpoint
     """
     if isinstance(error, CircuitOpen | DeadlineExceeded):
         return False
-    if isinstance(error, Overloaded) and error.code in ("502", "504"):
-        # A gateway's word: what is behind it may be carrying it out still, or have died of it.
+    if isinstance(error, Overloaded) and (status := _gateway_status(error)) is not None:
+        # What is behind the gateway may be carrying it out still, or have died of it.
         alone = isinstance(operation, Infer) and operation.sequence is None
-        return operation.repeatable or (error.code == "502" and alone)
+        return operation.repeatable or (status == "502" and alone)
     if isinstance(error, ConnectError | Overloaded):
         return True
     if isinstance(error, ModelNotReady):
         return other_endpoint
     # A lost connection: the server may be carrying it out.
     return isinstance(error, TransportError) and operation.repeatable
+
+
+def _gateway_status(error: Overloaded) -> Literal["502", "504"] | None:
+    """How a gateway gave up a request that it may have passed on: lost it, or waited for too long.
+
+    By its status, which gRPC tells in words; Envoy answers 503 to whatever became of it, and says more
+    (https://github.com/istio/istio/issues/13205).
+    """
+    words = str(error).lower()
+    if error.code == "504" or "header with status: 504" in words or "upstream request timeout" in words:
+        return "504"
+    lost = "reset before headers" in words and not any(part in words for part in _NOT_PASSED_ON)
+    if error.code == "502" or "header with status: 502" in words or lost:
+        return "502"
+    return None
 
 
 def pause_before(retry: int, error: MooringError, policy: RetryPolicy) -> float:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import queue
-import socket
 import threading
 import time
 from collections import deque
@@ -12,8 +11,10 @@ from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
+from mooring._batching import BatchSize, batches
 from mooring._cancellation import Cancellation, cancelled_by, current_cancellation
 from mooring._errors import ConfigError
+from mooring._look_up import look_up
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -37,22 +38,43 @@ def run_apart(work: Callable[[], T]) -> T:
     return work()
 
 
+class _Moving:
+    """Lets one thread of a forked child begin anew, with a lock that no thread of the parent's holds."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self._renew)
+
+    def _renew(self) -> None:
+        self.lock = threading.Lock()
+
+
+_MOVING = _Moving()
+
+
 class SyncWork:
     """A client's work beside its callers."""
 
     def __init__(self) -> None:
+        self._begin()
         self._pid = os.getpid()
+
+    def _begin(self) -> None:
         self._lock = threading.Lock()
         self._background: dict[threading.Thread, Cancellation] = {}
         self._racers: ThreadPoolExecutor | None = None
 
-    def check_place(self) -> bool:
-        """Whether everything is as it was; ``False`` once, in a child process that was forked."""
+    def check_place(self, begin_anew: Callable[[], None]) -> None:
+        """In a child process that was forked begin anew, once; its threads wait until that is done."""
         if os.getpid() == self._pid:
-            return True
-        # Threads and held locks stayed with the parent.
-        self.__init__()  # type: ignore[misc]
-        return False
+            return
+        with _MOVING.lock:
+            if os.getpid() != self._pid:
+                # Threads and held locks stayed with the parent.
+                self._begin()
+                begin_anew()
+                self._pid = os.getpid()
 
     def spawn(self, work: Callable[[], None]) -> None:
         """Begin work that nobody waits for; its request is ended when the client is closed."""
@@ -99,25 +121,8 @@ class SyncWork:
             OSError: there are none, or ``TimeoutError``.
             UnicodeError: that can't be a host name.
         """
-        # The system's resolver takes no deadline, so it gets a thread of its own.
-        answers: queue.SimpleQueue[list[str] | OSError | UnicodeError] = queue.SimpleQueue()
-
-        def ask() -> None:
-            try:
-                found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-            except (OSError, UnicodeError) as exc:
-                answers.put(exc)
-            else:
-                answers.put(list(dict.fromkeys(str(address[0]) for *_, address in found)))
-
-        threading.Thread(target=ask, name="mooring-look-up", daemon=True).start()
-        try:
-            answer = answers.get(timeout=timeout_s)
-        except queue.Empty:
-            raise TimeoutError(f"no address of {host} within {timeout_s:.3g} s") from None
-        if not isinstance(answer, list):
-            raise answer
-        return answer
+        found = look_up(host, port, timeout_s=timeout_s)
+        return list(dict.fromkeys(str(address[0]) for *_, address in found))
 
     def race(
         self,
@@ -252,3 +257,8 @@ class SyncWork:
     def number(items: Iterable[T]) -> Generator[tuple[int, T], None, None]:
         """The items with their places, from 0."""
         yield from enumerate(items)
+
+    @staticmethod
+    def batches(items: Iterable[T], size: BatchSize) -> Generator[list[tuple[int, T]], None, None]:
+        """As :func:`mooring._batching.batches`."""
+        return batches(items, size)

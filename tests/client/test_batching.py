@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from contextlib import aclosing
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mooring import _batching
-from mooring._async._tasks import _batches as async_batches
+from mooring._async_work import AsyncWork
 from mooring._batching import BatchSize
-from mooring._sync._tasks import _batches as sync_batches
+from mooring._sync_work import SyncWork
 
 
 class Clock:
@@ -160,17 +161,58 @@ def test_whatever_the_times_it_keeps_to_the_limit_and_settles(limit: int, second
 @pytest.mark.parametrize(("fixed", "sizes"), [(1, [1] * 7), (3, [3, 3, 1]), (7, [7]), (50, [7])])
 def test_items_are_numbered_and_put_together(fixed: int, sizes: list[int]) -> None:
     async def collect() -> list[list[tuple[int, str]]]:
-        return [batch async for batch in async_batches("abcdefg", BatchSize(64, fixed))]
+        return [batch async for batch in AsyncWork.batches("abcdefg", BatchSize(64, fixed))]
 
-    batches = list(sync_batches("abcdefg", BatchSize(64, fixed)))
+    batches = list(SyncWork.batches("abcdefg", BatchSize(64, fixed)))
     assert [len(batch) for batch in batches] == sizes
     assert [pair for batch in batches for pair in batch] == list(enumerate("abcdefg"))
     assert asyncio.run(collect()) == batches
 
 
+def test_an_item_is_not_held_back_for_one_that_has_not_come() -> None:
+    async def ask_one_by_one() -> list[list[int]]:
+        answered = asyncio.Event()
+        found: list[list[int]] = []
+
+        async def lines() -> AsyncGenerator[str, None]:
+            for line in "abc":
+                answered.clear()
+                yield line
+                # Like a program that writes a line and waits for its answer.
+                await answered.wait()
+            yield "d"
+            yield "e"
+
+        async for batch in AsyncWork.batches(lines(), BatchSize(64, 8)):
+            found.append([index for index, _ in batch])
+            answered.set()
+        return found
+
+    # What comes at once still goes together.
+    assert asyncio.run(asyncio.wait_for(ask_one_by_one(), 30.0)) == [[0], [1], [2], [3, 4]]
+
+
+def test_leaving_early_while_an_item_is_waited_for_closes_the_source() -> None:
+    closed: list[bool] = []
+
+    async def endless() -> AsyncGenerator[int, None]:
+        try:
+            yield 0
+            await asyncio.Event().wait()
+        finally:
+            closed.append(True)
+
+    async def take_one() -> None:
+        async with aclosing(AsyncWork.batches(endless(), BatchSize(64, 8))) as found:
+            assert await anext(found) == [(0, 0)]
+
+    asyncio.run(asyncio.wait_for(take_one(), 30.0))
+    assert closed == [True]
+
+
 def test_the_size_counts_that_is_there_when_a_list_is_full() -> None:
     size = BatchSize(64, 2)
-    batches = sync_batches(range(9), size)
+    batches = SyncWork.batches(range(9), size)
     assert [index for index, _ in next(batches)] == [0, 1]
     size._size = 4
     assert [index for index, _ in next(batches)] == [2, 3, 4, 5]
@@ -194,13 +236,13 @@ def test_leaving_early_closes_the_source_and_reads_no_further() -> None:
             closed.append(True)
 
     async def leave() -> None:
-        batches = async_batches(async_source(), BatchSize(64, 3))
+        batches = AsyncWork.batches(async_source(), BatchSize(64, 3))
         await anext(batches)
         await batches.aclose()
         assert closed == [True]
 
     asyncio.run(leave())
-    batches = sync_batches(source(), BatchSize(64, 3))
+    batches = SyncWork.batches(source(), BatchSize(64, 3))
     next(batches)
     batches.close()
     assert read == [0, 1, 2] * 2

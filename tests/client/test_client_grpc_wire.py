@@ -113,7 +113,7 @@ STATUSES: list[tuple[str, str, type[MooringError], str]] = [
     ("UNAVAILABLE", "Socket closed", TransportError, "connection lost before an answer came"),
     ("UNAVAILABLE", "GOAWAY received", TransportError, "connection lost before an answer came"),
     ("UNAVAILABLE", "DNS resolution failed for nowhere:1", ConnectError, "is the server running"),
-    ("UNAVAILABLE", "Request timeout expired", DeadlineExceeded, "waited in the server's queue for too long"),
+    ("UNAVAILABLE", "Request timeout expired", Overloaded, "Request timeout expired"),
     (
         "DEADLINE_EXCEEDED",
         "Deadline Exceeded",

@@ -17,6 +17,7 @@ from mooring import AsyncClient, Client, ConfigError, TlsConfig, TransportError
 from mooring._open_transports import open_async_transport
 from mooring._operations import Infer, Tensor
 from mooring._url import parse_url
+from mooring._wires import _http_aio
 
 X = np.array([[1, 2, 3], [4, 5, 6]], np.float32)
 
@@ -250,6 +251,27 @@ def test_a_transport_that_is_closed_ends_its_calls_with_an_error(scheme: str, co
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.setblocking(False)
         asyncio.run(work(listener))
+
+
+def test_calls_that_wait_for_a_connection_end_with_an_error_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_http_aio, "_MAX_CONNECTIONS", 1)
+    request = Infer(model="m", inputs=(Tensor("x", "FP32", X[:1, :1]),))
+
+    async def work(listener: socket.socket) -> list[Any]:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        transport = open_async_transport(parse_url(url), TlsConfig())
+        calls = [asyncio.create_task(transport.asend(request, timeout_s=60)) for _ in range(3)]
+        async with asyncio.timeout(30):
+            with (await asyncio.get_running_loop().sock_accept(listener))[0]:
+                await asyncio.sleep(0)
+                await transport.aclose()
+                return await asyncio.gather(*calls, return_exceptions=True)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.setblocking(False)
+        ended = asyncio.run(work(listener))
+    assert {type(one) for one in ended} == {TransportError}
+    assert all("the client was closed while the request was under way" in str(one) for one in ended)
 
 
 def test_tls_options_need_an_encrypted_url(side: Any, certificates: Any) -> None:

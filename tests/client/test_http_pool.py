@@ -1049,3 +1049,13 @@ def test_greenlets_wait_together(serve: Any) -> None:
         pool.close()
     """
     assert run_python(code, serve(script).port) == "8\n"
+
+
+def test_a_name_that_nobody_answers_for_ends_with_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    release = threading.Event()
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **options: release.wait(FOREVER_S) and [])
+    began_s = time.monotonic()
+    with pytest.raises(TimeoutError):
+        HttpPool("triton", 8000).exchange("GET", "/", headers={}, timeout_s=0.1)
+    release.set()
+    assert time.monotonic() - began_s < FOREVER_S

@@ -85,6 +85,8 @@ ROWS = [
     (b'{"time": "soon", "text": "a"}', "line 2: time 'soon' is neither"),
     (b'{"time": 7, "text": "\xff"}', r"line 2: text is not valid UTF-8 \(character 0\)"),
     (b'{"time": 7, "text": "\\ud800"}', r"line 2: text is not valid UTF-8 \(character 0\)"),
+    (b"[" * 100_000, "line 2 is no JSON: "),
+    (b'{"time": 1' + b"0" * 400 + b', "text": "a"}', "line 2: time 10+… is not between the years"),
 ]
 
 

@@ -111,6 +111,19 @@ def test_tries_end(failures: list[tuple[Any, str]]) -> None:
     assert failures == [(ALERT, "answered 503")]
 
 
+def test_a_function_that_fails_ends_no_delivery(caplog: pytest.LogCaptureFixture) -> None:
+    def fail(event: Any, reason: str) -> None:
+        raise ValueError("mine")
+
+    with receive(lambda number: 400 if number == 0 else 200) as receiver:
+        webhook = Webhook(receiver.url, on_failure=fail)
+        webhook.send(ALERT)
+        webhook.send(ALERT)
+        webhook.close()
+    assert (webhook.delivered, webhook.failed) == (1, 1)
+    assert "on_failure failed" in caplog.text
+
+
 def test_nobody_there_is_no_error_for_the_sender(
     failures: list[tuple[Any, str]], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -185,6 +198,8 @@ def test_a_closed_webhook_takes_nothing() -> None:
         ("https://host:99999/", "can't be read: Port out of range"),
         ("https://host/a b", "must be percent-encoded"),
         ("https://host/ö", "must be percent-encoded"),
+        ("https://hooks..example.com/s3cret", "no host name but 'hooks..example.com'"),
+        (f"https://{'a' * 64}.example.com/", "no host name but 'aaaa"),
         (7, "can't be read"),
     ],
 )

@@ -128,6 +128,7 @@ def run_in_threads(works: list[Any]) -> None:
 
 # --- what may be repeated
 
+ENVOY = "upstream connect error or disconnect/reset before headers. reset reason:"
 #: For each error: whether the operation is repeated, (change, other), (change, none), (question, other),
 #: (question, none), where a "change" must not run twice and "other" means that a server is left untried.
 REPEATED: dict[type[MooringError], tuple[bool, bool, bool, bool]] = {
@@ -162,13 +163,25 @@ def test_only_what_is_safe_is_repeated(kind: type[MooringError]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("code", "inference", "step", "load"),
-    [("503", True, True, True), ("502", True, False, False), ("504", False, False, False)],
+    ("code", "said", "inference", "step", "load"),
+    [
+        ("503", "no", True, True, True),
+        ("502", "no", True, False, False),
+        ("504", "no", False, False, False),
+        ("UNAVAILABLE", "Received http2 header with status: 503", True, True, True),
+        ("UNAVAILABLE", "Received http2 header with status: 502", True, False, False),
+        ("UNAVAILABLE", "Received http2 header with status: 504", False, False, False),
+        ("503", f"{ENVOY} connection termination", True, False, False),
+        ("UNAVAILABLE", f"{ENVOY} connection termination", True, False, False),
+        ("503", f"{ENVOY} remote connection failure, transport failure reason: refused", True, True, True),
+        ("UNAVAILABLE", f"{ENVOY} overflow", True, True, True),
+        ("UNAVAILABLE", "upstream request timeout", False, False, False),
+    ],
 )
 def test_what_a_gateway_gave_up_may_have_been_carried_out(
-    code: str, inference: bool, step: bool, load: bool
+    code: str, said: str, inference: bool, step: bool, load: bool
 ) -> None:
-    error = Overloaded("no", code=code)
+    error = Overloaded(said, code=code)
     sequence = SequenceStep(id=7, start=True)
     operations = [INFER, replace(INFER, sequence=sequence), LoadModel(model="m"), METADATA]
     found = [may_repeat(error, operation, other_endpoint=True) for operation in operations]

@@ -824,23 +824,24 @@ def test_a_look_up_that_hangs_ends_with_its_time(look_up: Any, monkeypatch: pyte
 def test_async_work_stays_in_its_loop() -> None:
     work = AsyncWork()
 
-    async def check() -> bool:
-        return work.check_place() and work.check_place()
+    async def check() -> None:
+        work.check_place(lambda: None)
+        work.check_place(lambda: None)
 
-    assert asyncio.run(check())
+    asyncio.run(check())
     with pytest.raises(ConfigError, match="belongs to the event loop of its first call; make one in each"):
         asyncio.run(check())
 
 
 def test_sync_work_is_at_home_in_every_thread() -> None:
     work = SyncWork()
-    places: list[bool] = []
-    threads = [threading.Thread(target=lambda: places.append(work.check_place())) for _ in range(4)]
+    moved: list[int] = []
+    threads = [threading.Thread(target=lambda: work.check_place(lambda: moved.append(1))) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert places == [True] * 4
+    assert moved == []
 
 
 def test_sync_work_notices_a_fork_once_and_starts_afresh() -> None:
@@ -859,15 +860,31 @@ def test_sync_work_notices_a_fork_once_and_starts_afresh() -> None:
     child = os.fork()
     if child == 0:
         # The lock is held by a thread that the child does not have.
-        places = [work.check_place(), work.check_place()]
+        moved: list[int] = []
+        seen: list[int] = []
+
+        def move() -> None:
+            time.sleep(0.05)
+            moved.append(1)
+
+        def begin() -> None:
+            work.check_place(move)
+            # Only when it is done.
+            seen.append(len(moved))
+
+        callers = [threading.Thread(target=begin) for _ in range(4)]
+        for caller in callers:
+            caller.start()
+        for caller in callers:
+            caller.join(LIMIT_S)
         results = list(work.map(str, range(3), concurrency=2, ordered=True))
         raced = work.race(lambda: "a", lambda: "b", after_s=LIMIT_S, may_start=lambda: True)
-        right = places == [False, True] and results == ["0", "1", "2"] and raced == ("a", False)
+        right = (moved, seen) == ([1], [1] * 4) and results == ["0", "1", "2"] and raced == ("a", False)
         os._exit(0 if right else 1)
     release.set()
     holder.join()
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    assert work.check_place()
+    work.check_place(lambda: pytest.fail("moved"))
     work.close()
 
 

@@ -266,10 +266,12 @@ class AsyncServerClient:
 
     def _leave_parent(self) -> None:
         """After a fork: what is open is the parent's, and a lock that its threads held stays locked here."""
-        if not self._work.check_place():
-            self._caller.servers.abandon()
-            self._caller = self._make_caller(self._make_servers(), self._work)
-            self._asked = {}
+        self._work.check_place(self._begin_anew)
+
+    def _begin_anew(self) -> None:
+        self._caller.servers.abandon()
+        self._caller = self._make_caller(self._make_servers(), self._work)
+        self._asked = {}
 
     def _check_one_server(self, what: str) -> None:
         if len(self._endpoints) > 1:

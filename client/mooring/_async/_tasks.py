@@ -133,7 +133,8 @@ class AsyncTask(Generic[ItemT, ResultT, ManyT]):
             return outcomes
 
         bar = progress_bar(items, shown=progress, label=self.model)
-        batches = self._client._work.map(ask, _batches(items, size), concurrency=concurrency, ordered=ordered)
+        source = AsyncWork.batches(items, size)
+        batches = self._client._work.map(ask, source, concurrency=concurrency, ordered=ordered)
         try:
             async for outcomes in batches:
                 bar.update(len(outcomes))
@@ -290,24 +291,6 @@ TASKS: dict[str, type[Any]] = {
     "text-ranking": AsyncTextRanker,
     "token-classification": AsyncTokenClassifier,
 }
-
-
-async def _batches(
-    items: Iterable[ItemT] | AsyncIterable[ItemT], size: BatchSize
-) -> AsyncGenerator[list[tuple[int, ItemT]], None]:
-    """Numbered items in lists of the size that counts when each begins."""
-    batch: list[tuple[int, ItemT]] = []
-    numbered = AsyncWork.number(items)
-    try:
-        async for pair in numbered:
-            batch.append(pair)
-            if len(batch) >= size.current:
-                yield batch
-                batch = []
-        if batch:
-            yield batch
-    finally:
-        await numbered.aclose()
 
 
 def check_counts(*, concurrency: int, batch_size: int | None = None) -> None:

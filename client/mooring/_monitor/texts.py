@@ -110,7 +110,7 @@ def parse_row(
     if isinstance(row, str | bytes):
         try:
             row = json.loads(row)
-        except ValueError as exc:
+        except (ValueError, RecursionError) as exc:
             raise DataError(f"{where} is no JSON: {exc}") from exc
     if not isinstance(row, Mapping):
         raise DataError(f"{where}: {row if isinstance(row, Exception) else 'no JSON object'}")
@@ -150,7 +150,10 @@ def parse_time(value: Any) -> float:
             except (ValueError, OverflowError):
                 seconds = None
     elif isinstance(value, int | float) and not isinstance(value, bool):
-        seconds = float(value)
+        try:
+            seconds = float(value)
+        except OverflowError:
+            seconds = math.inf
     if seconds is None or math.isnan(seconds):
         raise ValueError(f"{_shown(value)} is neither ISO-8601 nor seconds since 1970")
     if not 0 <= seconds <= MAX_TIME_S:

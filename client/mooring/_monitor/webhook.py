@@ -140,7 +140,11 @@ class Webhook:
         self.failed += 1
         LOG.warning("%r: an event was not delivered: %s", self, reason)
         if self._on_failure is not None:
-            self._on_failure(event, reason)
+            try:
+                self._on_failure(event, reason)
+            except Exception:  # noqa: BLE001 - whatever a caller's function raises
+                # The events after it are to be sent all the same.
+                LOG.exception("%r: on_failure failed", self)
 
     def _deliver(self, event: AlertEvent) -> str | None:
         """Why an event could not be delivered, or nothing."""
@@ -201,6 +205,10 @@ def _parse_url(url: str) -> tuple[str, str, int, str]:
             "the webhook's URL must be http:// or https:// with a host, and without user or fragment, got "
             f"{parts.scheme or 'no scheme'} and {parts.hostname or 'no host'}"
         )
+    try:
+        parts.hostname.encode("idna")
+    except UnicodeError as exc:
+        raise ConfigError(f"the webhook's URL has no host name but {parts.hostname!r}: {exc}") from exc
     target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     if not target.isascii() or not target.isprintable() or " " in target:
         raise ConfigError("the webhook's URL has characters in its path that must be percent-encoded")

@@ -134,7 +134,8 @@ class Task(Generic[ItemT, ResultT, ManyT]):
             return outcomes
 
         bar = progress_bar(items, shown=progress, label=self.model)
-        batches = self._client._work.map(ask, _batches(items, size), concurrency=concurrency, ordered=ordered)
+        source = SyncWork.batches(items, size)
+        batches = self._client._work.map(ask, source, concurrency=concurrency, ordered=ordered)
         try:
             for outcomes in batches:
                 bar.update(len(outcomes))
@@ -288,22 +289,6 @@ TASKS: dict[str, type[Any]] = {
     "text-ranking": TextRanker,
     "token-classification": TokenClassifier,
 }
-
-
-def _batches(items: Iterable[ItemT], size: BatchSize) -> Generator[list[tuple[int, ItemT]], None, None]:
-    """Numbered items in lists of the size that counts when each begins."""
-    batch: list[tuple[int, ItemT]] = []
-    numbered = SyncWork.number(items)
-    try:
-        for pair in numbered:
-            batch.append(pair)
-            if len(batch) >= size.current:
-                yield batch
-                batch = []
-        if batch:
-            yield batch
-    finally:
-        numbered.close()
 
 
 def check_counts(*, concurrency: int, batch_size: int | None = None) -> None:

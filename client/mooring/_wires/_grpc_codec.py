@@ -112,8 +112,6 @@ _LOST_CONNECTION_WORDS = (
     "connection timed out",
     "connection aborted",
 )
-# tritonserver's words for a request that waited in a queue for longer than its own timeout allows.
-_QUEUE_TIMEOUT_WORDS = "request timeout expired"
 
 
 class Method(NamedTuple):
@@ -188,10 +186,6 @@ def grpc_error(
             return ConnectError(f"{endpoint}: can't connect; is the server running? ({said})")
         if any(words in lowered for words in _LOST_CONNECTION_WORDS):
             return TransportError(f"{endpoint}: connection lost before an answer came ({said})")
-        if _QUEUE_TIMEOUT_WORDS in lowered:
-            return DeadlineExceeded(
-                f"{endpoint}: the request waited in the server's queue for too long ({said})"
-            )
     if status == "INTERNAL" and "deserializing" in lowered:
         return DecodeError(f"{endpoint}: the answer is not Triton's ({said})")
     kind = _KIND_OF_STATUS.get(status, ServerError)

@@ -65,6 +65,9 @@ class AsyncHttpTransport:
         try:
             async with self._begin(request, headers, timeout_s) as response:
                 answer = HttpAnswer(response.status, _lower(response.headers), await response.read())
+        except asyncio.CancelledError as exc:
+            self._check_cancelled(exc)
+            raise
         except (TimeoutError, *_FOREIGN) as exc:
             raise self._error(exc, timeout_s) from exc
         said: T = read_answer(method, operation, answer, self._endpoint)
@@ -83,6 +86,9 @@ class AsyncHttpTransport:
                 async for chunk in response.content.iter_any():
                     for said in events.feed(chunk):
                         yield said
+        except asyncio.CancelledError as exc:
+            self._check_cancelled(exc)
+            raise
         except (TimeoutError, *_FOREIGN) as exc:
             raise self._error(exc, timeout_s) from exc
 
@@ -110,10 +116,19 @@ class AsyncHttpTransport:
     def abandon(self) -> None:
         """An event loop does not outlive a fork, and neither does what belongs to it."""
 
+    def _check_cancelled(self, exc: asyncio.CancelledError) -> None:
+        """A pool that is closed cancels who waits for a connection; only their tasks know that nobody did."""
+        task = asyncio.current_task()
+        if self._closed and task is not None and not task.cancelling():
+            raise self._was_closed() from exc
+
+    def _was_closed(self) -> TransportError:
+        return TransportError(f"{self._endpoint}: the client was closed while the request was under way")
+
     def _error(self, exc: Exception, timeout_s: float) -> Exception:
         """aiohttp's own errors as those of the sockets behind them."""
         if self._closed and not isinstance(exc, TimeoutError):
-            return TransportError(f"{self._endpoint}: the client was closed while the request was under way")
+            return self._was_closed()
         plain: Exception = exc
         if isinstance(exc, aiohttp.ClientConnectorCertificateError):
             plain = exc.certificate_error

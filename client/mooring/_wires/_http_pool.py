@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+from mooring._look_up import look_up
 from mooring._wires._http_codec import HttpAnswer
 from mooring._wires._http_connection import Abort, HttpConnection, HttpGarbage, seconds_left, when_ready
 
@@ -90,8 +91,7 @@ class HttpPool:
         Raises:
             ValueError: a method, path or header that can't be sent, such as one with a line break.
             OSError: no connection (``ssl.SSLError`` among it), ``ConnectionError`` where it was lost or
-                ended before the response did, or ``TimeoutError`` once ``timeout_s`` is over (a name
-                look-up can take longer: the system's resolver takes no deadline).
+                ended before the response did, or ``TimeoutError`` once ``timeout_s`` is over.
             HttpGarbage: what came is no HTTP response.
         """
         connection = self._send(method, path, headers, body, timeout_s, cancellation)
@@ -232,7 +232,7 @@ class HttpPool:
         connection.close()
 
     def _connect(self, ends_at_s: float, abort: Abort | None) -> HttpConnection:
-        targets = self._targets()
+        targets = self._targets(ends_at_s)
         failure: OSError | None = None
         for number, (family, address) in enumerate(targets):
             # An address that swallows packets leaves time for those after it.
@@ -269,11 +269,11 @@ class HttpPool:
             raise
         return HttpConnection(sock)
 
-    def _targets(self) -> list[tuple[int, Any]]:
+    def _targets(self, ends_at_s: float) -> list[tuple[int, Any]]:
         if self._connect_to is not None:
             family = socket.AF_INET6 if ":" in self._connect_to else socket.AF_INET
             return [(family, (self._connect_to, self._port))]
-        found = socket.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
+        found = look_up(self._host, self._port, timeout_s=seconds_left(ends_at_s))
         return [(family, address) for family, _, _, _, address in found]
 
 

@@ -1,0 +1,34 @@
+"""Addresses of host names, within a time."""
+
+from __future__ import annotations
+
+import queue
+import socket
+import threading
+from typing import Any
+
+
+def look_up(host: str, port: int, *, timeout_s: float) -> list[tuple[Any, ...]]:
+    """What ``socket.getaddrinfo`` says of a host's TCP port.
+
+    Raises:
+        OSError: there is no address, or ``TimeoutError``.
+        UnicodeError: that can't be a host name.
+    """
+    # The system's resolver takes no deadline, so it gets a thread of its own.
+    answers: queue.SimpleQueue[list[tuple[Any, ...]] | OSError | UnicodeError] = queue.SimpleQueue()
+
+    def ask() -> None:
+        try:
+            answers.put(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
+        except (OSError, UnicodeError) as exc:
+            answers.put(exc)
+
+    threading.Thread(target=ask, name="mooring-look-up", daemon=True).start()
+    try:
+        answer = answers.get(timeout=timeout_s)
+    except queue.Empty:
+        raise TimeoutError(f"no address of {host} within {timeout_s:.3g} s") from None
+    if isinstance(answer, OSError | UnicodeError):
+        raise answer
+    return answer
