@@ -16,19 +16,23 @@ def look_up(host: str, port: int, *, timeout_s: float) -> list[tuple[Any, ...]]:
         UnicodeError: that can't be a host name.
     """
     # The system's resolver takes no deadline, so it gets a thread of its own.
-    answers: queue.SimpleQueue[list[tuple[Any, ...]] | OSError | UnicodeError] = queue.SimpleQueue()
+    answers: queue.SimpleQueue[list[tuple[Any, ...]] | Exception] = queue.SimpleQueue()
 
     def ask() -> None:
         try:
             answers.put(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
-        except (OSError, UnicodeError) as exc:
+        except Exception as exc:  # noqa: BLE001 - raised below, in the thread that waits
             answers.put(exc)
 
-    threading.Thread(target=ask, name="mooring-look-up", daemon=True).start()
+    try:
+        threading.Thread(target=ask, name="mooring-look-up", daemon=True).start()
+    except RuntimeError:
+        # No thread is left, or the program ends.
+        ask()
     try:
         answer = answers.get(timeout=timeout_s)
     except queue.Empty:
         raise TimeoutError(f"no address of {host} within {timeout_s:.3g} s") from None
-    if isinstance(answer, OSError | UnicodeError):
+    if isinstance(answer, Exception):
         raise answer
     return answer

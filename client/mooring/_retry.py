@@ -18,6 +18,8 @@ from mooring._jitter import JITTER
 from mooring._operations import Infer, Operation
 from mooring._policies import HedgePolicy, RetryPolicy
 
+#: What says over gRPC that a gateway waited for too long; the last two are Envoy's.
+_TIMED_OUT = ("header with status: 504", "upstream request timeout", "stream timeout")
 #: Envoy's reasons for a reset that came before the request left.
 _NOT_PASSED_ON = ("connection failure", "connection refused", "connection timeout", "overflow")
 
@@ -80,9 +82,12 @@ def _gateway_status(error: Overloaded) -> Literal["502", "504"] | None:
     (https://github.com/istio/istio/issues/13205).
     """
     words = str(error).lower()
-    if error.code == "504" or "header with status: 504" in words or "upstream request timeout" in words:
+    if error.code == "504" or any(part in words for part in _TIMED_OUT):
         return "504"
-    lost = "reset before headers" in words and not any(part in words for part in _NOT_PASSED_ON)
+    lost = "reset before headers" in words and (
+        # The last of its own tries: one before may have been passed on.
+        "retried and the latest" in words or not any(part in words for part in _NOT_PASSED_ON)
+    )
     if error.code == "502" or "header with status: 502" in words or lost:
         return "502"
     return None

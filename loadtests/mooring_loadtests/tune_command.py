@@ -363,12 +363,12 @@ def _proposal(release: Release, candidate: Candidate) -> Iterator[str]:
     yield f'precision = "{candidate.precision}"'
     yield "[serving]"
     yield from (f"{key} = {json.dumps(value)}" for key, value in candidate.serving().items())
-    if not release.is_configured(candidate):
-        yield "\nThis takes a build: these settings are not in the configs alone."
-        return
     if candidate.max_batch_size < release.default.max_batch_size:
         items = "one item" if candidate.max_batch_size == 1 else f"{candidate.max_batch_size} items"
         yield f"\nRequests of more than {items} will be refused then."
+    if not release.is_configured(candidate):
+        yield "\nThis takes a build: these settings are not in the configs alone."
+        return
     before, after = release.configs(release.default), release.configs(candidate)
     for model, text in after.items():
         path = f"{release.repository / model}/config.pbtxt"

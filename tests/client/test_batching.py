@@ -192,6 +192,22 @@ def test_an_item_is_not_held_back_for_one_that_has_not_come() -> None:
     assert asyncio.run(asyncio.wait_for(ask_one_by_one(), 30.0)) == [[0], [1], [2], [3, 4]]
 
 
+def test_a_source_that_fails_while_an_item_is_waited_for_is_heard() -> None:
+    async def failing() -> AsyncGenerator[int, None]:
+        yield 0
+        await asyncio.sleep(0.05)
+        raise OSError("the pipe is gone")
+
+    async def collect() -> list[list[tuple[int, int]]]:
+        batches = AsyncWork.batches(failing(), BatchSize(64, 8))
+        found = [await anext(batches)]
+        with pytest.raises(OSError, match="the pipe is gone"):
+            await anext(batches)
+        return found
+
+    assert asyncio.run(asyncio.wait_for(collect(), 30.0)) == [[(0, 0)]]
+
+
 def test_leaving_early_while_an_item_is_waited_for_closes_the_source() -> None:
     closed: list[bool] = []
 

@@ -129,6 +129,7 @@ def run_in_threads(works: list[Any]) -> None:
 # --- what may be repeated
 
 ENVOY = "upstream connect error or disconnect/reset before headers. reset reason:"
+RETRIED = "upstream connect error or disconnect/reset before headers. retried and the latest reset reason:"
 #: For each error: whether the operation is repeated, (change, other), (change, none), (question, other),
 #: (question, none), where a "change" must not run twice and "other" means that a server is left untried.
 REPEATED: dict[type[MooringError], tuple[bool, bool, bool, bool]] = {
@@ -175,7 +176,9 @@ def test_only_what_is_safe_is_repeated(kind: type[MooringError]) -> None:
         ("UNAVAILABLE", f"{ENVOY} connection termination", True, False, False),
         ("503", f"{ENVOY} remote connection failure, transport failure reason: refused", True, True, True),
         ("UNAVAILABLE", f"{ENVOY} overflow", True, True, True),
+        ("503", f"{RETRIED} remote connection failure", True, False, False),
         ("UNAVAILABLE", "upstream request timeout", False, False, False),
+        ("UNAVAILABLE", "stream timeout", False, False, False),
     ],
 )
 def test_what_a_gateway_gave_up_may_have_been_carried_out(

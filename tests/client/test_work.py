@@ -863,11 +863,15 @@ def test_sync_work_notices_a_fork_once_and_starts_afresh() -> None:
         moved: list[int] = []
         seen: list[int] = []
 
+        waiting = threading.Barrier(4)
+
         def move() -> None:
+            # The others have begun, too, and wait for this one.
             time.sleep(0.05)
             moved.append(1)
 
         def begin() -> None:
+            waiting.wait(LIMIT_S)
             work.check_place(move)
             # Only when it is done.
             seen.append(len(moved))

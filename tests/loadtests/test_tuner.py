@@ -496,11 +496,12 @@ def test_what_says_how_variants_are_built_needs_some(words: list[str], tmp_path:
     ("size", "said"),
     [(1, "of more than one item will be"), (8, "of more than 8 items will be"), (64, "")],
 )
-def test_smaller_batches_than_before_are_told(size: int, said: str) -> None:
+@pytest.mark.parametrize("configured", [True, False])
+def test_smaller_batches_than_before_are_told(size: int, said: str, configured: bool) -> None:
     candidate = replace(DEFAULT, max_batch_size=size)
     release = SimpleNamespace(
         default=replace(DEFAULT, max_batch_size=32),
-        is_configured=lambda candidate: True,
+        is_configured=lambda candidate: configured,
         configs=lambda candidate: {},
     )
     shown = "\n".join(tune_command._proposal(cast(Release, release), candidate))

@@ -133,16 +133,16 @@ class AsyncServerClient:
 
     async def server_ready(self, *, timeout_s: float | None = None) -> bool:
         """Whether the server, with the models that it must have, can answer."""
-        return await self._caller.call(GetServerReady(), self._begin(timeout_s))
+        return await self._call(GetServerReady(), timeout_s)
 
     async def server_metadata(self, *, timeout_s: float | None = None) -> ServerMetadata:
         """Name, version and extensions of the server."""
-        return await self._caller.call(GetServerMetadata(), self._begin(timeout_s))
+        return await self._call(GetServerMetadata(), timeout_s)
 
     async def ready(self, model: str, *, version: str = "", timeout_s: float | None = None) -> bool:
         """Whether the model can answer; ``False`` also where the server does not know it."""
         check_names(model, version)
-        return await self._caller.call(GetModelReady(model=model, version=version), self._begin(timeout_s))
+        return await self._call(GetModelReady(model=model, version=version), timeout_s)
 
     async def metadata(
         self, model: str, *, version: str = "", timeout_s: float | None = None
@@ -154,7 +154,7 @@ class AsyncServerClient:
             ModelNotReady: no version of it is loaded.
         """
         check_names(model, version)
-        return await self._caller.call(GetMetadata(model=model, version=version), self._begin(timeout_s))
+        return await self._call(GetMetadata(model=model, version=version), timeout_s)
 
     async def config(self, model: str, *, version: str = "", timeout_s: float | None = None) -> ModelConfig:
         """The model's configuration, asked anew.
@@ -164,7 +164,7 @@ class AsyncServerClient:
             ModelNotReady: no version of it is loaded.
         """
         check_names(model, version)
-        return await self._caller.call(GetConfig(model=model, version=version), self._begin(timeout_s))
+        return await self._call(GetConfig(model=model, version=version), timeout_s)
 
     async def statistics(
         self, model: str = "", *, version: str = "", timeout_s: float | None = None
@@ -181,11 +181,11 @@ class AsyncServerClient:
         """
         if model or version:
             check_names(model, version)
-        return await self._caller.call(GetStatistics(model=model, version=version), self._begin(timeout_s))
+        return await self._call(GetStatistics(model=model, version=version), timeout_s)
 
     async def models(self, *, timeout_s: float | None = None) -> list[ModelStatus]:
         """Every model and version in the server's repositories, with its state."""
-        return await self._caller.call(GetIndex(), self._begin(timeout_s))
+        return await self._call(GetIndex(), timeout_s)
 
     async def load(
         self,
@@ -216,7 +216,7 @@ class AsyncServerClient:
             raise ConfigError("files need a config: Triton takes no files without one")
         operation = LoadModel(model=model, config=config, files=dict(files or {}))
         try:
-            await self._caller.call(operation, self._begin(timeout_s))
+            await self._call(operation, timeout_s)
         finally:
             self._forget(model)
 
@@ -238,7 +238,7 @@ class AsyncServerClient:
         self._check_one_server("unload")
         operation = UnloadModel(model=model, unload_dependents=unload_dependents)
         try:
-            await self._caller.call(operation, self._begin(timeout_s))
+            await self._call(operation, timeout_s)
         finally:
             self._forget(model)
 
@@ -257,6 +257,11 @@ class AsyncServerClient:
         if self._transport is None:
             return open_async_transport(endpoint, self._tls)
         return AsyncLentTransport(self._transport)
+
+    async def _call(self, operation: Operation[T], timeout_s: float | None) -> T:
+        deadline = self._begin(timeout_s)
+        # Looked up after that: a forked child has another one then.
+        return await self._caller.call(operation, deadline)
 
     def _begin(self, timeout_s: float | None) -> Deadline:
         if self._closed:

@@ -122,7 +122,7 @@ class AsyncSharedMemory:
         """Let the server let go; it may say no for a moment after it has answered the last request."""
         for pause_s in _REMOVAL_PAUSES_S:
             try:
-                await self._client._caller.call(region.removal(), self._client._begin(None))
+                await self._client._call(region.removal(), None)
             except ServerError as error:
                 LOG.debug("%s is not unregistered yet: %s", self.name, describe_error(error))
                 await sleep(pause_s)
@@ -130,12 +130,11 @@ class AsyncSharedMemory:
                 return
 
     async def _register(self, region: MemoryRegion) -> None:
-        call = self._client._caller.call
         # A crashed client may have left a registration of memory that is no longer this one.
         with suppress(ServerError):
-            await call(region.removal(), self._client._begin(None))
+            await self._client._call(region.removal(), None)
         try:
-            await call(region.registration(), self._client._begin(None))
+            await self._client._call(region.registration(), None)
         except ServerError as exc:
             raise ServerError(
                 f"{exc}: the server does not take shared memory {self.name!r}. It must run on this machine "

@@ -134,16 +134,16 @@ class ServerClient:
 
     def server_ready(self, *, timeout_s: float | None = None) -> bool:
         """Whether the server, with the models that it must have, can answer."""
-        return self._caller.call(GetServerReady(), self._begin(timeout_s))
+        return self._call(GetServerReady(), timeout_s)
 
     def server_metadata(self, *, timeout_s: float | None = None) -> ServerMetadata:
         """Name, version and extensions of the server."""
-        return self._caller.call(GetServerMetadata(), self._begin(timeout_s))
+        return self._call(GetServerMetadata(), timeout_s)
 
     def ready(self, model: str, *, version: str = "", timeout_s: float | None = None) -> bool:
         """Whether the model can answer; ``False`` also where the server does not know it."""
         check_names(model, version)
-        return self._caller.call(GetModelReady(model=model, version=version), self._begin(timeout_s))
+        return self._call(GetModelReady(model=model, version=version), timeout_s)
 
     def metadata(self, model: str, *, version: str = "", timeout_s: float | None = None) -> ModelMetadata:
         """The model's signature, asked anew.
@@ -153,7 +153,7 @@ class ServerClient:
             ModelNotReady: no version of it is loaded.
         """
         check_names(model, version)
-        return self._caller.call(GetMetadata(model=model, version=version), self._begin(timeout_s))
+        return self._call(GetMetadata(model=model, version=version), timeout_s)
 
     def config(self, model: str, *, version: str = "", timeout_s: float | None = None) -> ModelConfig:
         """The model's configuration, asked anew.
@@ -163,7 +163,7 @@ class ServerClient:
             ModelNotReady: no version of it is loaded.
         """
         check_names(model, version)
-        return self._caller.call(GetConfig(model=model, version=version), self._begin(timeout_s))
+        return self._call(GetConfig(model=model, version=version), timeout_s)
 
     def statistics(
         self, model: str = "", *, version: str = "", timeout_s: float | None = None
@@ -180,11 +180,11 @@ class ServerClient:
         """
         if model or version:
             check_names(model, version)
-        return self._caller.call(GetStatistics(model=model, version=version), self._begin(timeout_s))
+        return self._call(GetStatistics(model=model, version=version), timeout_s)
 
     def models(self, *, timeout_s: float | None = None) -> list[ModelStatus]:
         """Every model and version in the server's repositories, with its state."""
-        return self._caller.call(GetIndex(), self._begin(timeout_s))
+        return self._call(GetIndex(), timeout_s)
 
     def load(
         self,
@@ -215,7 +215,7 @@ class ServerClient:
             raise ConfigError("files need a config: Triton takes no files without one")
         operation = LoadModel(model=model, config=config, files=dict(files or {}))
         try:
-            self._caller.call(operation, self._begin(timeout_s))
+            self._call(operation, timeout_s)
         finally:
             self._forget(model)
 
@@ -235,7 +235,7 @@ class ServerClient:
         self._check_one_server("unload")
         operation = UnloadModel(model=model, unload_dependents=unload_dependents)
         try:
-            self._caller.call(operation, self._begin(timeout_s))
+            self._call(operation, timeout_s)
         finally:
             self._forget(model)
 
@@ -254,6 +254,11 @@ class ServerClient:
         if self._transport is None:
             return open_transport(endpoint, self._tls)
         return LentTransport(self._transport)
+
+    def _call(self, operation: Operation[T], timeout_s: float | None) -> T:
+        deadline = self._begin(timeout_s)
+        # Looked up after that: a forked child has another one then.
+        return self._caller.call(operation, deadline)
 
     def _begin(self, timeout_s: float | None) -> Deadline:
         if self._closed:

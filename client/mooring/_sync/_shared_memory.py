@@ -123,7 +123,7 @@ class SharedMemory:
         """Let the server let go; it may say no for a moment after it has answered the last request."""
         for pause_s in _REMOVAL_PAUSES_S:
             try:
-                self._client._caller.call(region.removal(), self._client._begin(None))
+                self._client._call(region.removal(), None)
             except ServerError as error:
                 LOG.debug("%s is not unregistered yet: %s", self.name, describe_error(error))
                 sleep(pause_s)
@@ -131,12 +131,11 @@ class SharedMemory:
                 return
 
     def _register(self, region: MemoryRegion) -> None:
-        call = self._client._caller.call
         # A crashed client may have left a registration of memory that is no longer this one.
         with suppress(ServerError):
-            call(region.removal(), self._client._begin(None))
+            self._client._call(region.removal(), None)
         try:
-            call(region.registration(), self._client._begin(None))
+            self._client._call(region.registration(), None)
         except ServerError as exc:
             raise ServerError(
                 f"{exc}: the server does not take shared memory {self.name!r}. It must run on this machine "
