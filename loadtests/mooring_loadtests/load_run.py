@@ -27,7 +27,13 @@ from mooring_loadtests.served_settings import served_settings
 from mooring_loadtests.server_times import between, snapshot
 from mooring_loadtests.traces import Began, slowest
 
-_LOCUSTFILE = Path(__file__).resolve().parent.parent / "locustfile.py"
+_PACKAGE = Path(__file__).resolve().parent
+#: In a wheel it lies inside the package, in a folder of its own, as Locust puts that on ``sys.path``.
+_LOCUSTFILE = next(
+    path
+    for path in (_PACKAGE / "locustfile" / "locustfile.py", _PACKAGE.parent / "locustfile.py")
+    if path.is_file()
+)
 _POLL_S = 0.2
 #: Time for Locust to start, stop and write its report, on top of the run itself.
 _OVERHEAD_S = 60.0
@@ -100,14 +106,11 @@ def run_load(
 
     Raises:
         ImportError: Locust is not installed.
-        ConfigError: neither URL is given, nothing can be asked of the model, or the Locust file is not there,
-            as in an installation from a wheel.
+        ConfigError: neither URL is given, or nothing can be asked of the model.
         MooringError: the model does not answer, Locust stopped early, or its users crashed.
     """
     if importlib.util.find_spec("locust") is None:
         raise ImportError("load tests need Locust: install Mooring's extra [loadtests]")
-    if not _LOCUSTFILE.is_file():
-        raise ConfigError(f"{_LOCUSTFILE} is missing: run load tests from a checkout of the project")
     urls = {"grpc": grpc_url, "http": http_url}
     protocols = [protocol for protocol, url in urls.items() if url is not None]
     if not protocols:

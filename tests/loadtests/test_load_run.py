@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from mooring import ConfigError, ConnectError, MooringError
+from mooring import ConfigError, ConnectError
 from mooring_loadtests import demo, load_run
 from mooring_loadtests.load_profile import load_profile
 from mooring_loadtests.load_run import run_load
@@ -50,12 +50,6 @@ def _load(tmp_path: Path, **options: Any) -> None:
 def test_without_locust_a_run_names_the_extra(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r"Mooring's extra \[loadtests\]"):
-        _load(tmp_path)
-
-
-def test_a_missing_locust_file_says_where_to_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(load_run, "_LOCUSTFILE", tmp_path / "locustfile.py")
-    with pytest.raises(MooringError, match="run load tests from a checkout of the project"):
         _load(tmp_path)
 
 

@@ -61,6 +61,7 @@ def test_the_wheel_holds_every_module_of_the_four_packages(wheel: zipfile.ZipFil
     }
     # Beside the modules there are scripts that draw data.
     names = {name for name in wheel.namelist() if not name.startswith("mooring_build/recipes/data/")}
+    names.remove("mooring_loadtests/locustfile/locustfile.py")
     assert {name for name in names if name.endswith(".py")} == modules
     assert {name.partition("/")[0] for name in modules} == set(ROOMS)
 
@@ -75,6 +76,22 @@ def test_the_wheel_holds_what_is_no_module(wheel: zipfile.ZipFile) -> None:
     for backend in ("onnxruntime", "pytorch"):
         assert f"mooring_serve/backends/{backend}/model.py" in names
     assert "mooring_build/served/batch_by_tokens.c" in names
+    assert {"mooring_loadtests/load_report.html", "mooring_loadtests/profiles/steady.toml"} <= names
+
+
+def test_load_tests_run_from_the_wheel(wheel: zipfile.ZipFile, tmp_path: Path) -> None:
+    wheel.extractall(tmp_path)
+    code = "from mooring_loadtests import load_run; print(load_run._LOCUSTFILE)"
+    said = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert Path(said.strip()) == tmp_path / "mooring_loadtests" / "locustfile" / "locustfile.py"
+    # Nothing else lies where Locust looks for modules first.
+    assert [path.name for path in Path(said.strip()).parent.glob("*.py")] == ["locustfile.py"]
 
 
 def test_the_wheel_holds_nothing_else(wheel: zipfile.ZipFile) -> None:
