@@ -129,6 +129,6 @@ def _next_steps(command: str) -> list[str]:
             ["serve until Ctrl-C", f"{command} serve"],
             ["ask, elsewhere", f'{command} predict ner "{text}"'],
             ["ask without Mooring", f'curl -d \'{{"text": "{text}"}}\' {url}'],
-            ["train on your data", f"{command} build ner --set data.train=FILE"],
+            ["train on your data", f"{command} build ner --set name=my_ner --set labels= --set data.train=FILE --set data.evaluation=FILE"],
         ]
     )

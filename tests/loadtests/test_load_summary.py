@@ -109,7 +109,8 @@ def test_the_whole_summary() -> None:
         '  ask, elsewhere       bin/mooring predict ner "Maria Santos lives in Lisbon."',
         '  ask without Mooring  curl -d \'{"text": "Maria Santos lives in Lisbon."}\' '
         "localhost:8000/v2/models/ner/generate",
-        "  train on your data   bin/mooring build ner --set data.train=FILE",
+        "  train on your data   bin/mooring build ner --set name=my_ner --set labels= --set data.train=FILE "
+        "--set data.evaluation=FILE",
     ]
 
 
