@@ -16,6 +16,7 @@ from pathlib import Path
 
 from mooring._errors import ConfigError, TransportError
 
+_NO_ROOM = ("No space left on device", "Disk quota exceeded")
 # Words with which pip (26 and older) reports that the index could not be reached at all.
 _NO_ANSWER = ("Retrying (Retry(", "Connection broken", "ConnectionError", "Could not fetch URL", "timed out")
 
@@ -119,6 +120,11 @@ def _explained(requirement: str, sha256: str, failure: subprocess.CalledProcessE
         return ConfigError(
             f"the wheel that pip found for {requirement} is not the pinned one (sha256 {sha256}): the "
             f"configured index or PIP_FIND_LINKS serves another file. pip said: {said}"
+        )
+    if any(symptom in text for symptom in _NO_ROOM):
+        return ConfigError(
+            f"there is no room for the wheel of {requirement}; XDG_CACHE_HOME names another folder for "
+            f"caches. pip said: {said}"
         )
     way_out = (
         "fetch it where the index can be reached ('pip download --no-deps "

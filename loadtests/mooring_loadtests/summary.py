@@ -121,6 +121,9 @@ def _score(score: float | None) -> str:
     return "-" if score is None else f"{score:.3f}"
 
 
+_TRAIN = "build ner --set name=my_ner --set labels= --set data.train=FILE --set data.evaluation=FILE"
+
+
 def _next_steps(command: str) -> list[str]:
     text = "Maria Santos lives in Lisbon."
     url = "localhost:8000/v2/models/ner/generate"
@@ -129,6 +132,6 @@ def _next_steps(command: str) -> list[str]:
             ["serve until Ctrl-C", f"{command} serve"],
             ["ask, elsewhere", f'{command} predict ner "{text}"'],
             ["ask without Mooring", f'curl -d \'{{"text": "{text}"}}\' {url}'],
-            ["train on your data", f"{command} build ner --set name=my_ner --set labels= --set data.train=FILE --set data.evaluation=FILE"],
+            ["train on your data", f"{command} {_TRAIN}"],
         ]
     )

@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from mooring import ConfigError
 from mooring._wheels import make_cache_folder
 
 
@@ -20,7 +21,7 @@ def build_once(target: Path, build: Callable[[Path], None]) -> Path:
         build: fills the empty folder that it is given.
 
     Raises:
-        ConfigError: it has to be built, and nothing can be written there.
+        ConfigError: it has to be built, and nothing, or not all of it, can be written there.
     """
     if target.is_dir():
         return target
@@ -28,7 +29,13 @@ def build_once(target: Path, build: Callable[[Path], None]) -> Path:
     with tempfile.TemporaryDirectory(prefix=".building-", dir=target.parent) as scratch:
         complete = Path(scratch) / target.name
         complete.mkdir()
-        build(complete)
+        try:
+            build(complete)
+        except OSError as exc:
+            raise ConfigError(
+                f"{target} can't be made: {exc.strerror or exc}; XDG_CACHE_HOME names another folder for "
+                "caches"
+            ) from exc
         try:
             complete.rename(target)
         except OSError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -114,7 +115,11 @@ def _model_folders(repository: Path) -> list[Path]:
 
 
 def _has_version(model: Path) -> bool:
-    return any(entry.is_dir() and entry.name.isdecimal() for entry in model.iterdir())
+    try:
+        return any(entry.is_dir() and entry.name.isdecimal() for entry in model.iterdir())
+    except OSError:
+        # Such as a volume's lost+found.
+        return False
 
 
 def server_command(
@@ -142,8 +147,10 @@ def server_command(
     ]
     for service in ("http", "grpc", "metrics"):
         command += [f"--{service}-address={address}", f"--{service}-port={ports[f'{service}_port']}"]
+    # By polling Triton takes a model that is not built for one that is not ready, and is never ready itself.
+    waits = options.model_control_mode == "poll" and unbuilt_models(options)
     command += [
-        f"--strict-readiness={str(options.strict_readiness).lower()}",
+        f"--strict-readiness={str(options.strict_readiness and not waits).lower()}",
         # A server that lives on after a failed load can be asked for the reasons of all failed models.
         "--exit-on-error=false",
         # Less than the time after which the server is killed, so that it can still end its stubs itself.
@@ -167,11 +174,11 @@ def _asked_by_configs(options: ServerOptions) -> list[str]:
         (r"response_cache\s*:?\s*{\s*enable\s*:\s*true", ("--cache-config", f"local,size={_CACHE_BYTES}")),
         (r"rate_limiter\s*:?\s*{", ("--rate-limit", "execution_count")),
     ]
-    configs = [
-        re.sub(r"#.*", "", (folder / "config.pbtxt").read_text(encoding="utf-8", errors="replace"))
-        for folder in _model_folders(options.model_repository)
-        if (folder / "config.pbtxt").is_file()
-    ]
+    configs = []
+    for folder in _model_folders(options.model_repository):
+        with suppress(OSError):
+            text = (folder / "config.pbtxt").read_text(encoding="utf-8", errors="replace")
+            configs.append(re.sub(r"#.*", "", text))
     given = {argument.partition("=")[0] for argument in options.extra_args}
     if "--response-cache-byte-size" in given:
         given.add("--cache-config")

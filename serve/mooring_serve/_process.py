@@ -47,8 +47,14 @@ class SupervisedProcess:
                 start_new_session=True,
             )
         assert self._supervisor.stdout is not None
-        with self._supervisor.stdout as answer:
-            line = answer.readline().strip()
+        assert self._supervisor.stdin is not None
+        try:
+            with self._supervisor.stdout as answer:
+                line = answer.readline().strip()
+        except BaseException:
+            # Ctrl-C: nobody has this object yet who could stop it. The end of its input ends the supervisor.
+            self._supervisor.stdin.close()
+            raise
         #: Process id of the command, or ``None`` if it could not be run.
         self.pid = int(line) if line else None
 

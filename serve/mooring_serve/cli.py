@@ -174,7 +174,7 @@ def _example(server: TritonServer, states: Sequence[ModelState]) -> str:
         config = ask(server.http_url, f"/models/{state.name}/config") if state.state == "READY" else None
         if config and config.get("platform") == "ensemble":
             inputs = config["input"]
-            if [tensor["data_type"] for tensor in inputs] == ["TYPE_STRING"]:
-                body = json.dumps({inputs[0]["name"]: "Where is my parcel from Lisbon?"})
+            if [(tensor["name"], tensor["data_type"]) for tensor in inputs] == [("text", "TYPE_STRING")]:
+                body = json.dumps({"text": "Where is my parcel from Lisbon?"})
                 return f"curl -s {server.http_url}/v2/models/{state.name}/generate -d '{body}'"
     return f"curl -s {server.http_url}/v2"

@@ -314,3 +314,14 @@ def test_the_classifier_postprocessor_refuses_what_is_not_finite(load: Load) -> 
     assert bad.error == _TritonError(
         "the logits of row 1 are not finite: its input isn't, or is too large", _TritonError.INVALID_ARG
     )
+
+
+def test_heads_refuse_what_is_not_finite(load: Load, tmp_path: Path) -> None:
+    recipe = load_recipe("opinion_heads")
+    width = sum(len(head.labels) for head in (recipe.heads or {}).values())
+    model = load(recipe, "postprocessor", release=make_release(tmp_path / "heads", recipe, labels=["a"]))
+    bad = np.zeros((2, width), np.float32)
+    bad[1, -1] = np.inf
+    good, refused = model.execute([_request(logits=np.zeros((1, width), np.float32)), _request(logits=bad)])
+    assert good.error is None
+    assert refused.error == _TritonError("the logits of row 1 are not finite", _TritonError.INVALID_ARG)

@@ -47,6 +47,12 @@ def test_it_is_read_from_a_version_folder(tmp_path: Path) -> None:
     assert read.rank(np.array([[0, 1]], np.float32), 1)[0].tolist() == [[1]]
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_an_embedding_that_is_not_finite_is_refused(catalogue: Catalogue, value: float) -> None:
+    with pytest.raises(ValueError, match="the embedding of row 1 is not finite"):
+        catalogue.rank(np.array([[0, 1], [value, 0]], np.float32), 1)
+
+
 @pytest.mark.parametrize("queries", [np.ones((1, 3), np.float32), np.ones(2, np.float32)])
 def test_queries_of_another_length_are_refused(catalogue: Catalogue, queries: np.ndarray) -> None:
     with pytest.raises(ValueError, match=r"embedding \[.*\] does not fit a catalogue of 2 values each"):

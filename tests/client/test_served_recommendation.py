@@ -84,6 +84,8 @@ def test_vectors_that_do_not_fit_are_refused() -> None:
         catalogue().recommend(np.zeros((1, 3), np.float32), histories(("tea",)), 2)
     with pytest.raises(ValueError, match=r"user \[2, 2\] does not fit 1 histories"):
         catalogue().recommend(np.zeros((2, 2), np.float32), histories(("tea",)), 2)
+    with pytest.raises(ValueError, match=r"the user of row 0 is not finite"):
+        catalogue().recommend(np.array([[np.nan, 0]], np.float32), histories(("tea",)), 2)
     with pytest.raises(ValueError, match=r"vectors \[4, 2\] and biases \[3\] do not fit 4 items"):
         ItemCatalogue(ITEMS, VECTORS, BIASES[:3])
 

@@ -94,6 +94,16 @@ def test_an_index_that_cannot_be_reached(
     assert isinstance(raised.value.__cause__, subprocess.CalledProcessError)
 
 
+@pytest.mark.parametrize("said", ["No space left on device", "Disk quota exceeded"])
+def test_a_full_disk_is_no_wheel_that_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str
+) -> None:
+    answer = subprocess.CompletedProcess([], 1, stderr=f"ERROR: Could not install: [Errno 28] {said}")
+    monkeypatch.setattr("mooring._wheels.subprocess.run", lambda *args, **options: answer)
+    with pytest.raises(ConfigError, match=rf"no room for the wheel of mooring-example.*XDG.*{said}"):
+        fetch_wheel("mooring-example==1.2", "0" * 64, cache_dir=tmp_path / "cache")
+
+
 def test_a_python_without_pip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mooring._wheels.importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"needs pip, .* -m ensurepip"):

@@ -141,6 +141,20 @@ def test_a_model_without_a_version_is_left_out(
     assert [state.name for state in server.model_states() if state.state] == ["echo"]
 
 
+def test_polling_takes_up_what_is_built_later(
+    repository: Path, make_server: Callable[..., TritonServer], tmp_path: Path
+) -> None:
+    write_python_model(repository, "later")
+    (repository / "later" / "1").rename(tmp_path / "1")
+    server = make_server(repository, model_control_mode="poll", extra_args=["--repository-poll-secs=1"])
+    assert answers(server)
+    assert [state.name for state in server.model_states() if state.state == "READY"] == ["echo"]
+    (tmp_path / "1").rename(repository / "later" / "1")
+    wait_until(
+        lambda: {"echo", "later"} == {state.name for state in server.model_states() if state.state == "READY"}
+    )
+
+
 def test_the_others_serve_where_readiness_is_not_strict(
     repository: Path, make_server: Callable[..., TritonServer]
 ) -> None:

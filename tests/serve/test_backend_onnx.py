@@ -78,6 +78,28 @@ def test_scalars_take_the_configured_dims(tmp_path: Path) -> None:
     assert engine.run({"x": np.array([7], np.float32)}, ["y"])["y"].tolist() == [[7]]
 
 
+def test_outputs_of_unknown_rank_are_left_as_they_come(tmp_path: Path) -> None:
+    model = _identity(TensorProto.FLOAT)
+    # Branches of different ranks: ONNX Runtime can say no shape, and says that of a scalar.
+    branches = [
+        helper.make_graph([helper.make_node(operator, inputs, ["y"])], "branch", [], [_of_any_rank("y")])
+        for operator, inputs in (("Identity", ["x"]), ("ReduceSum", ["x"]))
+    ]
+    choose = helper.make_node("If", ["c"], ["y"], then_branch=branches[0], else_branch=branches[1])
+    del model.graph.node[:]
+    model.graph.node.append(choose)
+    model.graph.input.append(helper.make_tensor_value_info("c", TensorProto.BOOL, []))
+    model.graph.output[0].CopyFrom(_of_any_rank("y"))
+    engine = _engine(model, tmp_path, outputs=(_tensor("y", "TYPE_FP32", [1]),))
+    x = np.array([1, 2, 3], np.float32)
+    assert engine.run({"x": x, "c": np.array([True])}, ["y"])["y"].tolist() == [1, 2, 3]
+    assert engine.run({"x": x, "c": np.array([False])}, ["y"])["y"].shape == (1,)
+
+
+def _of_any_rank(name: str) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(name, TensorProto.FLOAT, None)
+
+
 def test_missing_and_damaged_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(BackendError, match=f"unable to find '{tmp_path}/model.onnx'"):
         OnnxEngine(ModelConfig(name="m"), _on_cpu(tmp_path), {})

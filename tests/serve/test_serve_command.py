@@ -149,6 +149,33 @@ def test_models_to_load(tmp_path: Path) -> None:
     assert models_to_load(only) == {"ner"}
 
 
+def test_folders_that_can_not_be_read_are_no_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "ner" / "1").mkdir(parents=True)
+    (tmp_path / "lost+found").mkdir()
+    iterdir, read_text = Path.iterdir, Path.read_text
+
+    def refuse(path: Path) -> None:
+        if path.name == "lost+found" or path.parent.name == "lost+found":
+            raise PermissionError(13, "Permission denied", str(path))
+
+    # Root, who may read everything, runs tests too.
+    monkeypatch.setattr(Path, "iterdir", lambda path: refuse(path) or iterdir(path))
+    monkeypatch.setattr(Path, "read_text", lambda path, **how: refuse(path) or read_text(path, **how))
+    options = options_for(tmp_path)
+    check_repository(options)
+    words = server_command(EMBEDDED, options, address="127.0.0.1", ports=PORTS, server_id="mine")
+    assert [word for word in words if word.startswith("--load-model")] == ["--load-model=ner"]
+
+
+@pytest.mark.parametrize(("built", "strict"), [(True, "true"), (False, "false")])
+def test_polling_does_not_wait_for_what_is_not_built(tmp_path: Path, built: bool, strict: str) -> None:
+    (tmp_path / "ner" / "1").mkdir(parents=True)
+    (tmp_path / "intent" / "1" if built else tmp_path / "intent").mkdir(parents=True)
+    options = options_for(tmp_path, model_control_mode="poll")
+    words = server_command(EMBEDDED, options, address="127.0.0.1", ports=PORTS, server_id="mine")
+    assert f"--strict-readiness={strict}" in words
+
+
 def test_parts_are_not_named_beside_their_pipeline() -> None:
     models = ["faq", "faq_catalogue", "faq_tokenizer", "faqs", "ner_onnx"]
     assert without_parts(models) == ["faq", "faqs", "ner_onnx"]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import sys
@@ -10,7 +11,7 @@ from threading import Barrier
 import pytest
 
 from fake_wheel import write_wheel
-from mooring import UnsupportedPlatform
+from mooring import ConfigError, UnsupportedPlatform
 from mooring_serve import _installation
 from mooring_serve._backend_directory import assemble_backend_directory
 from mooring_serve._cache_folder import build_once
@@ -72,6 +73,15 @@ def test_a_half_built_folder_never_counts(tmp_path: Path) -> None:
     assert list(target.parent.iterdir()) == []
     build_once(target, lambda folder: (folder / "whole").touch())
     assert [path.name for path in target.iterdir()] == ["whole"]
+
+
+def test_a_full_disk_names_the_way_out(tmp_path: Path) -> None:
+    def fail(folder: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(ConfigError, match=r"/folder can't be made: No space left on device; XDG_CACHE_HOME"):
+        build_once(tmp_path / "folder", fail)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_two_that_build_at_once_get_the_same_folder(tmp_path: Path) -> None:

@@ -38,6 +38,11 @@ class TritonPythonModel:
             message = f"logits {list(logits.shape)} do not fit heads of {counts} labels"
             error = pb_utils.TritonError(message, pb_utils.TritonError.INVALID_ARG)
             return pb_utils.InferenceResponse(output_tensors=[], error=error)
+        finite = np.isfinite(logits).all(axis=-1)
+        if not finite.all():
+            message = f"the logits of row {int(np.argmin(finite))} are not finite"
+            error = pb_utils.TritonError(message, pb_utils.TritonError.INVALID_ARG)
+            return pb_utils.InferenceResponse(output_tensors=[], error=error)
         wanted = set(request.requested_output_names())
         tensors, start = [], 0
         for name, labels in self._labels.items():

@@ -58,12 +58,15 @@ class Catalogue:
             ``[B, min(top_k, items)]`` each; equal ones in the catalogue's order.
 
         Raises:
-            ValueError: the queries have another length.
+            ValueError: the queries have another length, or one is not finite.
         """
         if queries.ndim != 2 or queries.shape[1] != self.dimension:
             raise ValueError(
                 f"embedding {list(queries.shape)} does not fit a catalogue of {self.dimension} values each"
             )
+        finite = np.isfinite(queries).all(axis=1)
+        if not finite.all():
+            raise ValueError(f"the embedding of row {int(np.argmin(finite))} is not finite")
         scores = np.maximum.reduceat(queries @ self._vectors, self._starts, axis=1)  # [B, items]
         order = np.argsort(-scores, axis=1, kind="stable")[:, :top_k]
         return order, np.take_along_axis(scores, order, axis=1)

@@ -104,13 +104,16 @@ class ItemCatalogue:
             seen: of each user, rows of items.
 
         Raises:
-            ValueError: the users' vectors have another length or number.
+            ValueError: the users' vectors have another length or number, or one is not finite.
         """
         if users.ndim != 2 or users.shape != (len(seen), self.vectors.shape[1]):
             raise ValueError(
                 f"user {list(users.shape)} does not fit {len(seen)} histories and vectors of "
                 f"{self.vectors.shape[1]} values"
             )
+        finite = np.isfinite(users).all(axis=1)
+        if not finite.all():
+            raise ValueError(f"the user of row {int(np.argmin(finite))} is not finite")
         scores: np.ndarray = users @ self.vectors.T + self._biases
         for row, items in zip(scores, seen, strict=True):
             row[list(items)] = -np.inf

@@ -84,7 +84,9 @@ class OnnxEngine:
             raise BackendError(_engine_message(error), code="INTERNAL") from error
         outputs = dict(zip(wanted, values, strict=True))
         for name in self._scalar_outputs.keys() & outputs.keys():
-            outputs[name] = outputs[name].reshape(self._scalar_outputs[name])
+            # ONNX Runtime says the same of outputs of unknown rank.
+            if outputs[name].ndim == 0:
+                outputs[name] = outputs[name].reshape(self._scalar_outputs[name])
         return outputs
 
     def _feed(self, name: str, value: Array) -> Array:
