@@ -182,6 +182,8 @@ class ProfileShape(LoadTestShape):
 
     # Locust takes the first class that it finds otherwise, and would refuse -u and -t as well.
     abstract = False
+    #: How often there were fewer users than wanted.
+    _looks = 0
 
     def tick(self) -> tuple[int, float] | None:
         """Users and users started a second, as Locust asks for it every second; ``None`` at the end.
@@ -198,13 +200,18 @@ class ProfileShape(LoadTestShape):
             count = environment.parsed_options.generators * len(environment.user_classes)
             return count, count
         now_s, spans = self.get_run_time(), profile.spans()
-        if not isinstance(self.runner, MasterRunner):
+        is_local = not isinstance(self.runner, MasterRunner)
+        if is_local:
             # By the clock that requests are noted by; a master has none of its own. On Locust's page it is
             # still that of the test before when a new one begins.
             now_s = min(now_s, _process.now_s())
         span = next((span for span in spans if now_s < span.end_s), spans[-1])
+        if is_local and now_s < profile.seconds and self.runner.user_count < span.amount:
+            # Users who still waited when fewer were wanted have ended since; Locust took them for there when
+            # it was to start more. Another rate makes it look again.
+            self._looks += 1
         # As many at once as ever there are: Locust ends no more than that in a second, either.
-        return int(span.amount), max(span.amount for span in spans)
+        return int(span.amount), max(span.amount for span in spans) + self._looks / 1000
 
 
 class ModelUser(User):

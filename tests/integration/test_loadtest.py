@@ -257,6 +257,21 @@ def test_a_closed_loops_stages_have_their_own_users(
     assert answers[2] <= 25
 
 
+def test_users_come_back_after_a_stage_that_was_shorter_than_their_answers(
+    tmp_path: Path, make_server: Callable[..., TritonServer]
+) -> None:
+    source = STALLING.replace("if 100 <= self.asked < 100 + len(requests):", "if True:")
+    write_python_model(tmp_path / "models", "intent", source=source, config=WIDE_INTENT_CONFIG)
+    server = make_server(tmp_path / "models")
+    # An answer takes 1.5 s, and with it the users who are to go still wait when they are wanted again.
+    stages = "stages=[{seconds=3, load=8.0}, {seconds=1}, {seconds=8, load=8.0}]"
+    load = _load(server, tmp_path, "smoke", "users=1", stages, model="intent")
+    first, _, last = (stage.figures["throughput"].value for stage in load.stages())
+    # One user alone would have two answers in three seconds.
+    assert last > 2
+    assert last > first / 2
+
+
 def test_what_is_under_way_at_the_end_counts_from_every_process(
     tmp_path: Path, make_server: Callable[..., TritonServer]
 ) -> None:
