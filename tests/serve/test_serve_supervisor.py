@@ -136,10 +136,11 @@ def test_it_is_stopped_in_order_where_another_process_holds_the_pipe(supervised:
 def test_the_supervisor_ends_the_command_with_itself(supervised: Supervised, sign: signal.Signals) -> None:
     process = supervised.start("polite")
     pids = supervised.pids()
-    (supervisor,) = psutil.Process().children()
+    command = pids[1]
+    supervisor = psutil.Process(command).parent()
+    assert supervisor is not None
     supervisor.send_signal(sign)
     wait_until(lambda: process.exit_status is not None)
-    command = pids[1]
     wait_until(lambda: not is_running(command))
 
     process.stop()
