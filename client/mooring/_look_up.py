@@ -11,6 +11,8 @@ from typing import Any
 def look_up(host: str, port: int, *, timeout_s: float) -> list[tuple[Any, ...]]:
     """What ``socket.getaddrinfo`` says of a host's TCP port.
 
+    Where no thread can be started, as when the program ends, the time is the resolver's.
+
     Raises:
         OSError: there is no address, or ``TimeoutError``.
         UnicodeError: that can't be a host name.
@@ -27,7 +29,6 @@ def look_up(host: str, port: int, *, timeout_s: float) -> list[tuple[Any, ...]]:
     try:
         threading.Thread(target=ask, name="mooring-look-up", daemon=True).start()
     except RuntimeError:
-        # No thread is left, or the program ends.
         ask()
     try:
         answer = answers.get(timeout=timeout_s)

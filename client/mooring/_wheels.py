@@ -121,11 +121,12 @@ def _explained(requirement: str, sha256: str, failure: subprocess.CalledProcessE
             f"the wheel that pip found for {requirement} is not the pinned one (sha256 {sha256}): the "
             f"configured index or PIP_FIND_LINKS serves another file. pip said: {said}"
         )
-    if any(symptom in text for symptom in _NO_ROOM):
-        return ConfigError(
-            f"there is no room for the wheel of {requirement}; XDG_CACHE_HOME names another folder for "
-            f"caches. pip said: {said}"
-        )
+    for line in text.splitlines():
+        if any(symptom in line for symptom in _NO_ROOM):
+            return ConfigError(
+                f"there is no room for the wheel of {requirement}: TMPDIR names another folder to download "
+                f"into, XDG_CACHE_HOME one to keep it in. pip said: {line.strip()}"
+            )
     way_out = (
         "fetch it where the index can be reached ('pip download --no-deps "
         f"{requirement}'), and set PIP_FIND_LINKS to the folder that holds it"

@@ -45,7 +45,8 @@ class ServerOptions:
     #: ``"none"`` loads every model at start and no other later, ``"explicit"`` also obeys load and unload
     #: requests, ``"poll"`` follows the repository's files.
     model_control_mode: ModelControlMode = "none"
-    #: Whether the server is ready only when every model is.
+    #: Whether the server is ready only when every model is; by polling a repository of which some models are
+    #: not built, only its start waits for the others.
     strict_readiness: bool = True
     #: Time for everything to load, in seconds.
     start_timeout_s: float = 120.0

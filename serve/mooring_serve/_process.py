@@ -46,17 +46,18 @@ class SupervisedProcess:
                 # Ctrl-C reaches this process alone, which then stops the server in order.
                 start_new_session=True,
             )
+        #: Process id of the command, or ``None`` if it could not be run.
+        self.pid: int | None = None
         assert self._supervisor.stdout is not None
-        assert self._supervisor.stdin is not None
         try:
             with self._supervisor.stdout as answer:
                 line = answer.readline().strip()
         except BaseException:
-            # Ctrl-C: nobody has this object yet who could stop it. The end of its input ends the supervisor.
-            self._supervisor.stdin.close()
+            # Ctrl-C: nobody has this object yet who could stop it.
+            self.stop()
             raise
-        #: Process id of the command, or ``None`` if it could not be run.
-        self.pid = int(line) if line else None
+        if line:
+            self.pid = int(line)
 
     @property
     def exit_status(self) -> int | None:

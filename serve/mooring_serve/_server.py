@@ -62,7 +62,8 @@ class TritonServer:
             ``"none"`` obeys such requests too: Triton has no other way to leave models out.
         extra_args: more options of tritonserver, such as ``"--log-verbose=1"``.
         strict_readiness: whether the server calls itself ready only when every model is, and a model
-            that can't be loaded fails the start.
+            that can't be loaded fails the start. One that polls a repository of which some models are not
+            built does the latter alone.
 
     Raises:
         ConfigError: an argument can't be right, or the repository holds no model.

@@ -98,9 +98,13 @@ def test_an_index_that_cannot_be_reached(
 def test_a_full_disk_is_no_wheel_that_is_missing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str
 ) -> None:
-    answer = subprocess.CompletedProcess([], 1, stderr=f"ERROR: Could not install: [Errno 28] {said}")
+    # What pip download ends with, a traceback.
+    stderr = f"ERROR: Exception:\nTraceback (most recent call last):\n  …\nOSError: [Errno 28] {said}\n"
+    answer = subprocess.CompletedProcess([], 1, stderr=stderr)
     monkeypatch.setattr("mooring._wheels.subprocess.run", lambda *args, **options: answer)
-    with pytest.raises(ConfigError, match=rf"no room for the wheel of mooring-example.*XDG.*{said}"):
+    with pytest.raises(
+        ConfigError, match=rf"no room for the wheel of mooring-example.*TMPDIR.*XDG.*OSError.*{said}"
+    ):
         fetch_wheel("mooring-example==1.2", "0" * 64, cache_dir=tmp_path / "cache")
 
 

@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from textwrap import dedent
+from typing import Any, ClassVar
 
 import psutil
 import pytest
@@ -215,3 +216,33 @@ def test_describe_exit() -> None:
     assert describe_exit(1) == "exited with status 1"
     assert describe_exit(137) == "was killed by SIGKILL"
     assert describe_exit(255) == "exited with status 255"
+
+
+class _Interrupted(subprocess.Popen[bytes]):
+    """Ctrl-C comes while its first line is waited for."""
+
+    made: ClassVar[list[subprocess.Popen[bytes]]] = []
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.made.append(self)
+        pipe, self.stdout = self.stdout, self  # type: ignore[assignment]
+        assert pipe is not None
+        pipe.close()
+
+    def __enter__(self) -> Any:
+        raise KeyboardInterrupt
+
+
+def test_an_interrupted_start_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(subprocess, "Popen", _Interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        SupervisedProcess(
+            [sys.executable, "-c", "import time; time.sleep(600)"],
+            environment=os.environ,
+            log_file=tmp_path / "log",
+            shm_prefix="mooring-test-none",
+            grace_s=1.0,
+        )
+    (supervisor,) = _Interrupted.made
+    assert supervisor.returncode is not None
