@@ -234,4 +234,4 @@ def test_the_benchmark_measures_both_sides(built: Built, capsys: pytest.CaptureF
 
 def test_the_benchmark_names_the_build_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert bench(["--repository", str(tmp_path)]) == 2
-    assert "run 'mooring build opinion_heads' first" in capsys.readouterr().err
+    assert "run 'mooring build opinion_heads topic sentiment' first" in capsys.readouterr().err
