@@ -44,7 +44,7 @@ from mooring_loadtests.tuner import (
     stage_s,
     take_turns,
 )
-from mooring_serve.cli import resource
+from mooring_serve.cli import add_resource_option
 
 #: Users of the first guess, a core each.
 _USERS_PER_CORE = 4
@@ -112,13 +112,8 @@ def add_command(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
         metavar="N",
         help=f"about how long to take, builds aside; longer tries more settings (default: {MINUTES:g})",
     )
-    parser.add_argument(
-        "--resource",
-        type=resource,
-        action="append",
-        default=[],
-        metavar="NAME=COUNT",
-        help="as 'mooring serve' is given it, where recipes take some by serving.resources",
+    add_resource_option(
+        parser, "as 'mooring serve' is given it, where recipes take some by serving.resources"
     )
     parser.add_argument("--items", metavar="FILE", help="JSON lines to ask; texts are drawn otherwise")
     parser.add_argument("--reports", type=Path, default=Path("reports"), metavar="FOLDER")

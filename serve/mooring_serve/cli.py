@@ -47,13 +47,8 @@ def add_command(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
         help="write what requests spend their time on, as Triton's traces",
     )
     parser.add_argument("--trace-rate", type=int, default=10, metavar="N", help="one of N requests is traced")
-    parser.add_argument(
-        "--resource",
-        type=resource,
-        action="append",
-        default=[],
-        metavar="NAME=COUNT",
-        help="how many there are of what recipes take by serving.resources (else as many as one run takes)",
+    add_resource_option(
+        parser, "how many there are of what recipes take by serving.resources (else as many as one run takes)"
     )
     parser.add_argument(
         "--start-timeout", type=float, default=120.0, metavar="S", help="seconds for every model to load"
@@ -102,8 +97,15 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def resource(text: str) -> str:
-    """The value of an option such as ``--resource cores=2``, as tritonserver writes it: ``cores:2``."""
+def add_resource_option(parser: argparse.ArgumentParser, words: str) -> None:
+    """Add ``--resource``, the values of which :func:`resource_arguments` takes; ``words`` is its help."""
+    parser.add_argument(
+        "--resource", type=_resource, action="append", default=[], metavar="NAME=COUNT", help=words
+    )
+
+
+def _resource(text: str) -> str:
+    """``cores=2`` as tritonserver writes it, ``cores:2``."""
     name, _, count = text.partition("=")
     if not name.isidentifier() or not count.isdecimal() or int(count) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not of the form NAME=COUNT, such as cores=2")
@@ -111,7 +113,7 @@ def resource(text: str) -> str:
 
 
 def resource_arguments(resources: Sequence[str]) -> list[str]:
-    """tritonserver's arguments for values of :func:`resource`."""
+    """tritonserver's arguments for resources, ``name:count`` each."""
     return [f"--rate-limit-resource={one}" for one in resources]
 
 
