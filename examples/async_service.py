@@ -6,12 +6,12 @@ python examples/async_service.py [URL …]
 import asyncio
 import sys
 
-from mooring import AsyncClient, HedgePolicy, MooringError
+from mooring import AsyncClient, AsyncTextClassifier, HedgePolicy, MooringError
 
 QUESTIONS = ["where is my refund", "my card", "what is my balance"] * 20
 
 
-async def answer(intent, question: str) -> str:
+async def answer(intent: AsyncTextClassifier, question: str) -> str:
     """One caller's request: a label, or what to tell the caller."""
     try:
         labels = await intent(question, timeout_s=2.0)
@@ -23,7 +23,7 @@ async def answer(intent, question: str) -> str:
 async def main(*urls: str) -> None:
     """Ask all questions at once; slow requests are sent a second time."""
     async with AsyncClient(urls or ["grpc://127.0.0.1:8001"], hedge=HedgePolicy()) as client:
-        intent = await client.task("intent")
+        intent = await client.task("intent", AsyncTextClassifier)
         answers = await asyncio.gather(*(answer(intent, question) for question in QUESTIONS))
         for question, label in sorted(set(zip(QUESTIONS, answers, strict=True))):
             print(f"{question}: {label}")

@@ -7,8 +7,8 @@ FILE is .csv or .jsonl with "time" and "text"; a PICTURE needs Mooring's extra [
 
 import sys
 
-from mooring import Client
-from mooring.monitor import Alert, MonitorPolicy, OpinionMonitor, Timeline, read_texts, watch
+from mooring import Client, MooringError
+from mooring.monitor import Alert, MonitorPolicy, OpinionMonitor, TimedText, Timeline, read_texts, watch
 
 
 def main(path: str, url: str = "grpc://127.0.0.1:8001", picture: str | None = None) -> None:
@@ -29,7 +29,7 @@ def main(path: str, url: str = "grpc://127.0.0.1:8001", picture: str | None = No
         timeline.plot(picture)
 
 
-def report(text, error) -> None:
+def report(text: TimedText, error: MooringError) -> None:
     """A text that was not judged."""
     print(f"{text.time_s:.0f}: {error}", file=sys.stderr)
 

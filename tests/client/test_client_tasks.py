@@ -9,7 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mooring import ConfigError, Entity, InvalidInput, Label, RankedAnswer, RankedItem
+from mooring import (
+    AsyncTextClassifier,
+    ConfigError,
+    Entity,
+    InvalidInput,
+    Label,
+    RankedAnswer,
+    RankedItem,
+    TextClassifier,
+)
 from mooring._task_kinds import KINDS
 from mooring.testing import FakeModel
 
@@ -32,6 +41,29 @@ def test_each_task_has_its_class(wired: Any, model: str, task: str, kind: str) -
     assert type(getattr(made, "wrapped", made)) is wired.side.kind(kind)
     assert (made.name, made.model, made.version) == (task, model, "")
     assert wired.client.task(model, version="1").version == "1"
+
+
+def test_a_caller_says_which_class_it_relies_on(wired: Any) -> None:
+    classifier = wired.side.kind("TextClassifier")
+    made = wired.client.task("intent", classifier)
+    assert type(getattr(made, "wrapped", made)) is classifier
+    found, wanted = wired.side.name("TokenClassifier"), wired.side.name("TextClassifier")
+    said = f"says task 'token-classification', a {found}, where the caller relies on a {wanted}$"
+    with pytest.raises(ConfigError, match=f"^model 'ner' {said}"):
+        wired.client.task("ner", classifier)
+
+
+@pytest.mark.parametrize("kind", [Label, "ner", TextClassifier | AsyncTextClassifier])
+def test_a_class_that_is_no_task_is_refused_before_anything_is_asked(wired: Any, kind: Any) -> None:
+    known = f"{wired.side.name('CustomerService')}, {wired.side.name('Embedder')}, "
+    with pytest.raises(ConfigError, match=f"^kind must be one of {known}.*, or None; got "):
+        wired.client.task("nobody", kind)
+
+
+def test_a_class_of_the_other_client_is_refused(wired: Any) -> None:
+    other = ({TextClassifier, AsyncTextClassifier} - {wired.side.kind("TextClassifier")}).pop()
+    with pytest.raises(ConfigError, match=f"^kind must be one of .*, or None; got .*{other.__name__}"):
+        wired.client.task("intent", other)
 
 
 def test_a_task_of_a_version_asks_that_version(wired: Any) -> None:

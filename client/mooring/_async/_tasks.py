@@ -265,19 +265,6 @@ class AsyncCustomerService(AsyncTask[str, CustomerServiceAnswer, list[CustomerSe
     """Answers customers' messages: a :class:`CustomerServiceAnswer` per text."""
 
 
-AsyncAnyTask = (
-    AsyncCustomerService
-    | AsyncEmbedder
-    | AsyncImageClassifier
-    | AsyncOpinionClassifier
-    | AsyncRecommender
-    | AsyncTabularClassifier
-    | AsyncTextClassifier
-    | AsyncTextMultiClassifier
-    | AsyncTextRanker
-    | AsyncTokenClassifier
-)
-
 #: The class of each task.
 TASKS: dict[str, type[Any]] = {
     "customer-service": AsyncCustomerService,

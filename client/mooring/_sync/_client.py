@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Generator, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar, overload
 
 import numpy as np
 
@@ -25,10 +25,12 @@ from mooring._progress import progress_bar
 from mooring._requests import check_names, make_request
 from mooring._sync._server_client import ServerClient
 from mooring._sync._shared_memory import SharedMemory
-from mooring._sync._tasks import TASKS, AnyTask, check_counts
+from mooring._sync._tasks import TASKS, Task, check_counts
 from mooring._sync_work import SyncWork
 from mooring._task_kinds import find_kind
 from mooring._tensors import Signature, check_inputs, check_outputs, check_requested
+
+TaskT = TypeVar("TaskT", bound=Task[Any, Any, Any])
 
 
 class Client(ServerClient):
@@ -275,19 +277,46 @@ class Client(ServerClient):
             bar.close()
             outcomes.close()
 
+    @overload
     def task(
         self,
         model: str,
+        kind: None = None,
         *,
         version: str = "",
         tokenize: str = "server",
         tokenizer: str | os.PathLike[str] | None = None,
         timeout_s: float | None = None,
-    ) -> AnyTask:
+    ) -> Any: ...
+
+    @overload
+    def task(
+        self,
+        model: str,
+        kind: type[TaskT],
+        *,
+        version: str = "",
+        tokenize: str = "server",
+        tokenizer: str | os.PathLike[str] | None = None,
+        timeout_s: float | None = None,
+    ) -> TaskT: ...
+
+    def task(
+        self,
+        model: str,
+        kind: type[Any] | None = None,
+        *,
+        version: str = "",
+        tokenize: str = "server",
+        tokenizer: str | os.PathLike[str] | None = None,
+        timeout_s: float | None = None,
+    ) -> Any:
         """The typed call that the model describes in its config (``parameters.task``).
 
         Args:
             model: name of the model.
+            kind: the class that the caller relies on, such as :class:`TokenClassifier`: a model that is
+                another is refused, and type checkers know what comes back. ``None`` takes any.
             version: version of the model; empty for the server's choice at each call.
             tokenize: ``"server"`` sends the text; ``"client"`` makes the token ids here, asks the engine
                 alone, and reads its logits here: the same answers with less work for the server. It is for
@@ -301,14 +330,17 @@ class Client(ServerClient):
             The task's own class, such as a token classifier for ``token-classification``.
 
         Raises:
-            ConfigError: the model names no task, or one that this client does not know; or the client can't
-                tokenize for it, or not with that ``tokenizer``.
+            ConfigError: the model names no task, one that this client does not know, or another than
+                ``kind``; or the client can't tokenize for it, or not with that ``tokenizer``.
             ImportError: ``tokenize="client"`` without ``tokenizers``: install Mooring's extra [tokenize].
             DecodeError: the model's signature is not that of its task.
             ModelNotFound: the server does not know the model or the version.
             ModelNotReady: no version of it is loaded.
         """
         check_names(model, version)
+        if kind is not None and kind not in TASKS.values():
+            known = ", ".join(sorted(known.__name__ for known in TASKS.values()))
+            raise ConfigError(f"kind must be one of {known}, or None; got {kind!r}")
         local = None
         if tokenize == "client":
             # What few need, and what `import mooring` should not pay for.
@@ -322,11 +354,16 @@ class Client(ServerClient):
             )
         deadline = self._begin(timeout_s)
         signature = self._ask_signature(deadline, model, version)
-        kind = find_kind(signature.metadata, signature.config, model=model)
+        found = find_kind(signature.metadata, signature.config, model=model)
+        made = TASKS[found.name]
+        if kind is not None and kind is not made:
+            raise ConfigError(
+                f"model {model!r} says task {found.name!r}, a {made.__name__}, where the caller relies on a "
+                f"{kind.__name__}"
+            )
         if local is not None:
             local.load(signature, deadline)
-        task: AnyTask = TASKS[kind.name](self, kind, model=model, version=version, local=local)
-        return task
+        return made(self, found, model=model, version=version, local=local)
 
     def shared_memory(
         self,

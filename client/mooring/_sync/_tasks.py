@@ -263,19 +263,6 @@ class CustomerService(Task[str, CustomerServiceAnswer, list[CustomerServiceAnswe
     """Answers customers' messages: a :class:`CustomerServiceAnswer` per text."""
 
 
-AnyTask = (
-    CustomerService
-    | Embedder
-    | ImageClassifier
-    | OpinionClassifier
-    | Recommender
-    | TabularClassifier
-    | TextClassifier
-    | TextMultiClassifier
-    | TextRanker
-    | TokenClassifier
-)
-
 #: The class of each task.
 TASKS: dict[str, type[Any]] = {
     "customer-service": CustomerService,
