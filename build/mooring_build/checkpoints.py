@@ -12,7 +12,7 @@ import tempfile
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
@@ -24,6 +24,15 @@ from mooring_build.recipe import Recipe
 from mooring_build.recipe_tables import Base
 
 _HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]
+#: How a text's tokens become one vector: their mean, or the first one's.
+Pooling = Literal["mean", "cls"]
+_POOLINGS: dict[str, Pooling] = {
+    "mean": "mean",
+    "mean_tokens": "mean",
+    "cls": "cls",
+    "cls_token": "cls",
+}
+
 _WITHOUT_TOKENIZER = frozenset({"image-classification", "tabular-classification"})
 _HUB_ERRORS = (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError)
 
@@ -87,6 +96,50 @@ def read_position_limit(folder: Path) -> int | None:
     limit = config.get("max_position_embeddings")
     offset = config.get("pad_token_id", 1) + 1 if "roberta" in config["model_type"] else 0
     return None if limit is None else int(limit) - offset
+
+
+def read_pooling(folder: Path) -> Pooling:
+    """How a checkpoint of sentence-transformers makes a text's vector; ``mean`` where it does not say.
+
+    Its ``modules.json`` lists the modules in the order in which they run, and the folder of the one called
+    ``Pooling`` has a ``config.json`` of its own.
+
+    Raises:
+        CheckpointError: it makes the vector in another way, or does not say which.
+    """
+    listing = folder / "modules.json"
+    if not listing.is_file():
+        return "mean"
+    try:
+        modules = [
+            (str(part["type"]).rsplit(".", 1)[-1], folder / part["path"] / "config.json")
+            for part in json.loads(listing.read_text(encoding="utf-8"))
+        ]
+        modes = [mode for kind, path in modules if kind == "Pooling" for mode in _pooling_modes(path)]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as exc:
+        raise CheckpointError(f"{listing} or what it names can't be read: {exc!r}") from exc
+    kinds = [kind for kind, _ in modules]
+    known = kinds in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"])
+    if not known or len(modes) != 1 or modes[0] not in _POOLINGS:
+        raise CheckpointError(
+            f"{listing}: vectors come from {' and '.join(kinds) or 'nothing'}, pooled by "
+            f"{' and '.join(modes) or 'nothing'}; Mooring takes the mean of the tokens or the first one (cls), "
+            "scaled to length 1, from Transformer, Pooling and Normalize alone"
+        )
+    return _POOLINGS[modes[0]]
+
+
+def _pooling_modes(path: Path) -> list[str]:
+    """What a ``Pooling`` joins: newer ones name it in one key, older ones have a key for each way."""
+    values = json.loads(path.read_text(encoding="utf-8"))
+    if "pooling_mode" in values:
+        said = values["pooling_mode"]
+        return [said] if isinstance(said, str) else list(said)
+    return [
+        key.removeprefix("pooling_mode_")
+        for key, on in values.items()
+        if key.startswith("pooling_mode_") and on
+    ]
 
 
 def _locate(recipe: Recipe) -> tuple[Path, str]:
@@ -166,8 +219,18 @@ def _from_wheel(base: Base) -> Path:
 
 
 def _relevant(folder: Path) -> list[Path]:
-    names = ("config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors.index.json")
-    return [path for path in folder.iterdir() if path.name in names or path.suffix == ".safetensors"]
+    names = (
+        "config.json",
+        "modules.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "model.safetensors.index.json",
+    )
+    pooling = folder.glob("*Pooling/config.json")
+    return [
+        *pooling,
+        *(path for path in folder.iterdir() if path.name in names or path.suffix == ".safetensors"),
+    ]
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 
 from mooring import CheckpointError
 from mooring_build import checkpoints
-from mooring_build.checkpoints import read_labels_of, resolve_checkpoint
+from mooring_build.checkpoints import read_labels_of, read_pooling, resolve_checkpoint
 from mooring_build.recipe import Recipe, load_recipe
 
 
@@ -152,3 +152,73 @@ def test_nowhere_to_be_had(no_hub: list[bool], tmp_path: Path) -> None:
 def test_labels_of_a_checkpoint(folder: Path, id2label: object, expected: list[str] | None) -> None:
     (folder / "config.json").write_text(json.dumps({"model_type": "bert", "id2label": id2label}))
     assert read_labels_of(folder) == expected
+
+
+def say_pooling(folder: Path, pooling: object, *kinds: str) -> None:
+    modules = [
+        {
+            "idx": index,
+            "path": "" if index == 0 else f"{index}_{kind}",
+            "type": f"sentence_transformers.{kind}",
+        }
+        for index, kind in enumerate(kinds)
+    ]
+    (folder / "modules.json").write_text(json.dumps(modules))
+    if "Pooling" in kinds:
+        path = folder / f"{kinds.index('Pooling')}_Pooling"
+        path.mkdir()
+        (path / "config.json").write_text(json.dumps(pooling))
+
+
+@pytest.mark.parametrize(
+    ("pooling", "expected"),
+    [
+        ({"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": False}, "mean"),
+        ({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}, "cls"),
+        ({"pooling_mode": "mean", "embedding_dimension": 384}, "mean"),
+        ({"pooling_mode": ["cls"]}, "cls"),
+    ],
+)
+@pytest.mark.parametrize("kinds", [["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]])
+def test_pooling_is_as_sentence_transformers_says(
+    folder: Path, pooling: object, kinds: list[str], expected: str
+) -> None:
+    assert read_pooling(folder) == "mean"
+    before = resolve_checkpoint(recipe_for(folder)).digest
+    say_pooling(folder, pooling, *kinds)
+    assert read_pooling(folder) == expected
+    assert resolve_checkpoint(recipe_for(folder)).digest != before
+
+
+@pytest.mark.parametrize(
+    ("pooling", "kinds", "said"),
+    [
+        ({"pooling_mode_lasttoken": True}, ["Transformer", "Pooling"], "pooled by lasttoken; Mooring takes"),
+        (
+            {"pooling_mode_mean_tokens": True, "pooling_mode_max_tokens": True},
+            ["Transformer", "Pooling"],
+            "pooled by mean_tokens and max_tokens;",
+        ),
+        (
+            {"pooling_mode": "mean"},
+            ["Transformer", "Pooling", "Dense"],
+            "from Transformer and Pooling and Dense",
+        ),
+        ({}, ["Transformer", "Pooling"], "pooled by nothing"),
+        ({}, ["StaticEmbedding"], "vectors come from StaticEmbedding,"),
+        ([], ["Transformer", "Pooling"], "can't be read"),
+    ],
+)
+def test_a_checkpoint_that_pools_otherwise_is_refused(
+    folder: Path, pooling: object, kinds: list[str], said: str
+) -> None:
+    say_pooling(folder, pooling, *kinds)
+    with pytest.raises(CheckpointError, match=f"modules.json.*{said}"):
+        read_pooling(folder)
+
+
+@pytest.mark.parametrize("listing", ["{", "7", '[{"type": "a.Pooling", "path": "1_Pooling"}]', "[[]]"])
+def test_a_listing_that_says_nothing_is_refused(folder: Path, listing: str) -> None:
+    (folder / "modules.json").write_text(listing)
+    with pytest.raises(CheckpointError, match=r"modules.json or what it names can't be read: "):
+        read_pooling(folder)

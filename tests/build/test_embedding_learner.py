@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from transformers import BertConfig, BertModel, EvalPrediction
 
-from mooring_build.learners.embedding import EmbeddingModel, _mark, _score
+from mooring_build.learners.embedding import EmbeddingModel, _mark, _score, load_embedding_model
+from tiny_checkpoint import make_tiny_checkpoint
 
 
 @pytest.fixture
@@ -28,6 +32,37 @@ def test_vectors_have_unit_length_and_padding_does_not_count(model: EmbeddingMod
     mask = torch.tensor([[1, 1, 1, 0, 0]] * 2)
     assert torch.allclose(model(padded, mask).embedding, alone, atol=1e-6)
     assert torch.allclose(alone.norm(dim=1), torch.ones(2))
+
+
+def test_the_vector_of_the_first_token_is_taken_where_the_checkpoint_says_so(model: EmbeddingModel) -> None:
+    first = EmbeddingModel.around(model.encoder, "cls").eval()
+    ids = torch.tensor([[1, 2, 3, 9]])
+    mask = torch.tensor([[1, 1, 1, 0]])
+    hidden = model.encoder(input_ids=ids, attention_mask=mask).last_hidden_state
+    assert torch.allclose(first(ids, mask).embedding, torch.nn.functional.normalize(hidden[:, 0], dim=-1))
+    assert not torch.allclose(first(ids, mask).embedding, model(ids, mask).embedding, atol=1e-3)
+
+
+def test_a_checkpoint_of_sentence_transformers_says_how_it_pools(tmp_path: Path) -> None:
+    folder = make_tiny_checkpoint(tmp_path, "feature-extraction", ["a"])
+    width = json.loads((folder / "config.json").read_text())["hidden_size"]
+    recipe = SimpleNamespace(task="feature-extraction", catalogue=None, text=SimpleNamespace(dimension=width))
+    assert load_embedding_model(folder, recipe).config.pooling == "mean"
+    (folder / "modules.json").write_text(
+        json.dumps(
+            [
+                {"path": "", "type": "sentence_transformers.models.Transformer"},
+                {"path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
+            ]
+        )
+    )
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode_cls_token": True}))
+    made = load_embedding_model(folder, recipe)
+    assert made.config.pooling == "cls"
+    # A fine-tuned one keeps it.
+    made.save_pretrained(tmp_path / "tuned")
+    assert load_embedding_model(tmp_path / "tuned", recipe).config.pooling == "cls"
 
 
 def test_another_text_of_the_same_item_is_no_negative(model: EmbeddingModel) -> None:

@@ -86,7 +86,8 @@ def test_other_encoders_and_what_is_made_of_one(kind: str) -> None:
     _check(LogitsOnly(AutoModelForSequenceClassification.from_config(config)).eval(), lengths)
     if kind == "bert":
         encoder = AutoModel.from_config(config)
-        _check(EmbeddingOnly(EmbeddingModel.around(encoder)).eval(), lengths)
+        for pooling in ("mean", "cls"):
+            _check(EmbeddingOnly(EmbeddingModel.around(encoder, pooling)).eval(), lengths)
         _check(LogitsOnly(HeadsModel.around(encoder, {"x": ["a", "b"], "y": ["c", "d"]})).eval(), lengths)
 
 

@@ -1,4 +1,4 @@
-"""Embeddings of texts: an encoder, the mean over its tokens, unit length; fine-tuned to rank items."""
+"""Embeddings of texts: an encoder, one vector of its tokens', unit length; fine-tuned to rank items."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from transformers import (
 from transformers.utils import ModelOutput
 
 from mooring import CheckpointError, RecipeError
+from mooring_build.checkpoints import Pooling, read_pooling
 from mooring_build.datasets import Dataset
 from mooring_build.knowledge_base import Entry, of_known_items, read_entries
 from mooring_build.learners._learner import Exportable, Lesson
@@ -39,13 +40,17 @@ class EmbeddingConfig(PreTrainedConfig):
 
     Args:
         encoder: the encoder's own configuration, as a table.
+        pooling: whether a text's vector is the ``mean`` of its tokens' or the first one's (``cls``).
     """
 
     model_type = "mooring_embedding"
 
-    def __init__(self, encoder: dict[str, Any] | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self, encoder: dict[str, Any] | None = None, pooling: Pooling = "mean", **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
         self.encoder = encoder or {}
+        self.pooling = pooling
         for name in ("vocab_size", "hidden_size", "max_position_embeddings"):
             setattr(self, name, self.encoder.get(name))
 
@@ -70,15 +75,17 @@ class EmbeddingModel(PreTrainedModel):
         self.post_init()
 
     @classmethod
-    def around(cls, encoder: PreTrainedModel) -> EmbeddingModel:
+    def around(cls, encoder: PreTrainedModel, pooling: Pooling = "mean") -> EmbeddingModel:
         """Put an encoder with its weights into a model."""
-        model = cls(EmbeddingConfig(encoder=encoder.config.to_dict()))
+        model = cls(EmbeddingConfig(encoder=encoder.config.to_dict(), pooling=pooling))
         model.encoder = encoder
         return model
 
     def embed(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """``[B, L]`` ids and mask to ``[B, D]``."""
         hidden = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        if self.config.pooling == "cls":
+            return functional.normalize(hidden[:, 0], dim=-1)
         mask = attention_mask.unsqueeze(-1).to(hidden.dtype)  # [B, L, 1]
         return functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1)
 
@@ -289,11 +296,12 @@ def load_embedding_model(folder: Path, recipe: Recipe) -> EmbeddingModel:
     """Load an encoder, or a checkpoint of a text-ranking recipe, ready to answer.
 
     Raises:
-        CheckpointError: it can't be loaded, or its embeddings have another length than the recipe says.
+        CheckpointError: it can't be loaded, makes its embeddings in a way that Mooring does not have, or they
+            have another length than the recipe says.
     """
     model = load_fine_tuned_model(folder, recipe.task)
     if not isinstance(model, EmbeddingModel):
-        model = EmbeddingModel.around(model)
+        model = EmbeddingModel.around(model, read_pooling(folder))
     expected = recipe.catalogue.dimension if recipe.catalogue is not None else recipe.text.dimension
     if model.config.hidden_size != expected:
         key = "catalogue.dimension" if recipe.catalogue is not None else "text.dimension"

@@ -14,6 +14,7 @@ from transformers import EvalPrediction, PreTrainedTokenizerFast
 
 from mooring import CheckpointError, DataError
 from mooring_build.behaviour import count_events, read_items
+from mooring_build.checkpoints import read_pooling
 from mooring_build.datasets import Dataset, NextItem, Visits
 from mooring_build.learners._learner import Case, Exportable, Learner, Lesson, verified_batches
 from mooring_build.learners.embedding import EmbeddingModel, embed_texts
@@ -211,9 +212,10 @@ def _new_recommender(
     texts = {item: text for item, text in catalogue.items() if item in counts} | {
         item: text for item, text in catalogue.items() if item in later
     }
-    encoder = EmbeddingModel.around(load_fine_tuned_model(folder, recipe.task))
+    encoder = EmbeddingModel.around(load_fine_tuned_model(folder, recipe.task), read_pooling(folder))
     config = RecommenderConfig(
         encoder=encoder.config.encoder,
+        pooling=encoder.config.pooling,
         dimension=recipe.catalogue.dimension,
         max_history=recipe.catalogue.max_history,
         known_count=len(texts),

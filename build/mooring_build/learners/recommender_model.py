@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn import functional
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 
+from mooring_build.checkpoints import Pooling
 from mooring_build.learners.embedding import EmbeddingConfig, EmbeddingModel
 
 #: Label of a state that nothing follows.
@@ -36,6 +37,7 @@ class RecommenderConfig(PreTrainedConfig):
         heads: of its attention.
         dropout: share of the values that training leaves out.
         item_dropout: share of the items whose own part training leaves out.
+        pooling: of the encoder's tokens, as of an :class:`EmbeddingConfig`.
     """
 
     model_type = "mooring_recommender"
@@ -51,10 +53,12 @@ class RecommenderConfig(PreTrainedConfig):
         heads: int = 2,
         dropout: float = 0.2,
         item_dropout: float = 0.1,
+        pooling: Pooling = "mean",
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.encoder = encoder or {}
+        self.pooling = pooling
         self.dimension = dimension
         self.max_history = max_history
         self.known_count = known_count
@@ -72,7 +76,7 @@ class RecommenderModel(PreTrainedModel):
 
     def __init__(self, config: RecommenderConfig) -> None:
         super().__init__(config)
-        self.text_encoder = EmbeddingModel(EmbeddingConfig(encoder=config.encoder))
+        self.text_encoder = EmbeddingModel(EmbeddingConfig(encoder=config.encoder, pooling=config.pooling))
         self.text_encoder.requires_grad_(False)
         text_dimension = self.text_encoder.config.hidden_size
         self.register_buffer("text_vectors", torch.zeros(config.known_count, text_dimension))
