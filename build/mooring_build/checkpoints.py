@@ -123,7 +123,7 @@ def read_pooling(folder: Path) -> Pooling:
     if not known or len(modes) != 1 or modes[0] not in _POOLINGS:
         raise CheckpointError(
             f"{listing}: vectors come from {' and '.join(kinds) or 'nothing'}, pooled by "
-            f"{' and '.join(modes) or 'nothing'}; Mooring takes the mean of the tokens or the first one (cls), "
+            f"{' and '.join(modes) or 'nothing'}; Mooring takes the mean of the tokens or the first one, "
             "scaled to length 1, from Transformer, Pooling and Normalize alone"
         )
     return _POOLINGS[modes[0]]

@@ -81,7 +81,7 @@ def _create(name: str, byte_size: int) -> shared_memory.SharedMemory:
         # Where there is less room, the first write beyond it would kill the process.
         with path.open("rb+") as file:
             os.posix_fallocate(file.fileno(), 0, byte_size)
-    except OSError:
+    except BaseException:
         memory.close()
         memory.unlink()
         raise

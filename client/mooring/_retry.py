@@ -82,11 +82,12 @@ def _gateway_status(error: Overloaded) -> Literal["502", "504"] | None:
     (https://github.com/istio/istio/issues/13205).
     """
     words = str(error).lower()
+    reason = words.partition("reset reason:")[2]
     if error.code == "504" or any(part in words for part in _TIMED_OUT):
         return "504"
     lost = "reset before headers" in words and (
         # The last of its own tries: one before may have been passed on.
-        "retried and the latest" in words or not any(part in words for part in _NOT_PASSED_ON)
+        "retried and the latest" in words or not any(part in reason for part in _NOT_PASSED_ON)
     )
     if error.code == "502" or "header with status: 502" in words or lost:
         return "502"

@@ -65,7 +65,10 @@ def _run(source: Path, target: Path) -> int:
             continue
         reason = _obstacle(folder, config)
         if folder.name not in called:
-            reason = "no pipeline calls it; one does if it is built with --set export.engine=onnx"
+            other = folder.name.replace("_onnx", "_torchscript")
+            reason = "no pipeline calls it"
+            if other in called:
+                reason += "; one does if it is built with --set export.engine=onnx"
         print(f"{folder.name}: {f'stays as it is: {reason}' if reason else 'TensorRT'}")
         if reason is None:
             converted[folder.name] = config

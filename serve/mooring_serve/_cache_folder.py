@@ -26,19 +26,18 @@ def build_once(target: Path, build: Callable[[Path], None]) -> Path:
     if target.is_dir():
         return target
     make_cache_folder(target.parent)
-    with tempfile.TemporaryDirectory(prefix=".building-", dir=target.parent) as scratch:
-        complete = Path(scratch) / target.name
-        complete.mkdir()
-        try:
+    try:
+        with tempfile.TemporaryDirectory(prefix=".building-", dir=target.parent) as scratch:
+            complete = Path(scratch) / target.name
+            complete.mkdir()
             build(complete)
-        except OSError as exc:
-            raise ConfigError(
-                f"{target} can't be made: {exc.strerror or exc}; XDG_CACHE_HOME names another folder for "
-                "caches"
-            ) from exc
-        try:
-            complete.rename(target)
-        except OSError:
-            if not target.is_dir():
-                raise
+            try:
+                complete.rename(target)
+            except OSError:
+                if not target.is_dir():
+                    raise
+    except OSError as exc:
+        raise ConfigError(
+            f"{target} can't be made: {exc}; XDG_CACHE_HOME names another folder for caches"
+        ) from exc
     return target

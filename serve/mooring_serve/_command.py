@@ -77,8 +77,8 @@ def check_repository(options: ServerOptions) -> None:
     """Refuse a repository from which nothing could be served.
 
     Raises:
-        ConfigError: it doesn't exist, nothing in it is built and nothing can be loaded later, or its path
-            would be taken apart.
+        ConfigError: it doesn't exist, a model in it can't be read, nothing in it is built and nothing can be
+            loaded later, or its path would be taken apart.
     """
     repository = options.model_repository
     check_path("the model repository", repository)
@@ -112,15 +112,16 @@ def _named_models(options: ServerOptions) -> set[str]:
 def _model_folders(repository: Path) -> list[Path]:
     if not repository.is_dir():
         return []
-    return [entry for entry in repository.iterdir() if entry.is_dir() and not entry.name.startswith(".")]
+    folders = [entry for entry in repository.iterdir() if entry.is_dir() and not entry.name.startswith(".")]
+    # A volume's own folder, which only root may read.
+    return [folder for folder in folders if folder.name != "lost+found"]
 
 
 def _has_version(model: Path) -> bool:
     try:
         return any(entry.is_dir() and entry.name.isdecimal() for entry in model.iterdir())
-    except OSError:
-        # Such as a volume's lost+found.
-        return False
+    except OSError as exc:
+        raise ConfigError(f"the model {model} can't be read: {exc.strerror}") from exc
 
 
 def server_command(

@@ -101,6 +101,13 @@ STATUSES: list[tuple[str, str, type[MooringError], str]] = [
     ("UNAVAILABLE", "Server not ready", ModelNotReady, "Server not ready"),
     ("UNAVAILABLE", "Exceeds maximum queue size", Overloaded, "Exceeds maximum queue size"),
     ("UNAVAILABLE", "the words of some model", Overloaded, "the words of some model"),
+    (
+        "UNAVAILABLE",
+        "upstream connect error or disconnect/reset before headers. retried and the latest reset reason: "
+        "remote connection failure, transport failure reason: delayed connect error: Connection refused",
+        Overloaded,
+        "Connection refused",
+    ),
     ("RESOURCE_EXHAUSTED", "rate limit", Overloaded, "rate limit"),
     ("RESOURCE_EXHAUSTED", "Received message larger than max (9 vs. 4)", InvalidInput, "larger than max"),
     ("INTERNAL", "oops", ServerError, r"oops \[INTERNAL\]"),

@@ -22,6 +22,16 @@ def test_more_than_there_is_room_for_is_refused_and_not_written_to() -> None:
     assert not (PLACE / NAME).exists()
 
 
+def test_an_interrupted_beginning_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "posix_fallocate", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        SystemRegion(NAME, 64)
+    assert not (PLACE / NAME).exists()
+
+
 @pytest.mark.parametrize("left_behind", [b"", b"something"])
 def test_what_was_left_behind_is_replaced(left_behind: bytes) -> None:
     (PLACE / NAME).write_bytes(left_behind)

@@ -177,6 +177,7 @@ def test_only_what_is_safe_is_repeated(kind: type[MooringError]) -> None:
         ("503", f"{ENVOY} remote connection failure, transport failure reason: refused", True, True, True),
         ("UNAVAILABLE", f"{ENVOY} overflow", True, True, True),
         ("503", f"{RETRIED} remote connection failure", True, False, False),
+        ("503", f"model 'stackoverflow': {ENVOY} connection termination", True, False, False),
         ("UNAVAILABLE", "upstream request timeout", False, False, False),
         ("UNAVAILABLE", "stream timeout", False, False, False),
     ],

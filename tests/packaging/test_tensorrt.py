@@ -30,7 +30,8 @@ exit "${STATUS:-0}"
 def _publish(folder: Path, *overrides: str, shipped: str = "intent") -> Path:
     recipe = load_recipe(shipped, ['export.formats=["onnx"]', *overrides])
     runnable = recipe.serving.mixed_lengths != "ragged"
-    publish_release(folder / "models", recipe, make_release(folder / "files", recipe, runnable=runnable))
+    files = folder / f"files {recipe.serving.mixed_lengths}"
+    publish_release(folder / "models", recipe, make_release(files, recipe, runnable=runnable))
     return folder / "models"
 
 
@@ -132,7 +133,18 @@ def test_an_engine_that_nobody_asks_stays(tmp_path: Path) -> None:
     formats = ['export.formats=["onnx", "torchscript"]', "export.engine=torchscript"]
     done = _convert(_publish(tmp_path, "serving.mixed_lengths=padded", *formats), tmp_path / "plans")
     assert done.returncode == 2
-    assert "intent_onnx: stays as it is: no pipeline calls it" in done.stdout
+    way_out = "one does if it is built with --set export.engine=onnx"
+    assert f"intent_onnx: stays as it is: no pipeline calls it; {way_out}" in done.stdout
+
+
+def test_an_engine_of_earlier_settings_stays(tmp_path: Path) -> None:
+    _publish(tmp_path, "serving.mixed_lengths=ragged")
+    done = _convert(_publish(tmp_path, "serving.mixed_lengths=padded"), tmp_path / "plans")
+    assert done.returncode == 0
+    assert done.stdout.splitlines() == [
+        "intent_onnx: TensorRT",
+        "intent_onnx_ragged: stays as it is: no pipeline calls it",
+    ]
 
 
 def test_a_folder_that_is_there_is_left_alone(converted: Path, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -149,22 +150,47 @@ def test_models_to_load(tmp_path: Path) -> None:
     assert models_to_load(only) == {"ner"}
 
 
-def test_folders_that_can_not_be_read_are_no_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "ner" / "1").mkdir(parents=True)
-    (tmp_path / "lost+found").mkdir()
+@pytest.fixture
+def refuse_to_read(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Make folders of a name unreadable; root, who may read everything, runs tests too."""
     iterdir, read_text = Path.iterdir, Path.read_text
 
-    def refuse(path: Path) -> None:
-        if path.name == "lost+found" or path.parent.name == "lost+found":
-            raise PermissionError(13, "Permission denied", str(path))
+    def make_unreadable(name: str) -> None:
+        def refuse(path: Path) -> None:
+            if name in (path.name, path.parent.name):
+                raise PermissionError(13, "Permission denied", str(path))
 
-    # Root, who may read everything, runs tests too.
-    monkeypatch.setattr(Path, "iterdir", lambda path: refuse(path) or iterdir(path))
-    monkeypatch.setattr(Path, "read_text", lambda path, **how: refuse(path) or read_text(path, **how))
-    options = options_for(tmp_path)
+        monkeypatch.setattr(Path, "iterdir", lambda path: refuse(path) or iterdir(path))
+        monkeypatch.setattr(Path, "read_text", lambda path, **how: refuse(path) or read_text(path, **how))
+
+    return make_unreadable
+
+
+@pytest.mark.parametrize("mode", ["none", "poll"])
+def test_a_volumes_own_folder_is_no_model(
+    tmp_path: Path, mode: Any, refuse_to_read: Callable[[str], None]
+) -> None:
+    (tmp_path / "ner" / "1").mkdir(parents=True)
+    (tmp_path / "lost+found").mkdir()
+    refuse_to_read("lost+found")
+    options = options_for(tmp_path, model_control_mode=mode)
     check_repository(options)
     words = server_command(EMBEDDED, options, address="127.0.0.1", ports=PORTS, server_id="mine")
-    assert [word for word in words if word.startswith("--load-model")] == ["--load-model=ner"]
+    assert "--strict-readiness=true" in words
+    assert models_to_load(options) == {"ner"}
+    assert unbuilt_models(options) == set()
+
+
+def test_a_model_that_can_not_be_read_is_not_left_out(
+    tmp_path: Path, refuse_to_read: Callable[[str], None]
+) -> None:
+    for name in ("ner", "intent"):
+        (tmp_path / name / "1").mkdir(parents=True)
+    refuse_to_read("ner")
+    options = options_for(tmp_path)
+    for look in (check_repository, models_to_load, unbuilt_models):
+        with pytest.raises(ConfigError, match=r"^the model .*/ner can't be read: Permission denied$"):
+            look(options)
 
 
 @pytest.mark.parametrize(("built", "strict"), [(True, "true"), (False, "false")])

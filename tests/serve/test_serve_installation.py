@@ -4,6 +4,7 @@ import errno
 import os
 import stat
 import sys
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Barrier
@@ -79,9 +80,26 @@ def test_a_full_disk_names_the_way_out(tmp_path: Path) -> None:
     def fail(folder: Path) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    with pytest.raises(ConfigError, match=r"/folder can't be made: No space left on device; XDG_CACHE_HOME"):
+    with pytest.raises(
+        ConfigError, match=r"/folder can't be made: .*No space left on device; XDG_CACHE_HOME"
+    ):
         build_once(tmp_path / "folder", fail)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_can_not_be_read_for_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(folder: Path) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", "/cache/some.whl")
+
+    with pytest.raises(ConfigError, match=r"/folder can't be made: .*Permission denied: '/cache/some.whl';"):
+        build_once(tmp_path / "folder", fail)
+
+    def refuse(**where: object) -> str:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(tempfile, "mkdtemp", lambda *a, **k: refuse())
+    with pytest.raises(ConfigError, match=r"/folder can't be made: .*No space left on device"):
+        build_once(tmp_path / "folder", lambda folder: None)
 
 
 def test_two_that_build_at_once_get_the_same_folder(tmp_path: Path) -> None:

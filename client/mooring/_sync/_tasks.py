@@ -113,7 +113,8 @@ class Task(Generic[ItemT, ResultT, ManyT]):
             items: as many as there are.
             concurrency: requests under way at a time.
             ordered: whether results come in the order of the items, or as soon as they are there.
-            batch_size: items in one request; ``None`` finds out while it runs which size is fastest.
+            batch_size: items in one request, fewer where an asynchronous iterable has no more at the moment;
+                ``None`` finds out while it runs which size is fastest.
             progress: whether a progress bar is drawn on standard error (needs ``tqdm``).
             timeout_s: time budget of each request in seconds; ``None`` takes the client's.
 

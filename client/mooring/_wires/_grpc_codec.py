@@ -181,7 +181,8 @@ def grpc_error(
         )
     if status == "UNKNOWN" and lowered.startswith("stream removed"):
         return TransportError(f"{endpoint}: connection lost before an answer came ({said})")
-    if status == "UNAVAILABLE":
+    # Envoy tells so of its own connections: whoever it spoke to may have been reached by a try before.
+    if status == "UNAVAILABLE" and "reset before headers" not in lowered:
         if any(words in lowered for words in _NO_CONNECTION_WORDS):
             return ConnectError(f"{endpoint}: can't connect; is the server running? ({said})")
         if any(words in lowered for words in _LOST_CONNECTION_WORDS):
