@@ -30,6 +30,7 @@ from mooring_build.publish import EngineFiles, Release, is_up_to_date, publish_r
 from mooring_build.recipe import COMPOSED_TASKS, LABELLED_TASKS, Recipe, Task
 from mooring_build.recipe_tables import ExportFormat, Search
 from mooring_build.release_audit import audit_release
+from mooring_build.repository import decided_with_others
 from mooring_build.stages import Stage, StepFiles, git_commit, library_versions, shared_digest, source_digest
 
 # Tasks whose releases hold more of the checkpoint: the module whose ``step_files`` makes it.
@@ -291,6 +292,8 @@ def _publish(
         ),
     )
     say(f"published   {recipe.name} version {version} in {repository}")
+    for name in decided_with_others(repository, recipe.name, version):
+        say(f"outdated    {name} found its thresholds with another version of {recipe.name}: build it again")
     return version
 
 

@@ -103,8 +103,10 @@ def compose_files(
     for name in recipe.parts.values():
         version = released_version(repository, name)
         manifests[name] = read_manifest(repository, name, version or 0)
-    content = _read_replies(recipe, manifests[recipe.parts["intent"]]["labels"])
+    intents = manifests[recipe.parts["intent"]]["labels"]
+    content = _read_replies(recipe, intents)
     texts = {
+        "intents": intents,
         "templates": {intent: template.model_dump() for intent, template in content.replies.items()},
         "answer": content.answer.text,
         "handover": content.handover.text,

@@ -14,17 +14,16 @@ Killed before 5, the old release answers; after it, the new one; and the next pu
 what was begun. A recipe's first release has nothing to keep working: its configs are written before 3, and
 the ensemble's folder, placed last, takes the part of 5.
 
-Old versions stay on disk, complete: naming one in the ensemble's and the parts' configs is the way back.
-Nothing deletes them but their owner.
+Old versions stay on disk, complete, each with the configs that it was published with: :func:`roll_back` lets
+one answer again, by steps 2 and 4 to 6. Nothing deletes them but their owner.
 """
 
 from __future__ import annotations
 
 import datetime
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Literal
 
 from tritonclient.grpc import model_config_pb2 as pb
 
@@ -45,20 +44,12 @@ from mooring_build.repository import (
     read_manifest,
     read_text,
     released_version,
-    remove_staged,
-    remove_version,
     stage_version,
     versions_of,
     write_file,
 )
-from mooring_build.triton_config import (
-    HEADER,
-    dumps_config,
-    loads_config,
-    model_configs,
-    model_names,
-    serve_versions,
-)
+from mooring_build.switching import Switch, recover
+from mooring_build.triton_config import HEADER, dumps_config, loads_config, model_configs, model_names
 
 __all__ = [
     "EngineFiles",
@@ -68,6 +59,7 @@ __all__ = [
     "publish_steps",
     "read_manifest",
     "released_version",
+    "roll_back",
     "write_configs",
 ]
 
@@ -108,10 +100,12 @@ def publish_steps(repository: Path, recipe: Recipe, release: Release) -> Generat
         files = version_files(recipe, release)
     with _explained(repository), locked(repository) as journal:
         _check_ownership(repository, recipe)
-        _recover(repository, model_names(recipe), journal)
+        recover(repository, journal)
         yield "recovered"
         _check_task(repository, recipe)
-        _check_joining(repository, recipe, release.labels)
+        ensemble = model_configs(recipe, release.labels, 1)[recipe.name]
+        _check_joining(repository, recipe.name, ensemble)
+        _check_joined(repository, ensemble)
         released = released_version(repository, recipe.name)
         if released is not None:
             _check_widths(repository, recipe, release.labels)
@@ -122,7 +116,7 @@ def publish_steps(repository: Path, recipe: Recipe, release: Release) -> Generat
         except BaseException:
             # A disk that is full or read-only may forbid this too; then the next publish does it.
             with suppress(OSError):
-                _recover(repository, model_names(recipe), journal)
+                recover(repository, journal)
             raise
 
 
@@ -134,20 +128,77 @@ def write_configs(repository: Path, recipe: Recipe, labels: Sequence[str], versi
     """
     with _explained(repository), locked(repository) as journal:
         _check_ownership(repository, recipe)
-        _recover(repository, model_names(recipe), journal)
+        recover(repository, journal)
         released = released_version(repository, recipe.name)
         if released not in (None, version):
             raise PublishError(
                 f"{repository / recipe.name} has released version {released}: "
                 f"its configs can't be rewritten for version {version}"
             )
-        _check_joining(repository, recipe, labels)
         configs = model_configs(recipe, labels, version)
+        _check_joining(repository, recipe.name, configs[recipe.name])
         old = read_config(repository, recipe.name)
         # Killed in between, the ensemble must not take larger batches than its steps: Triton refuses that.
         shrinks = old is not None and configs[recipe.name].max_batch_size < old.max_batch_size
         for model in sorted(configs, key=lambda model: (model == recipe.name) != shrinks):
             write_file(repository / model / CONFIG, dumps_config(configs[model]))
+
+
+def roll_back(repository: Path, name: str, version: int | None = None) -> int:
+    """Make an earlier release the one that answers, with the configs that it was published with.
+
+    Args:
+        repository: Triton model repository.
+        name: of a released pipeline.
+        version: one that is on disk; ``None`` for the highest below the one that answers.
+
+    Returns:
+        The version that answers now.
+
+    Raises:
+        PublishError: nothing is released under that name, there is no such version or it is not whole, a
+            pipeline that joins this one needs what that version does not answer, or the repository can't be
+            written.
+    """
+    with _explained(repository), locked(repository) as journal:
+        recover(repository, journal)
+        released = released_version(repository, name)
+        if released is None:
+            raise PublishError(f"{repository / name} has no release to go back from")
+        there = sorted(versions_of(repository, name) - {released})
+        if version is None:
+            version = max((one for one in there if one < released), default=None)
+        if version not in there:
+            raise PublishError(
+                f"{repository / name} serves version {released} and has "
+                f"{'version ' + ', '.join(map(str, there)) if there else 'no other version'} beside it"
+                f"{'' if version is None else f', not version {version}'}"
+            )
+        after = _published_configs(repository, name, version)
+        _check_joining(repository, name, loads_config(after[name]))
+        try:
+            switch = Switch.to(repository, name, version, after, placed=False)
+            journal.write(vars(switch))
+            for _ in switch.commit(repository, journal):
+                pass
+        except BaseException:
+            with suppress(OSError):
+                recover(repository, journal)
+            raise
+        return version
+
+
+def _published_configs(repository: Path, name: str, version: int) -> dict[str, str]:
+    """Each model's config as that version was published with it; the version is whole."""
+    models = [*read_manifest(repository, name, version).get("parts", {}), name]
+    if damaged := [path for model in models for path in damaged_files(repository, model, version)]:
+        raise PublishError(f"{damaged[0]} is missing or not as it was published: build the release again")
+    configs = {model: read_text(repository / model / str(version) / CONFIG) for model in models}
+    if lacking := [model for model, text in configs.items() if text is None]:
+        raise PublishError(
+            f"{repository / lacking[0] / str(version)} has no {CONFIG}: an earlier Mooring published it"
+        )
+    return {model: text for model, text in configs.items() if text is not None}
 
 
 def is_up_to_date(repository: Path, recipe: Recipe, labels: Sequence[str], inputs_digest: str) -> bool:
@@ -182,8 +233,9 @@ def _publish(
     files: Mapping[str, dict[str, Path | str]],
     journal: Journal,
 ) -> Generator[str, None, int]:
-    released = released_version(repository, recipe.name)
     version = _next_version(repository, recipe)
+    configs = model_configs(recipe, release.labels, version)
+    after = {model: dumps_config(config) for model, config in configs.items()}
     manifest = {
         **release.facts,
         "version": version,
@@ -194,106 +246,30 @@ def _publish(
     }
     parts = {}
     for model, content in files.items():
-        parts[model] = stage_version(repository / model, version, content, {**manifest, "model": model})
+        parts[model] = stage_version(
+            repository / model, version, {**content, CONFIG: after[model]}, {**manifest, "model": model}
+        )
         yield f"staged {model}"
-    stage_version(repository / recipe.name, version, {}, {**manifest, "model": recipe.name, "parts": parts})
+    stage_version(
+        repository / recipe.name,
+        version,
+        {CONFIG: after[recipe.name]},
+        {**manifest, "model": recipe.name, "parts": parts},
+    )
     yield f"staged {recipe.name}"
 
-    configs = model_configs(recipe, release.labels, version)
-    before = {model: read_text(repository / model / CONFIG) for model in configs}
-    after = {model: dumps_config(config) for model, config in configs.items()}
-    journal.write({"name": recipe.name, "version": version, "before": before, "after": after})
+    switch = Switch.to(repository, recipe.name, version, after, placed=True)
+    journal.write(vars(switch))
     yield "noted"
     for model, text in after.items():
-        if released is None or before[model] is None:
+        if switch.released is None or switch.before[model] is None:
             write_file(repository / model / CONFIG, text)
             yield f"announced {model}"
-    for model in configs:
+    for model in after:
         place_version(repository / model, version)
         yield f"placed {model}"
-    for model in files:
-        write_file(repository / model / CONFIG, _both(repository, model, released, before, after))
-        yield f"opened {model}"
-    write_file(repository / recipe.name / CONFIG, after[recipe.name])
-    yield "committed"
-    for model in files:
-        write_file(repository / model / CONFIG, after[model])
-        yield f"narrowed {model}"
-    journal.write({})
-    yield "closed"
+    yield from switch.commit(repository, journal)
     return version
-
-
-def _both(
-    repository: Path,
-    model: str,
-    released: int | None,
-    before: Mapping[str, str | None],
-    after: Mapping[str, str],
-) -> str:
-    """A part's config for the moment in which the old and the new ensemble must both be able to run."""
-    old_text = before[model]
-    if released is None or old_text is None or released not in versions_of(repository, model):
-        return after[model]
-    old, config = loads_config(old_text), loads_config(after[model])
-    if list(old.output) != list(config.output):
-        _leave_open(config, "output", old.output)
-    if list(old.input) != list(config.input):
-        _leave_open(config, "input", old.input)
-        # Of the new shape alone.
-        config.ClearField("model_warmup")
-    if config.backend == "python":
-        # The old ensemble may ask for what the new release no longer answers, such as a head.
-        kept = {output.name for output in config.output}
-        config.output.extend(output for output in old.output if output.name not in kept)
-    serve_versions(config, [released, *config.version_policy.specific.versions])
-    # An ensemble may not take larger batches than its steps.
-    config.max_batch_size = max(config.max_batch_size, old.max_batch_size)
-    return dumps_config(config)
-
-
-def _leave_open(
-    config: pb.ModelConfig, field: Literal["input", "output"], old: Iterable[pb.ModelInput | pb.ModelOutput]
-) -> None:
-    """Make a part's config fit versions whose tensors have other dims, such as the number of labels.
-
-    The onnxruntime backend refuses -1 for an axis that the file fixes, but reads what is not declared from
-    each version's own file; the pytorch backend wants tensors declared and compares nothing.
-    """
-    if config.backend == "onnxruntime":
-        config.ClearField(field)
-        return
-    before = {tensor.name: tensor.dims for tensor in old}
-    for tensor in getattr(config, field):
-        for axis, size in enumerate(before.get(tensor.name, tensor.dims)):
-            if tensor.dims[axis] != size:
-                tensor.dims[axis] = -1
-
-
-def _recover(repository: Path, models: Sequence[str], journal: Journal) -> None:
-    """Complete a publish that was interrupted after its commit, undo one that was interrupted before."""
-    plan = journal.read()
-    if plan:
-        version, before, after = plan["version"], plan["before"], plan["after"]
-        if released_version(repository, plan["name"]) == version:
-            for model, text in after.items():
-                write_file(repository / model / CONFIG, text)
-        else:
-            _undo(repository, version, before)
-        journal.write({})
-    for model in {*models, *plan.get("after", {})}:
-        remove_staged(repository / model)
-
-
-def _undo(repository: Path, version: int, before: Mapping[str, str | None]) -> None:
-    for model, text in before.items():
-        if text is not None:
-            write_file(repository / model / CONFIG, text)
-    for model in before:
-        remove_version(repository / model, version)
-    for model, text in before.items():
-        if text is None:
-            (repository / model / CONFIG).unlink(missing_ok=True)
 
 
 def _next_version(repository: Path, recipe: Recipe) -> int:
@@ -338,24 +314,44 @@ def _check_task(repository: Path, recipe: Recipe) -> None:
         )
 
 
-def _check_joining(repository: Path, recipe: Recipe, labels: Sequence[str]) -> None:
-    """What joins this pipeline must load after it too."""
-    most = recipe.serving.max_batch_size
-    answers = {output.name for output in model_configs(recipe, labels, 1)[recipe.name].output}
-    for name, config in joining_pipelines(repository, recipe.name).items():
-        joins, size = f"{repository / name} joins {recipe.name!r}", config.max_batch_size
+def _check_joining(repository: Path, joined: str, changed: pb.ModelConfig) -> None:
+    """What joins this pipeline must load beside its new config too."""
+    most = changed.max_batch_size
+    answers = {output.name for output in changed.output}
+    for name, config in joining_pipelines(repository, joined).items():
+        joins, size = f"{repository / name} joins {joined!r}", config.max_batch_size
         if size > most:
             raise PublishError(
                 f"{joins} and takes batches of {size}: Triton would not load it beside "
                 f"serving.max_batch_size {most}; set that to {size} or more, or first build {name!r} with "
                 f"--set serving.max_batch_size={most}"
             )
-        steps = [step for step in config.ensemble_scheduling.step if step.model_name == recipe.name]
+        steps = [step for step in config.ensemble_scheduling.step if step.model_name == joined]
         if missing := sorted({output for step in steps for output in step.output_map} - answers):
             raise PublishError(
                 f"{joins} and needs its output {', '.join(missing)}, which this release has not: Triton "
                 "would not load it, and 'mooring serve' not start; build into another --repository, give the "
                 f"recipe another name, or move {repository / name} away"
+            )
+
+
+def _check_joined(repository: Path, ensemble: pb.ModelConfig) -> None:
+    """What this pipeline joins may have been released anew since the release was made."""
+    for step in ensemble.ensemble_scheduling.step:
+        if step.model_version > 0:
+            continue
+        joined = read_config(repository, step.model_name)
+        answers = {output.name for output in joined.output} if joined is not None else set()
+        if missing := sorted(set(step.output_map) - answers):
+            raise PublishError(
+                f"{ensemble.name} joins {repository / step.model_name} and needs its output "
+                f"{', '.join(missing)}, which it no longer has: build {step.model_name!r} again"
+            )
+        if joined is not None and joined.max_batch_size < ensemble.max_batch_size:
+            raise PublishError(
+                f"{ensemble.name} takes batches of {ensemble.max_batch_size}, and what it joins, "
+                f"{repository / step.model_name}, of {joined.max_batch_size}: set serving.max_batch_size to "
+                "that or less"
             )
 
 

@@ -7,6 +7,7 @@ for versions.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -40,11 +41,11 @@ def read_config(repository: Path, model: str) -> pb.ModelConfig | None:
         PublishError: the file is not a Triton configuration.
     """
     path = repository / model / CONFIG
-    text = read_text(path)
-    if text is None:
-        return None
     try:
-        return loads_config(text)
+        text = read_text(path)
+        return None if text is None else loads_config(text)
+    except UnicodeDecodeError as exc:
+        raise PublishError(f"{path} is no text: {exc}") from exc
     except ValueError as exc:
         raise PublishError(f"{path} is {exc}") from exc
 
@@ -103,6 +104,21 @@ def joining_pipelines(repository: Path, name: str) -> dict[str, pb.ModelConfig]:
         joins = any(step.model_name == name for step in config.ensemble_scheduling.step)
         if joins and versions_of(repository, path.parent.name):
             found[path.parent.name] = config
+    return found
+
+
+def decided_with_others(repository: Path, name: str, version: int) -> list[str]:
+    """Pipelines that join the pipeline ``name`` and found their thresholds with another of its versions."""
+    found = []
+    for joining in joining_pipelines(repository, name):
+        released = released_version(repository, joining)
+        manifest = read_manifest(repository, joining, released) if released is not None else {}
+        parts = manifest.get("composed_of", {}).values()
+        # One without figures decides nothing.
+        if manifest.get("metrics") and (name, version) not in [
+            (part["model"], part["version"]) for part in parts
+        ]:
+            found.append(joining)
     return found
 
 
@@ -223,8 +239,10 @@ class Journal:
 
     def write(self, plan: dict[str, Any]) -> None:
         """Replace the content by ``plan``; an empty one closes the journal."""
+        content = json.dumps(plan).encode()
         os.ftruncate(self._descriptor, 0)
-        os.pwrite(self._descriptor, json.dumps(plan).encode(), 0)
+        if os.pwrite(self._descriptor, content, 0) < len(content):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), _LOCK)
         os.fsync(self._descriptor)
 
     def read(self) -> dict[str, Any]:

@@ -110,6 +110,7 @@ def test_messages_are_read(tmp_path: Path) -> None:
 
 
 TEXTS: dict[str, Any] = {
+    "intents": ["cancel", "other", "x"],
     "templates": {"cancel": {"text": "You cancel: {answer}", "needs_answer": True, "handover": False}},
     "answer": "Perhaps: {answer}",
     "handover": "A person looks at it.",

@@ -59,12 +59,14 @@ def test_version_folders_hold_what_the_models_need(
     content = {model: sorted(p.name for p in (repository / model / "1").iterdir()) for model in PARTS}
     assert content == {
         "ner_tokenizer": [
-            "encoding.py", "manifest.json", "model.py", "settings.json", "texts.py", "tokenizer.json",
+            "config.pbtxt", "encoding.py", "manifest.json", "model.py", "settings.json", "texts.py",
+            "tokenizer.json",
         ],
-        "ner_onnx": ["manifest.json", "model.onnx"],
-        "ner_torchscript": ["manifest.json", "model.pt"],
+        "ner_onnx": ["config.pbtxt", "manifest.json", "model.onnx"],
+        "ner_torchscript": ["config.pbtxt", "manifest.json", "model.pt"],
         "ner_postprocessor": [
-            "entities.py", "labels.json", "manifest.json", "model.py", "softmax.py", "texts.py",
+            "config.pbtxt", "entities.py", "labels.json", "manifest.json", "model.py", "softmax.py",
+            "texts.py",
         ],
     }  # fmt: skip
     engine = release.engines["onnx"].path.read_bytes()
@@ -90,7 +92,10 @@ def test_a_text_classifier_keeps_its_top_k(tmp_path: Path, repository: Path) -> 
 def test_the_manifest_proves_the_release(repository: Path, recipe: Recipe, release: Release) -> None:
     publish_release(repository, recipe, release)
     manifest = read_manifest(repository, "ner_onnx", 1)
-    assert manifest["files"] == {"model.onnx": file_sha256(release.engines["onnx"].path)}
+    assert manifest["files"] == {
+        "model.onnx": file_sha256(release.engines["onnx"].path),
+        "config.pbtxt": file_sha256(repository / "ner_onnx" / "config.pbtxt"),
+    }
     assert manifest["parity"] == {name: {"passed": True, "cases": 7} for name in ("onnx", "torchscript")}
     assert manifest["metrics"] == {"accuracy": 0.5}
     assert (manifest["model"], manifest["version"], manifest["inputs_digest"]) == ("ner_onnx", 1, "a")

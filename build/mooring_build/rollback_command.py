@@ -1,0 +1,43 @@
+"""``mooring rollback``: an earlier version answers again."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+_DESCRIPTION = """\
+Let an earlier version of a released pipeline answer again, with the configs that it was published with.
+Versions stay on disk, so that the same command leads back. A server takes it up when it starts, polls or
+loads the model."""
+
+
+def add_command(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add ``mooring rollback`` to the command line."""
+    parser = subparsers.add_parser(
+        "rollback", help="let an earlier version answer again", description=_DESCRIPTION
+    )
+    parser.add_argument("model", metavar="MODEL", help="name of a released pipeline, such as ner")
+    parser.add_argument(
+        "version",
+        nargs="?",
+        type=int,
+        metavar="VERSION",
+        help="one that is in the repository (default: the highest below the one that answers)",
+    )
+    parser.add_argument("--repository", type=Path, default=Path("model_repository"), metavar="FOLDER")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Switch over, and say what follows from it."""
+    from mooring import ConfigError
+    from mooring_build.publish import roll_back
+    from mooring_build.repository import decided_with_others
+
+    if not args.repository.is_dir():
+        raise ConfigError(f"there is no model repository at {args.repository}")
+    version = roll_back(args.repository, args.model, args.version)
+    print(f"{args.model}: version {version} answers in {args.repository}, once a server has loaded it")
+    for name in decided_with_others(args.repository, args.model, version):
+        print(f"{name} found its thresholds with another version of {args.model}: build it again")
+    return 0
