@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import fcntl
 import importlib
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
 
 from mooring import BuildError, CheckpointError
 from mooring_build.batch_strategy import STRATEGY_SOURCE, batch_strategy
@@ -105,6 +108,11 @@ def build(
     except OSError as exc:
         place = f": {exc.filename}" if exc.filename else ""
         raise BuildError(f"can't build {recipe.name}: {exc.strerror or exc}{place}") from exc
+    except (SafetensorError, RuntimeError) as exc:
+        # How weights and PyTorch's files say that the disk is full.
+        if any(words in str(exc) for words in ("No space left", "file write failed")):
+            raise BuildError(f"can't build {recipe.name}: {exc}") from exc
+        raise
 
 
 @contextmanager
@@ -211,6 +219,8 @@ def _train(
             say(f"            {cut} examples are cut off at text.max_length {recipe.text.max_length}")
         metrics = fine_tune(recipe, checkpoint.folder, dataset, stage.folder)
         stage.finish(metrics)
+        # Until then a build that is killed goes on from the last epoch.
+        shutil.rmtree(stage.folder / "epochs")
         say(f"trained     {_figures(metrics)}")
     else:
         say(f"trained     {_figures(metrics)} (up to date)")

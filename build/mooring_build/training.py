@@ -89,7 +89,6 @@ def fine_tune(recipe: Recipe, base: Path | None, dataset: Dataset, folder: Path)
             trainer.model = lesson.finish(trainer.model)
         trainer.save_model(str(folder))
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=2), encoding="utf-8")
-    shutil.rmtree(states)
     return metrics
 
 
@@ -136,9 +135,11 @@ def _arguments(training: Training, headline: str, states: Path, more: Mapping[st
 
 
 def _last_whole_epoch(states: Path) -> str | None:
-    """The newest epoch that was saved to its end (its state comes last); half a one is removed."""
+    """The newest epoch that is whole; one that was half saved, or half removed, is removed."""
+    whole = {"optimizer.pt", "scheduler.pt", "trainer_state.json"}
     for folder in states.glob("checkpoint-*"):
-        if not (folder / "trainer_state.json").is_file():
+        names = {path.name for path in folder.iterdir()}
+        if not names >= whole or not any(name.endswith(".safetensors") for name in names):
             shutil.rmtree(folder)
     return get_last_checkpoint(str(states)) if states.is_dir() else None
 

@@ -120,6 +120,9 @@ def _model_folders(repository: Path) -> list[Path]:
 def _has_version(model: Path) -> bool:
     try:
         return any(entry.is_dir() and entry.name.isdecimal() for entry in model.iterdir())
+    except FileNotFoundError:
+        # A publish that took back what it began.
+        return False
     except OSError as exc:
         raise ConfigError(f"the model {model} can't be read: {exc.strerror}") from exc
 

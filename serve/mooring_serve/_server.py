@@ -244,6 +244,8 @@ class TritonServer:
         self._ports = choose_ports(self._address, self._options.ports())
         self._server_id = f"mooring-{os.getpid()}-{uuid.uuid4().hex[:12]}"
         self._log_start = self._open_log().stat().st_size
+        # What is published while it starts is not this server's to load.
+        self._wanted = models_to_load(self._options)
         self._process = SupervisedProcess(
             server_command(
                 installation,
@@ -281,7 +283,7 @@ class TritonServer:
         states = model_states(self.http_url)
         if states is None or any(state.state == "LOADING" for state in states):
             return False
-        failures = load_failures(states, models_to_load(self._options), load_errors(self._read_log()))
+        failures = load_failures(states, self._wanted, load_errors(self._read_log()))
         if failures and self._options.strict_readiness:
             raise StartError(
                 f"{len(failures)} of the models could not be loaded (log: {self.log_file}):\n"

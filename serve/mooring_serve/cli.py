@@ -86,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
         try:
             print("mooring: starting tritonserver ...", flush=True)
             server.start()
-            print(_summary(server), flush=True)
+            print(_summary(server, args.model_repository), flush=True)
             while server.is_alive():
                 time.sleep(_WATCH_S)
             raise StartError(server.exit_reason())
@@ -143,9 +143,9 @@ def sigterm_as_ctrl_c() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _summary(server: TritonServer) -> str:
+def _summary(server: TritonServer, repository: Path) -> str:
     states = [state for state in server.model_states() if state.state]
-    unbuilt = without_parts(server.unbuilt_models())
+    unbuilt = without_parts(repository, server.unbuilt_models())
     width = max((len(state.name) for state in states), default=0)
     models = [f"  {state.name:<{width}}  {state.version:>4}  {state.state}" for state in states]
     return "\n".join(
@@ -163,9 +163,19 @@ def _summary(server: TritonServer) -> str:
     )
 
 
-def without_parts(models: Sequence[str]) -> list[str]:
-    """Names that do not begin with another one's: ``ner`` stands for ``ner_tokenizer`` and its like too."""
-    return [name for name in models if not any(name.startswith(f"{other}_") for other in models)]
+def without_parts(repository: Path, models: Sequence[str]) -> list[str]:
+    """Models that are no parts of others: ``ner`` stands for ``ner_tokenizer`` and its like too."""
+    configs = {name: repository / name / "config.pbtxt" for name in models}
+    pipelines = {
+        name
+        for name, path in configs.items()
+        if path.is_file() and 'platform: "ensemble"' in path.read_text()
+    }
+    return [
+        name
+        for name in models
+        if name in pipelines or not any(name.startswith(f"{other}_") for other in pipelines)
+    ]
 
 
 def _example(server: TritonServer, states: Sequence[ModelState]) -> str:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import fcntl
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 import mooring_build.export
 import mooring_build.training
+from mooring import BuildError
 from mooring._cli import main
 from mooring_build.building import build
 from mooring_build.datasets import load_dataset
@@ -262,6 +265,8 @@ def test_an_interrupted_training_goes_on_where_it_was(
     assert epochs == [1.0, 2.0]
     (states,) = (tmp_path / "artifacts" / "intent").glob("trained-*/epochs")
     (states / "checkpoint-99").mkdir()  # as a kill while an epoch is saved leaves it
+    (states / "checkpoint-98").mkdir()  # or while one is removed
+    (states / "checkpoint-98" / "trainer_state.json").write_text("{}")
     interrupt_at = -1
     assert build(recipe, **places) == 1
     assert epochs == [1.0, 2.0, 2.0, 3.0], "the first epoch was not repeated"
@@ -279,3 +284,26 @@ def test_training_is_seeded(checkpoint: Path, data: Path, tmp_path: Path) -> Non
     assert first == second
     other = load_recipe("intent", [*overrides, "training.seed=1"])
     assert fine_tune(other, checkpoint, dataset, tmp_path / "three")["loss"] != first["loss"]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+        RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed"),
+    ],
+)
+def test_a_full_disk_ends_a_build_in_a_line(
+    checkpoint: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fail(*args: object) -> None:
+        raise error
+
+    monkeypatch.setattr(mooring_build.training, "fine_tune", fail)
+    overrides = [f"base.checkpoint={checkpoint}", f"data.train={data}", f"data.evaluation={data}"]
+    with pytest.raises(BuildError, match=f"^can't build intent: {re.escape(str(error))}$"):
+        build(
+            load_recipe("intent", [*overrides, "text.max_length=48"]),
+            repository=tmp_path / "models",
+            artifacts=tmp_path / "artifacts",
+        )

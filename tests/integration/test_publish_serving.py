@@ -22,7 +22,7 @@ from tritonclient.utils import InferenceServerException
 from brightness_model import brightness_release
 from mooring import Client
 from mooring._served.softmax import softmax
-from mooring_build.publish import Release, publish_release, released_version
+from mooring_build.publish import Release, publish_release, released_version, roll_back
 from mooring_build.recipe import Recipe
 from mooring_serve import TritonServer
 from tiny_release import LABELS, LOGIT, make_release, padded_recipe
@@ -255,3 +255,23 @@ def test_answers_are_kept_and_runs_take_turns_where_the_recipe_says_so(tmp_path:
         (engine,) = client.statistics("ner_onnx")
     assert (pipeline.cache_hit.count, pipeline.cache_miss.count) == (1, 2)
     assert engine.inference_count == 2
+
+
+def test_a_running_server_takes_up_the_version_that_was_rolled_back_to(
+    tmp_path: Path, make_server: Callable[..., TritonServer]
+) -> None:
+    repository = tmp_path / "repository"
+    recipe = padded_recipe("ner", [*CHEAP, "serving.warm_up=false"])
+    for name, answer, labels in (("a", "B-PER", 5), ("b", "B-LOC", 7)):
+        known = [*LABELS["token-classification"], "B-ORG", "I-ORG"][:labels]
+        files = make_release(
+            tmp_path / name, recipe, {"anna": answer}, labels=known, inputs_digest=name, runnable=True
+        )
+        publish_release(repository, recipe, files)
+    explicit = {"model_control_mode": "explicit", "extra_args": ["--load-model=ner"]}
+    server = make_server(repository, **explicit)
+    assert _ask(server) == b"LOC"
+    roll_back(repository, "ner")
+    with Client(server.grpc_url) as client:
+        client.load("ner")
+    assert _ask(server) == b"PER"

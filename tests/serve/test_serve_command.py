@@ -202,9 +202,14 @@ def test_polling_does_not_wait_for_what_is_not_built(tmp_path: Path, built: bool
     assert f"--strict-readiness={strict}" in words
 
 
-def test_parts_are_not_named_beside_their_pipeline() -> None:
-    models = ["faq", "faq_catalogue", "faq_tokenizer", "faqs", "ner_onnx"]
-    assert without_parts(models) == ["faq", "faqs", "ner_onnx"]
+def test_parts_are_not_named_beside_their_pipeline(tmp_path: Path) -> None:
+    models = ["faq", "faq_catalogue", "faq_zh", "faq_zh_tokenizer", "faqs", "ner_onnx"]
+    for name in models:
+        (tmp_path / name).mkdir()
+        kind = 'platform: "ensemble"' if name in ("faq", "faq_zh") else 'backend: "python"'
+        (tmp_path / name / "config.pbtxt").write_text(f'name: "{name}"\n{kind}\n')
+    (tmp_path / "faqs" / "config.pbtxt").unlink()
+    assert without_parts(tmp_path, models) == ["faq", "faq_zh", "faqs", "ner_onnx"]
 
 
 @pytest.mark.parametrize("mode", ["none", "explicit"])
@@ -249,3 +254,17 @@ def test_the_server_does_what_a_config_asks_of_it(
     options = options_for(tmp_path, extra_args=extra_args)
     words = server_command(EMBEDDED, options, address="127.0.0.1", ports=PORTS, server_id="mine")
     assert [word for word in words if word.startswith(("--cache-config", "--rate-limit"))] == expected
+
+
+def test_a_model_that_goes_away_meanwhile_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "ner" / "1").mkdir(parents=True)
+    (tmp_path / "intent").mkdir()
+    iterdir = Path.iterdir
+
+    def look(path: Path) -> Any:
+        if path.name == "intent":
+            raise FileNotFoundError(2, "No such file or directory", str(path))
+        return iterdir(path)
+
+    monkeypatch.setattr(Path, "iterdir", look)
+    assert models_to_load(options_for(tmp_path)) == {"ner"}
