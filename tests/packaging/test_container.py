@@ -71,15 +71,47 @@ def test_it_does_not_run_as_root() -> None:
 def test_every_copied_path_exists_and_is_let_through() -> None:
     copied = [arguments.split() for arguments in _arguments("COPY")]
     sources = [word.rstrip("/") for words in copied for word in words[:-1] if not word.startswith("--")]
-    assert sources == ["model_repository"]
-    assert all((ROOT / source).is_dir() for source in sources)
+    assert sources == ["deploy/container/serve.sh", "model_repository"]
+    assert all((ROOT / source).exists() for source in sources)
     ignored = DOCKERFILE.with_name("Dockerfile.dockerignore").read_text(encoding="utf-8").split("\n")
     assert [f"!{source}" for source in sources] == [line for line in ignored if line.startswith("!")]
 
 
 def test_it_serves_the_folder_that_it_copied() -> None:
-    (target,) = (arguments.split()[-1].rstrip("/") for arguments in _arguments("COPY"))
-    assert f"--model-repository={target}" in _command()
+    script, models = (arguments.split()[-1].rstrip("/") for arguments in _arguments("COPY"))
+    assert _command()[:2] == [script, f"--model-repository={models}"]
+
+
+def _start(repository: Path, folder: Path) -> list[str]:
+    """What the image's script starts, with these arguments beside it."""
+    folder.mkdir()
+    (folder / "tritonserver").write_text("#!/bin/sh\nprintf '%s\\n' \"$@\"\n")
+    (folder / "tritonserver").chmod(0o755)
+    done = subprocess.run(
+        [DOCKERFILE.with_name("serve.sh"), f"--model-repository={repository}", "--log-format=ISO8601"],
+        env={"PATH": f"{folder}:/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    first, second, *more = done.stdout.splitlines()
+    assert (first, second) == (f"--model-repository={repository}", "--log-format=ISO8601")
+    return more
+
+
+def test_it_starts_with_all_models_that_are_built(tmp_path: Path) -> None:
+    repository = tmp_path / "my models"
+    for name in ("ner", "ner_tokenizer"):
+        (repository / name / "1").mkdir(parents=True)
+    assert _start(repository, tmp_path / "one") == []
+    # A config alone, as in a checkout, and what a build has just begun.
+    (repository / "intent").mkdir()
+    (repository / "faq_tokenizer" / ".staging-1").mkdir(parents=True)
+    assert _start(repository, tmp_path / "two") == [
+        "--model-control-mode=explicit",
+        "--load-model=ner",
+        "--load-model=ner_tokenizer",
+    ]
 
 
 def test_it_caches_answers_and_sets_gpus_as_mooring_serve_does() -> None:
@@ -107,9 +139,8 @@ def test_tritonserver_knows_every_flag() -> None:
     )
     known = set(re.findall(r"^\s+(--[a-z-]+)", done.stdout + done.stderr, re.MULTILINE))
     assert "--model-repository" in known
-    program, *flags = _command()
-    assert program == "tritonserver"
-    assert {flag.partition("=")[0] for flag in flags} <= known
+    flags = {flag.partition("=")[0] for flag in _command()[1:]} | {"--model-control-mode", "--load-model"}
+    assert flags <= known
 
 
 def test_docker_is_told_to_stop_after_the_server_stops() -> None:
