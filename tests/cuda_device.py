@@ -6,10 +6,16 @@ import warnings
 
 import torch
 
+with warnings.catch_warnings(record=True) as _said:
+    # Of a driver that is too old, which is as good as none.
+    warnings.simplefilter("always")
+    _AVAILABLE = torch.cuda.is_available()
+#: Why tests are skipped where PyTorch finds no GPU.
+NO_DEVICE = f"needs a CUDA device, PyTorch {torch.__version__} finds none" + "".join(
+    f": {warning.message}" for warning in _said
+)
+
 
 def compute_capability() -> tuple[int, int]:
     """Of the first CUDA device that PyTorch can use; ``(0, 0)`` where there is none."""
-    with warnings.catch_warnings():
-        # Of a driver that is too old, which is as good as none.
-        warnings.simplefilter("ignore")
-        return torch.cuda.get_device_capability() if torch.cuda.is_available() else (0, 0)
+    return torch.cuda.get_device_capability() if _AVAILABLE else (0, 0)

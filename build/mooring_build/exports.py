@@ -128,15 +128,19 @@ class Exports:
 
     def _lower(self, path: Path, export_format: ExportFormat) -> dict[str, Any]:
         """Replace a verified engine by one in a lower precision that costs no more than the recipe allows."""
-        from mooring_build.precision import check_cost, lower_engine, measure_cost
+        from mooring_build.precision import check_cost, lower_engine, measure_cost, open_halved
         from mooring_build.verification import verify_engine
 
         recipe, exportable = self._recipe, self._exportable()
         learner = learner_of(recipe.task)
         lower_engine(path, self._exported_form(), recipe, export_format)
         engine = open_engine(path, export_format, self._config(export_format))
-        cases = learner.cases(recipe, exportable, self._dataset)
-        parity = verify_engine(engine, exportable, recipe, cases, lowered=True).to_dict()
+        engines = [engine]
+        if (export_format, recipe.export.precision) == ("onnx", "fp16"):
+            engines.insert(0, open_halved(exportable))
+        for checked in engines:
+            cases = learner.cases(recipe, exportable, self._dataset)
+            parity = verify_engine(checked, exportable, recipe, cases, lowered=True).to_dict()
         lesson = learner.lesson(recipe, self._folder, self._dataset, fine_tuned=True)
         cost = measure_cost(
             engine, exportable, lesson, precision=recipe.export.precision, metric=learner.headline

@@ -113,6 +113,22 @@ class Halved(torch.nn.Module):
         return self.module(*halves).float()
 
 
+def open_halved(exportable: Exportable) -> Engine:
+    """The PyTorch model in fp16, which rounds after each operator as a GPU does.
+
+    ONNX Runtime's CPU provider computes in fp32 what it has no fp16 kernel for, and from one such operator
+    to the next it rounds nothing (``InsertedPrecisionFreeCast`` in insert_cast_transformer.cc): what exceeds
+    fp16's range there does not show.
+    """
+    halved = Halved(exportable.module, torch.float16).eval()
+
+    def run(*inputs: np.ndarray) -> np.ndarray:
+        with torch.inference_mode():
+            return halved(*map(torch.from_numpy, inputs)).numpy()
+
+    return run
+
+
 def measure_cost(
     engine: Engine, exportable: Exportable, lesson: Lesson, *, precision: Precision, metric: str
 ) -> Cost:

@@ -21,6 +21,7 @@ from typing import Any
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
+from mooring_build.engines import engine_precision
 from mooring_build.layouts import EngineStep, Layout, ModelStep, PythonStep, Tensors, layout_of
 from mooring_build.recipe import TEXT_TASKS, Recipe
 from mooring_build.recipe_tables import ExportFormat
@@ -155,7 +156,9 @@ def _engine(recipe: Recipe, step: EngineStep, export_format: ExportFormat) -> pb
     _declare(config, step.inputs, {_output_name(step, export_format): (step.data_type, step.dims)})
     if step.lengths is not None:
         _pack(config, step.lengths)
-    group = config.instance_group.add(count=serving.instance_count, kind=_KINDS[serving.kind])
+    # ONNX Runtime has its operators in int8 for CPUs alone.
+    kind = "cpu" if engine_precision(recipe, export_format) == "int8" else serving.kind
+    group = config.instance_group.add(count=serving.instance_count, kind=_KINDS[kind])
     for name, count in serving.resources.items():
         group.rate_limiter.resources.add(name=name, count=count)
     _form_batches(config, recipe)
@@ -274,10 +277,14 @@ def _warm_up(config: pb.ModelConfig, recipe: Recipe, step: EngineStep) -> None:
     for batch, length in dict.fromkeys([*shapes, (1, step.warm_up_lengths[-1:])]):
         warm_up = config.model_warmup.add(name="x".join(map(str, [batch, *length])), batch_size=batch)
         for name, (data_type, dims) in step.inputs.items():
-            # Zeros, as random INT64 would be no token ids of the model.
             warm_up.inputs[name].data_type = data_type
             warm_up.inputs[name].dims[:] = [length[0] if size < 0 else size for size in dims]
-            warm_up.inputs[name].zero_data = True
+            if step.lengths is not None and name == "attention_mask":
+                # Hardly a zero: packed engines leave out what is masked, and would warm up on nothing.
+                warm_up.inputs[name].random_data = True
+            else:
+                # Zeros, as random INT64 would be no token ids of the model.
+                warm_up.inputs[name].zero_data = True
 
 
 def _ensemble(recipe: Recipe, layout: Layout, labels: Sequence[str], version: int) -> pb.ModelConfig:

@@ -116,20 +116,28 @@ def plan_shapes(config: pb.ModelConfig) -> list[str]:
     """trtexec's arguments: the smallest shapes, those to be fastest at, and the largest.
 
     Batches go up to ``max_batch_size`` and open axes up to the longest warm-up request. Fastest is the
-    largest batch that is warmed up, which is the largest that the batcher aims at.
+    largest batch that is warmed up, which is the largest that the batcher aims at, of half that length.
     """
     aim = max(config.model_warmup, key=lambda request: request.batch_size)
     longest = max(config.model_warmup, key=lambda request: list(_dims(config, request).values()))
     smallest = {tensor.name: [max(size, 1) for size in tensor.dims] for tensor in config.input}
     return [
         _argument("min", 1, smallest),
-        _argument("opt", aim.batch_size, _dims(config, aim)),
+        _argument("opt", aim.batch_size, _between(_dims(config, aim), _dims(config, longest))),
         _argument("max", config.max_batch_size, _dims(config, longest)),
     ]
 
 
 def _dims(config: pb.ModelConfig, request: pb.ModelWarmup) -> dict[str, list[int]]:
     return {tensor.name: list(request.inputs[tensor.name].dims) for tensor in config.input}
+
+
+def _between(short: dict[str, list[int]], long: dict[str, list[int]]) -> dict[str, list[int]]:
+    """Open axes at half the length; the others are the same in both."""
+    return {
+        name: [size if size == most else most // 2 for size, most in zip(sizes, long[name], strict=True)]
+        for name, sizes in short.items()
+    }
 
 
 def _argument(bound: str, batch: int, dims: dict[str, list[int]]) -> str:

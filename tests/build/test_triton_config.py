@@ -349,6 +349,25 @@ def test_engines_warm_up_on_the_shapes_they_will_meet(
             assert all(tensor.zero_data for tensor in one.inputs.values())
 
 
+def test_packed_engines_warm_up_on_tokens_that_are_not_masked() -> None:
+    configs = _configs("ner", "serving.mixed_lengths=ragged")
+    for name in ("ner_onnx_ragged", "ner_torchscript_ragged"):
+        for one in configs[name].model_warmup:
+            assert (one.inputs["input_ids"].zero_data, one.inputs["attention_mask"].random_data) == (
+                True,
+                True,
+            )
+
+
+def test_int8_engines_run_on_the_cpu() -> None:
+    configs = _configs("ner", "export.precision=int8")
+    kinds = {name: configs[name].instance_group[0].kind for name in ("ner_onnx", "ner_torchscript")}
+    assert kinds == {
+        "ner_onnx": pb.ModelInstanceGroup.KIND_CPU,
+        "ner_torchscript": pb.ModelInstanceGroup.KIND_AUTO,
+    }
+
+
 @settings(deadline=None)
 @given(st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1), min_size=1, unique=True))
 def test_any_label_survives_the_text_format(labels: list[str]) -> None:

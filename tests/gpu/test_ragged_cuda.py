@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from cuda_device import compute_capability
+from cuda_device import NO_DEVICE, compute_capability
 from mooring_build.export import export_engine
 from mooring_build.learners import learner_of
 from mooring_build.packing import packed_exportable
@@ -18,7 +18,7 @@ from tiny_checkpoint import make_tiny_checkpoint
 
 pytestmark = [
     pytest.mark.gpu,
-    pytest.mark.skipif(compute_capability() == (0, 0), reason="needs a CUDA device, PyTorch finds none"),
+    pytest.mark.skipif(compute_capability() == (0, 0), reason=NO_DEVICE),
 ]
 
 LENGTHS = [5, 1, 30, 7, 48]

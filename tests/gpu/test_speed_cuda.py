@@ -16,7 +16,7 @@ import pytest
 import torch
 from transformers import BertConfig, BertForTokenClassification
 
-from cuda_device import compute_capability
+from cuda_device import NO_DEVICE, compute_capability
 from mooring import AsyncClient
 from mooring_build.export import export_engine
 from mooring_build.learners import learner_of
@@ -33,7 +33,7 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(
         compute_capability() < (9, 0),
-        reason="what is wanted is wanted of H100, H200 and newer; PyTorch finds none",
+        reason=f"what is wanted is wanted of H100, H200 and newer; {NO_DEVICE}",
     ),
     pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning"),
 ]

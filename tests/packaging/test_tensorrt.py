@@ -78,7 +78,7 @@ def test_shapes_go_from_one_token_to_what_the_recipe_allows(converted: Path) -> 
     longest = recipe.text.max_length
     assert (converted / "intent_onnx" / "plan_shapes").read_text().splitlines() == [
         "--minShapes=input_ids:1x1,attention_mask:1x1",
-        f"--optShapes=input_ids:{aim}x16,attention_mask:{aim}x16",
+        f"--optShapes=input_ids:{aim}x{longest // 2},attention_mask:{aim}x{longest // 2}",
         f"--maxShapes=input_ids:{most}x{longest},attention_mask:{most}x{longest}",
     ]
 

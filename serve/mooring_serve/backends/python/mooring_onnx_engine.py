@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -35,6 +36,9 @@ class OnnxEngine:
         path = _find_file(config, instance.folder)
         providers = execution_providers(config, instance)
         options = session_options(config, providers, flags)
+        if any(name == "CUDAExecutionProvider" for name, _ in providers):
+            # The loader does not look where pip puts NVIDIA's libraries.
+            ort.preload_dlls()
         try:
             self._session = ort.InferenceSession(str(path), options, providers=providers)
         except Exception as error:
@@ -53,6 +57,13 @@ class OnnxEngine:
                     "the server's log says why",
                     code="UNAVAILABLE",
                 )
+        if instance.kind == "GPU" and "CUDAExecutionProvider" not in self._session.get_providers():
+            print(
+                f"model '{config.name}': ONNX Runtime runs it on the CPU, where Triton has a GPU for it; "
+                "onnxruntime-gpu in place of onnxruntime can use one",
+                file=sys.stderr,
+                flush=True,
+            )
         self.signature = Signature.read(self._session)
         self._scalar_inputs = {tensor.name for tensor in self.signature.inputs if not tensor.dims}
         scalars = {tensor.name for tensor in self.signature.outputs if not tensor.dims}
