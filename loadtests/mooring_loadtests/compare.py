@@ -22,7 +22,7 @@ def add_command(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
         help="say whether one load test went better or worse than another",
         description="Compare the results of two runs of 'mooring load' figure by figure. A figure is better "
         "or worse where it changed by more than the threshold and beyond chance; with all figures taken "
-        "together, chance alone calls one of them different in about 5 %% of comparisons. Chance means what "
+        "together, chance alone calls one of them different in about 5 % of comparisons. Chance means what "
         "varied within the two runs: it knows nothing of a machine that was busier during one of them, so "
         "repeat a comparison that matters. Exit code: 0 no figure is worse, 1 one is, 2 a file can't be "
         "compared, 3 the runs are not comparable, or in one of them the generator did not keep up.",
