@@ -187,15 +187,15 @@ class AsyncWork:
             await source.close()
 
     @staticmethod
-    async def number(
+    def number(
         items: Iterable[T] | AsyncIterable[T],
-    ) -> AsyncGenerator[tuple[int, T], None]:
+    ) -> Iterable[tuple[int, T]] | AsyncGenerator[tuple[int, T], None]:
         """The items with their places, from 0; an async generator is closed with this one."""
+        return AsyncWork._number(items) if isinstance(items, AsyncIterable) else enumerate(items)
+
+    @staticmethod
+    async def _number(items: AsyncIterable[T]) -> AsyncGenerator[tuple[int, T], None]:
         index = 0
-        if not isinstance(items, AsyncIterable):
-            for numbered in enumerate(items):
-                yield numbered
-            return
         source = aiter(items)
         try:
             async for item in source:
@@ -207,17 +207,17 @@ class AsyncWork:
                 await close()
 
     @staticmethod
-    async def batches(
+    def batches(
         items: Iterable[T] | AsyncIterable[T], size: BatchSize
-    ) -> AsyncGenerator[list[tuple[int, T]], None]:
+    ) -> Iterable[list[tuple[int, T]]] | AsyncGenerator[list[tuple[int, T]], None]:
         """As :func:`mooring._batching.batches`, but an item that has come is not held back for one that has
         not."""
-        if not isinstance(items, AsyncIterable):
-            for full in batches(items, size):
-                yield full
-            return
+        return AsyncWork._batches(items, size) if isinstance(items, AsyncIterable) else batches(items, size)
+
+    @staticmethod
+    async def _batches(items: AsyncIterable[T], size: BatchSize) -> AsyncGenerator[list[tuple[int, T]], None]:
         batch: list[tuple[int, T]] = []
-        numbered = AsyncWork.number(items)
+        numbered = AsyncWork._number(items)
         coming: asyncio.Future[tuple[int, T]] | None = None
         try:
             while True:

@@ -160,12 +160,17 @@ def test_whatever_the_times_it_keeps_to_the_limit_and_settles(limit: int, second
 
 @pytest.mark.parametrize(("fixed", "sizes"), [(1, [1] * 7), (3, [3, 3, 1]), (7, [7]), (50, [7])])
 def test_items_are_numbered_and_put_together(fixed: int, sizes: list[int]) -> None:
+    async def letters() -> AsyncGenerator[str, None]:
+        for letter in "abcdefg":
+            yield letter
+
     async def collect() -> list[list[tuple[int, str]]]:
-        return [batch async for batch in AsyncWork.batches("abcdefg", BatchSize(64, fixed))]
+        return [batch async for batch in AsyncWork.batches(letters(), BatchSize(64, fixed))]
 
     batches = list(SyncWork.batches("abcdefg", BatchSize(64, fixed)))
     assert [len(batch) for batch in batches] == sizes
     assert [pair for batch in batches for pair in batch] == list(enumerate("abcdefg"))
+    assert list(AsyncWork.batches("abcdefg", BatchSize(64, fixed))) == batches
     assert asyncio.run(collect()) == batches
 
 

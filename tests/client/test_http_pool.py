@@ -742,27 +742,6 @@ def test_another_thread_may_cancel(wire: Any, at: str) -> None:
     assert server.connections == 2
 
 
-def test_another_thread_may_cancel_a_stream(wire: Any) -> None:
-    cancellation = Counted()
-
-    def script(peer: Peer) -> None:
-        peer.request()
-        peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nabc")
-        peer.wait()
-
-    _, pool = wire(script)
-    _, _, body = pool.stream("GET", "/", headers={}, timeout_s=FOREVER_S, cancellation=cancellation)
-    assert next(body) == b"abc"
-    assert cancellation.attached == 1
-    timer = threading.Timer(0.1, cancellation.cancel)
-    timer.start()
-    with promptly(), pytest.raises(ConnectionError):
-        next(body)
-    timer.join()
-    assert cancellation.attached == 0
-    assert list(body) == []
-
-
 def test_another_thread_may_cancel_while_connecting(deaf_port: int) -> None:
     cancellation = Counted()
     timer = threading.Timer(0.1, cancellation.cancel)
@@ -812,14 +791,12 @@ def test_a_cancelled_request_is_not_sent_and_one_that_ended_can_not_be_cancelled
     server, pool = wire(always(OK))
     cancellation = Counted()
     get(pool, cancellation=cancellation)
-    _, _, body = pool.stream("GET", "/", headers={}, timeout_s=20, cancellation=cancellation)
-    assert b"".join(body) == b"ok"
     assert cancellation.attached == 0
     cancellation.cancel()
     with pytest.raises(TransportError, match="cancelled before it was sent"):
         get(pool, cancellation=cancellation)
     assert get(pool).status == 200
-    assert len(server.requests) == 3
+    assert len(server.requests) == 2
     assert server.connections == 1
 
 

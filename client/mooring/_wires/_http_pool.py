@@ -119,18 +119,17 @@ class HttpPool:
         headers: Mapping[str, str],
         body: Sequence[bytes | memoryview] = (),
         timeout_s: float,
-        cancellation: Cancellation | None = None,
     ) -> tuple[int, Mapping[str, str], HttpBody]:
         """Send one request and read the response's head; its body comes piece by piece.
 
-        ``timeout_s`` and ``cancellation`` hold until the body's end. Arguments and errors are those of
-        :meth:`exchange`; what goes wrong within the body is raised while it is read.
+        ``timeout_s`` holds until the body's end. Arguments and errors are those of :meth:`exchange`; what
+        goes wrong within the body is raised while it is read.
 
         Returns:
             The status, the headers with their names in lower case, and the body, which must be read
             to its end or closed.
         """
-        connection = self._send(method, path, headers, body, timeout_s, cancellation)
+        connection = self._send(method, path, headers, body, timeout_s, None)
         try:
             while not connection.status:
                 connection.receive()
