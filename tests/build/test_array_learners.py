@@ -48,6 +48,14 @@ def test_a_dense_classifier_standardises_what_it_was_trained_on() -> None:
     torch.testing.assert_close(loss, -expected.log_softmax(-1)[0, 1])
 
 
+def test_a_feature_that_never_changes_is_not_scaled_by_rounding() -> None:
+    # The mean of as many 0.1 is not 0.1, so that their deviation is 2.7e-15.
+    rows = [LabelledRow((0.1, float(index), 5.0), "ab"[index % 2]) for index in range(1437)]
+    table = Dataset(train=rows, evaluation=ROWS, labels=["a", "b"], digest="")
+    scale = learner_of("tabular-classification").lesson(tabular(), None, table).model.scale.tolist()
+    assert scale == [1.0, pytest.approx(414.8, abs=0.1), 1.0]
+
+
 def test_a_dense_classifier_is_saved_whole(tmp_path: Path) -> None:
     model = new_dense()
     model.save_pretrained(tmp_path)

@@ -55,9 +55,10 @@ class DenseClassifier(PreTrainedModel):
     def standardise(self, features: np.ndarray) -> None:
         """Take mean and standard deviation of each feature from ``features [N, F]``; a feature that never
         changes is only shifted."""
-        deviation = features.std(axis=0)
+        # As the engine takes it: the deviation of equal numbers is off 0 by rounding.
+        changes = np.ptp(features.astype(np.float32), axis=0) > 0
         self.mean.copy_(torch.from_numpy(features.mean(axis=0)))
-        self.scale.copy_(torch.from_numpy(np.where(deviation > 0, deviation, 1)))
+        self.scale.copy_(torch.from_numpy(np.where(changes, features.std(axis=0), 1)))
 
     def forward(self, features: torch.Tensor, labels: torch.Tensor | None = None) -> SequenceClassifierOutput:
         hidden = torch.relu(self.hidden((features - self.mean) / self.scale))  # [B, hidden_size]
