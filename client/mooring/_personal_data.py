@@ -132,6 +132,7 @@ IBAN_LENGTHS = {
 }
 _SPACES = " \u00a0\u2007\u202f"
 _HYPHENS = "-\u2010\u2011\u2012\u2013\u2014\u2015\u2212\uff0d"
+_PLUSES = ("+", "\uff0b")
 _SINGLE_MARKS = frozenset(_SPACES + _HYPHENS)
 _IBAN_START = re.compile(rf"(?<![A-Za-z0-9])[A-Za-z]{{2}}[{re.escape(_SPACES + _HYPHENS)}]?[0-9]{{2}}")
 
@@ -237,7 +238,7 @@ def _split(text: str, piece: Sequence[_Group], rule: _Rule) -> Iterator[tuple[in
 
 def _opening(text: str, start: int, end: int) -> int:
     """Where a number starts that may have a ``+`` and an open bracket before its first digit."""
-    if start and text[start - 1] == "+":
+    if start and text[start - 1] in _PLUSES:
         start -= 1
     closes, opens = text.find(")", start, end), text.find("(", start, end)
     if start and text[start - 1] == "(" and closes >= 0 and not 0 <= opens < closes:
@@ -281,7 +282,7 @@ def _is_card(text: str, piece: Sequence[_Group]) -> bool:
 
 
 def _is_card_number(text: str, start: int, number: str) -> bool:
-    if not 12 <= len(number) <= _LARGEST_CARD or number[0] == "0" or text[start - 1 : start] == "+":
+    if not 12 <= len(number) <= _LARGEST_CARD or number[0] == "0" or text[start - 1 : start] in _PLUSES:
         return False
     # Luhn: every second digit from the right counts twice, and 9 less where that has two digits.
     doubled = (2 * int(digit) for digit in number[-2::-2])
@@ -305,12 +306,12 @@ _GROUPED = {
 def _phone_at(text: str, piece: Sequence[_Group], low: int, at: int) -> int:
     first = piece[at]
     mark = text[first.start - 1] if first.start else ""
-    if mark == "+":
-        return _longest(piece, at, 7, 15)
+    if mark in _PLUSES:
+        return _longest(piece, at, 7, 15, slash_anywhere=True)
     if at > low and not first.before.strip("(").isspace():
         return 0
     if first.digits.startswith("00"):
-        return _longest(piece, at, 9, 17)
+        return _longest(piece, at, 9, 17, slash_anywhere=True)
     if first.digits.startswith("0"):
         if len(first.digits) < 2 or _is_date(piece, at):
             return 0
@@ -326,7 +327,15 @@ def _phone_at(text: str, piece: Sequence[_Group], low: int, at: int) -> int:
     return 0
 
 
-def _longest(piece: Sequence[_Group], at: int, fewest: int, most: int, *, shortest_group: int = 1) -> int:
+def _longest(
+    piece: Sequence[_Group],
+    at: int,
+    fewest: int,
+    most: int,
+    *,
+    shortest_group: int = 1,
+    slash_anywhere: bool = False,
+) -> int:
     """The most groups from here on that have so many digits and are parted as a phone number is."""
     count, found = 0, 0
     for after in range(at + 1, len(piece) + 1):
@@ -334,16 +343,18 @@ def _longest(piece: Sequence[_Group], at: int, fewest: int, most: int, *, shorte
         count += size
         if count > most or size < shortest_group:
             break
-        if count >= fewest and _evenly_parted(piece[at:after]):
+        if count >= fewest and _evenly_parted(piece[at:after], slash_anywhere=slash_anywhere):
             found = after
     return found
 
 
-def _evenly_parted(groups: Sequence[_Group]) -> bool:
-    """Dots only throughout, as otherwise they are decimal points; a slash only after the area code."""
+def _evenly_parted(groups: Sequence[_Group], *, slash_anywhere: bool = False) -> bool:
+    """Dots only throughout, as otherwise they are decimal points; one slash, after the area code: that is
+    the first group, but where a country's code may come before it."""
     marks = [group.before for group in groups[1:]]
     dots = sum("." in mark for mark in marks)
-    return dots in (0, len(marks)) and not any("/" in mark for mark in marks[1:])
+    slashes = "".join(marks if slash_anywhere else marks[1:]).count("/")
+    return dots in (0, len(marks)) and slashes <= slash_anywhere
 
 
 def _is_date(piece: Sequence[_Group], at: int) -> bool:
