@@ -67,7 +67,10 @@ def load_base_model(folder: Path, task: Task, labels: list[str]) -> PreTrainedMo
         label2id={label: index for index, label in enumerate(labels)},
         ignore_mismatched_sizes=True,
     )
-    encoder = [key for key in missing if key.startswith(f"{model.base_model_prefix}.")]
+    # A pooler is trained with the head.
+    encoder = [
+        key for key in missing if key.startswith(f"{model.base_model_prefix}.") and not _is_pooler(model, key)
+    ]
     if encoder:
         raise CheckpointError(
             f"{folder}: its weights lack {_some(encoder)} of the {model.config.model_type} encoder"
@@ -83,6 +86,9 @@ def load_fine_tuned_model(folder: Path, task: Task) -> PreTrainedModel:
             config; or it gives several labels a text, or a number.
     """
     model, missing = _load(folder, task)
+    if task not in _ONE_LABEL_TASKS:
+        # These answers are made of the tokens' own vectors.
+        missing = [key for key in missing if not _is_pooler(model, key)]
     problem = getattr(model.config, "problem_type", None)
     if task in _ONE_LABEL_TASKS and problem not in (None, _PROBLEM):
         raise CheckpointError(
@@ -119,8 +125,7 @@ def load_pipeline(folder: Path, task: Task) -> Any:
 
 
 def _load(folder: Path, task: Task, **options: object) -> tuple[PreTrainedModel, list[str]]:
-    """The model in fp32, and the keys that its weights lack. A pooler is no part of a token classifier,
-    and a text classifier's is trained with its head."""
+    """The model in fp32, and the keys that its weights lack."""
     with quiet_transformers():
         try:
             model, report = _MODEL_CLASSES[task].from_pretrained(
@@ -138,11 +143,14 @@ def _load(folder: Path, task: Task, **options: object) -> tuple[PreTrainedModel,
     for name, parameter in model.named_parameters():
         if not torch.isfinite(parameter).all():
             raise CheckpointError(f"{folder}: weight {name!r} holds NaN or infinity")
-    # A bare encoder's own keys have no prefix.
-    poolers = (f"{model.base_model_prefix}.pooler.", "pooler.")
     # What has another shape than the config says is drawn anew, as what is missing is.
     lacking = {*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])}
-    return model, sorted(key for key in lacking if not key.startswith(poolers))
+    return model, sorted(lacking)
+
+
+def _is_pooler(model: PreTrainedModel, key: str) -> bool:
+    # A bare encoder's own keys have no prefix.
+    return key.startswith((f"{model.base_model_prefix}.pooler.", "pooler."))
 
 
 def _some(keys: list[str]) -> str:

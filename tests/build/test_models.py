@@ -37,3 +37,12 @@ def test_weights_of_another_shape_are_not_drawn_anew(folder: Path) -> None:
     _change_config(folder, max_position_embeddings=2 * positions)
     with pytest.raises(CheckpointError, match=r"its weights lack bert\.embeddings\.position_embeddings"):
         load_base_model(folder, "text-classification", ["x", "y", "z"])
+
+
+def test_a_classifier_without_its_pooler_is_not_fine_tuned(tmp_path: Path) -> None:
+    tags = make_tiny_checkpoint(tmp_path / "tags", "token-classification", ["O", "B-PER"])
+    with pytest.raises(CheckpointError, match=r"its weights lack .*bert\.pooler\.dense\.weight"):
+        load_fine_tuned_model(tags, "text-classification")
+    load_fine_tuned_model(tags, "token-classification")
+    load_fine_tuned_model(tags, "text-ranking")
+    load_base_model(tags, "text-classification", ["x", "y"])
