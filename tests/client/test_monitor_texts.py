@@ -116,6 +116,15 @@ def test_bad_rows_of_a_csv_file(tmp_path: Path) -> None:
             list(read_texts(path))
 
 
+def test_a_comma_without_quotes_does_not_cut_the_text(tmp_path: Path) -> None:
+    path = tmp_path / "news.csv"
+    path.write_text("time,text\n7,Sales fell, again\n8,a,\n9,b, ,\n", encoding="utf-8")
+    errors: list[DataError] = []
+    assert list(read_texts(path, on_error=errors.append)) == [TimedText(8.0, "a"), TimedText(9.0, "b")]
+    said = "line 2: more cells than the 2 of the header; put quotes around what holds a comma"
+    assert [str(error) for error in errors] == [f"{path}, {said}"]
+
+
 def test_files_that_can_not_be_read(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"news\.txt: the name must end in \.csv, \.jsonl or \.ndjson"):
         list(read_texts(tmp_path / "news.txt"))

@@ -85,6 +85,11 @@ def _csv_rows(path: Path, file: Any, keys: set[str]) -> Iterator[tuple[int, Mapp
         except csv.Error as exc:
             # DictReader updates its own line_num only after a row that it could read.
             yield reader.reader.line_num, exc
+            continue
+        # What the header has no name for: empty cells are a table program's, others an unquoted comma's.
+        if any(cell.strip() for cell in row.get(None) or ()):
+            said = f"more cells than the {len(reader.fieldnames or ())} of the header"
+            yield reader.line_num, DataError(f"{said}; put quotes around what holds a comma")
         else:
             yield reader.line_num, row
 
