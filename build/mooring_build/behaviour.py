@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import datetime
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from mooring import DataError
+from mooring._monitor.texts import read_seconds
 from mooring_build.datasets import NextItem, Split, Visits, data_file, read_rows
 from mooring_build.digests import digest_of
 from mooring_build.hub_data import read_hub_rows
@@ -64,7 +64,8 @@ def read_events(path: Path, *, min_rating: float | None = None) -> dict[str, lis
     counts: what a user has seen is not recommended again.
 
     Args:
-        path: the file; times are seconds since 1970 or ISO 8601 (UTC where they name no zone).
+        path: the file; times are seconds since 1970 or ISO 8601 (UTC where they name no zone; eight digits
+            are a date).
         min_rating: leaves out events whose column ``rating`` is lower.
 
     Returns:
@@ -124,18 +125,11 @@ def count_events(histories: Iterable[Sequence[str]]) -> dict[str, int]:
 
 
 def _time(value: str, where: str) -> float:
-    try:
-        seconds = float(value)
-    except ValueError:
-        try:
-            moment = datetime.datetime.fromisoformat(value)
-        except ValueError:
-            raise DataError(
-                f"{where}: time {value!r} is neither seconds since 1970 nor a date and time of ISO 8601"
-            ) from None
-        if moment.tzinfo is None:
-            moment = moment.replace(tzinfo=datetime.UTC)
-        return moment.timestamp()
+    seconds = read_seconds(value)
+    if seconds is None:
+        raise DataError(
+            f"{where}: time {value!r} is neither seconds since 1970 nor a date and time of ISO 8601"
+        )
     if not math.isfinite(seconds):
         raise DataError(f"{where}: time {value!r} is not finite")
     return seconds

@@ -48,6 +48,11 @@ def test_events_are_in_the_order_of_time_and_the_first_of_several_counts(tmp_pat
     }
 
 
+def test_eight_digits_are_a_date(tmp_path: Path) -> None:
+    path = write(tmp_path / "events.csv", "user,item,time\nu,b,20240501\nu,a,2023-12-31\nu,c,1714521601\n")
+    assert read_events(path) == {"u": ["a", "b", "c"]}
+
+
 def test_events_of_one_moment_keep_the_order_of_the_file(tmp_path: Path) -> None:
     path = write(tmp_path / "events.csv", "user,item,time\nu,z,5\nu,a,5\nu,m,5\nu,k,4\n")
     assert read_events(path) == {"u": ["k", "z", "a", "m"]}

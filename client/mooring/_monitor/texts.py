@@ -6,6 +6,7 @@ import csv
 import json
 import math
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -139,21 +140,15 @@ def parse_time(value: Any) -> float:
     """A time as seconds since 1970.
 
     Args:
-        value: a number of seconds, also as text, or ISO-8601; UTC where that names no zone.
+        value: a number of seconds, also as text, or ISO-8601; UTC where that names no zone. A text of eight
+            digits is a date.
 
     Raises:
         ValueError: it is none.
     """
     seconds: float | None = None
     if isinstance(value, str):
-        try:
-            seconds = float(value)
-        except ValueError:
-            try:
-                date = datetime.fromisoformat(value.strip())
-                seconds = (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp()
-            except (ValueError, OverflowError):
-                seconds = None
+        seconds = read_seconds(value.strip())
     elif isinstance(value, int | float) and not isinstance(value, bool):
         try:
             seconds = float(value)
@@ -165,6 +160,25 @@ def parse_time(value: Any) -> float:
         hint = "; it looks like milliseconds" if 0 <= seconds / 1000 <= MAX_TIME_S else ""
         raise ValueError(f"{_shown(value)} is not between the years 1970 and 9999{hint}")
     return seconds
+
+
+def read_seconds(text: str) -> float | None:
+    """Seconds since 1970, or an ISO-8601 time as such; ``None`` where it is neither.
+
+    Eight digits are a date, ``20240501``, if there is such a date.
+    """
+    readers = (_timestamp, float) if re.fullmatch("[0-9]{8}", text) else (float, _timestamp)
+    for read in readers:
+        try:
+            return read(text)
+        except (ValueError, OverflowError):
+            continue
+    return None
+
+
+def _timestamp(text: str) -> float:
+    date = datetime.fromisoformat(text)
+    return (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp()
 
 
 def _shown(value: Any) -> str:
