@@ -254,12 +254,13 @@ class _Said:
         answers = _between(scores) if answer is None else [(0.0, answer)]
         answer_is_sure = np.array([scores >= threshold for _, threshold in answers])  # [thresholds, places]
         gains = self._gains[..., places]
-        best, chosen = (-np.inf, -np.inf), Thresholds(0.0, 0.0)
+        best, chosen = (-np.inf, -np.inf, -np.inf), Thresholds(0.0, 0.0)
         for intent_gap, intent_threshold in intents:
             unsure, sure = np.where(acceptance >= intent_threshold, gains[1], gains[0])
             found = unsure.sum() + answer_is_sure @ (sure - unsure)
             for (answer_gap, answer_threshold), gain in zip(answers, found.tolist(), strict=True):
-                quality = (gain, min(intent_gap, answer_gap))
+                # The gap of a given threshold is 0 throughout, so that the other's decides.
+                quality = (gain, *sorted((intent_gap, answer_gap)))
                 if quality > best:
                     best, chosen = quality, Thresholds(intent_threshold, answer_threshold)
         return chosen

@@ -110,8 +110,11 @@ def test_messages_are_read(tmp_path: Path) -> None:
 
 
 TEXTS: dict[str, Any] = {
-    "intents": ["cancel", "other", "x"],
-    "templates": {"cancel": {"text": "You cancel: {answer}", "needs_answer": True, "handover": False}},
+    "intents": ["cancel", "thanks", "other", "x"],
+    "templates": {
+        "cancel": {"text": "You cancel: {answer}", "needs_answer": True, "handover": False},
+        "thanks": {"text": "You are welcome.", "needs_answer": False, "handover": False},
+    },
     "answer": "Perhaps: {answer}",
     "handover": "A person looks at it.",
 }
@@ -159,6 +162,17 @@ def test_a_wrong_reply_costs_more_than_a_hand_over() -> None:
 def test_thresholds_of_the_recipe_stay() -> None:
     one = said((RIGHT, "cancel", 0.9, "how", 0.8), (FOREIGN, "cancel", 0.1, "how", 0.4))
     assert one.calibrate(np.arange(2), 0.25, 0.3) == Thresholds(0.25, 0.3)
+
+
+def test_a_fixed_threshold_leaves_the_other_as_far_from_the_scores() -> None:
+    found = said(
+        (RIGHT, "cancel", 0.9, "how", 0.9),
+        # These two get the same reply whether the answer is sure or not.
+        (Message("c", "thanks", "", False), "thanks", 0.9, "how", 0.5),
+        (Message("d", "thanks", "", False), "thanks", 0.9, "how", 0.4),
+        (FOREIGN, "cancel", 0.9, "how", 0.2),
+    ).calibrate(np.arange(4), 0.05, None)
+    assert found == pytest.approx((0.05, 0.7))
 
 
 def test_metrics_count_what_became_of_the_messages() -> None:
