@@ -13,19 +13,34 @@ from seqeval.metrics import recall_score as entity_recall_score
 from sklearn.metrics import accuracy_score, classification_report, f1_score
 
 
-def label_metrics(truth: Sequence[Any] | np.ndarray, chosen: Sequence[Any] | np.ndarray) -> dict[str, float]:
-    """Accuracy and macro F1 of one label an example; both ``[N]``, of labels or label ids."""
+def label_metrics(
+    truth: Sequence[Any] | np.ndarray,
+    chosen: Sequence[Any] | np.ndarray,
+    labels: Sequence[Any] | None = None,
+) -> dict[str, float]:
+    """Accuracy and macro F1 of one label an example.
+
+    Args:
+        truth: ``[N]``, labels or label ids.
+        chosen: ``[N]``.
+        labels: what else was chosen is wrong, but no class of the macro average; ``None``: everything is one.
+    """
+    occurring = {*truth, *chosen}
+    shown = None if labels is None else [label for label in labels if label in occurring]
     return {
         "accuracy": float(accuracy_score(truth, chosen)),
-        "macro_f1": float(f1_score(truth, chosen, average="macro", zero_division=0)),
+        "macro_f1": float(f1_score(truth, chosen, labels=shown, average="macro", zero_division=0)),
     }
 
 
 def heads_metrics(
-    truth: Mapping[str, Sequence[str]], chosen: Mapping[str, Sequence[str]]
+    truth: Mapping[str, Sequence[str]],
+    chosen: Mapping[str, Sequence[str]],
+    labels: Mapping[str, Sequence[str]],
 ) -> dict[str, float]:
-    """Means over heads of their accuracies and macro F1, then each head's own; labels ``[N]`` by head."""
-    by_head = {name: label_metrics(truth[name], chosen[name]) for name in truth}
+    """Means over heads of their accuracies and macro F1, then each head's own; ``[N]`` by head, and the
+    labels of each."""
+    by_head = {name: label_metrics(truth[name], chosen[name], labels[name]) for name in truth}
     means = {
         figure: sum(metrics[figure] for metrics in by_head.values()) / max(1, len(by_head))
         for figure in ("accuracy", "macro_f1")

@@ -88,7 +88,8 @@ def score_served(
     _, score = _SCORERS[recipe.task]
     examples = list(dataset.evaluation)
     outcomes = ask([item_of(recipe.task, example) for example in examples])
-    metrics, report = score(examples, [outcome.value for outcome in outcomes], dataset.labels)
+    heads = {name: head.labels for name, head in (recipe.heads or {}).items()}
+    metrics, report = score(examples, [outcome.value for outcome in outcomes], heads or dataset.labels)
     if recipe.catalogue is not None:
         # What looks deeper than the served ranking goes would be lower than it is.
         metrics = {name: value for name, value in metrics.items() if _depth(name) <= recipe.top_k}
@@ -148,13 +149,13 @@ def _score_labels(
     truth = [example.label for example in examples]
     # No label is called "": an example without an answer is a wrong one.
     chosen = [answer[0].label if answer else "" for answer in answers]
-    return label_metrics(truth, chosen), label_report(truth, chosen, labels)
+    return label_metrics(truth, chosen, labels), label_report(truth, chosen, labels)
 
 
 def _score_heads(
     examples: Sequence[HeadText],
     answers: Sequence[Mapping[str, list[Label]] | None],
-    labels: Sequence[str],
+    labels: Mapping[str, Sequence[str]],
 ) -> _Scored:
     truth: dict[str, list[str]] = {}
     chosen: dict[str, list[str]] = {}
@@ -164,9 +165,9 @@ def _score_heads(
     report = {
         f"{head}: {row}": figures
         for head, right in truth.items()
-        for row, figures in label_report(right, chosen[head], sorted({*right})).items()
+        for row, figures in label_report(right, chosen[head], labels[head]).items()
     }
-    return heads_metrics(truth, chosen), report
+    return heads_metrics(truth, chosen, labels), report
 
 
 def _score_ranking(

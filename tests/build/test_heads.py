@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -213,3 +214,6 @@ def test_served_answers_are_scored_by_head(recipe: Recipe) -> None:
     assert score.metrics["sentiment_accuracy"] == pytest.approx(1 / 2)
     assert score.metrics["accuracy"] == pytest.approx((1 / 3 + 1 / 2) / 2)
     assert score.report["topic: money"]["recall"] == 1.0
+    # Without the example of money, its label was chosen all the same.
+    fewer = score_served(recipe, replace(dataset, evaluation=dataset.evaluation[1:]), ask)
+    assert fewer.report["topic: money"] == {"precision": 0.0, "recall": 0.0, "f1-score": 0.0, "support": 0.0}

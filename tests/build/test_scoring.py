@@ -87,6 +87,9 @@ def test_what_the_server_refused_is_a_wrong_answer() -> None:
     ]
     score = score_served(load_recipe("intent"), dataset(*examples, labels=["no", "yes"]), answering(answers))
     assert score.metrics["accuracy"] == pytest.approx(2 / 3)
+    # F1 of yes is 1, of no 2/3 (one of two found): no answer is no third label.
+    assert score.metrics["macro_f1"] == pytest.approx((1 + 2 / 3) / 2)
+    assert score.metrics["macro_f1"] == score.report["macro avg"]["f1-score"]
     assert (score.failures, score.first_failure) == (1, "text 0 has 200 tokens")
     shown = "\n".join(describe("intent", 3, score, {"accuracy": 0.75}, None))
     assert "intent version 3: 3 examples, 1 without an answer" in shown

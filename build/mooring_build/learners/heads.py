@@ -144,7 +144,9 @@ class HeadsLearner(TextLearner):
             train=encode(dataset.train),
             evaluation=encode(dataset.evaluation),
             collator=_collate,
-            metrics=lambda prediction: heads_metrics(*_read(prediction, model.config.heads)),
+            metrics=lambda prediction: heads_metrics(
+                *_read(prediction, model.config.heads), model.config.heads
+            ),
             report=lambda prediction: _report(prediction, model.config.heads),
             processor=tokenizer,
         )
