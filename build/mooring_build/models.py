@@ -50,8 +50,11 @@ def quiet_transformers() -> Iterator[None]:
         transformers_logging.enable_progress_bar()
 
 
-def load_base_model(folder: Path, task: Task, labels: list[str]) -> PreTrainedModel:
+def load_base_model(folder: Path, task: Task, labels: list[str]) -> tuple[PreTrainedModel, bool]:
     """Load the encoder of a base checkpoint with a new head for ``labels``.
+
+    Returns:
+        The model, and whether the head includes a new pooler.
 
     Raises:
         CheckpointError: the weights lack a part of the encoder, hold NaN or infinity, or don't fit the
@@ -67,15 +70,13 @@ def load_base_model(folder: Path, task: Task, labels: list[str]) -> PreTrainedMo
         label2id={label: index for index, label in enumerate(labels)},
         ignore_mismatched_sizes=True,
     )
-    # A pooler is trained with the head.
-    encoder = [
-        key for key in missing if key.startswith(f"{model.base_model_prefix}.") and not _is_pooler(model, key)
-    ]
+    poolers = [key for key in missing if _is_pooler(model, key)]
+    encoder = [key for key in missing if key.startswith(f"{model.base_model_prefix}.") and key not in poolers]
     if encoder:
         raise CheckpointError(
             f"{folder}: its weights lack {_some(encoder)} of the {model.config.model_type} encoder"
         )
-    return model
+    return model, bool(poolers)
 
 
 def load_fine_tuned_model(folder: Path, task: Task) -> PreTrainedModel:

@@ -28,7 +28,7 @@ def test_several_labels_or_a_number_are_not_served_as_one_label(folder: Path, pr
     with pytest.raises(CheckpointError, match=f"is for '{problem}'.*one label of several"):
         load_fine_tuned_model(folder, "text-classification")
     # A new head is one for one label.
-    model = load_base_model(folder, "text-classification", ["x", "y", "z"])
+    model, _ = load_base_model(folder, "text-classification", ["x", "y", "z"])
     assert (model.config.problem_type, model.config.num_labels) == ("single_label_classification", 3)
 
 
@@ -45,4 +45,5 @@ def test_a_classifier_without_its_pooler_is_not_fine_tuned(tmp_path: Path) -> No
         load_fine_tuned_model(tags, "text-classification")
     load_fine_tuned_model(tags, "token-classification")
     load_fine_tuned_model(tags, "text-ranking")
-    load_base_model(tags, "text-classification", ["x", "y"])
+    _, new_pooler = load_base_model(tags, "text-classification", ["x", "y"])
+    assert new_pooler

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from mooring import RecipeError
 from mooring_build.datasets import load_dataset
@@ -49,6 +50,21 @@ def test_only_adapter_and_head_are_trained(recipe: Recipe) -> None:
     trained = {name for name, weight in lesson.model.named_parameters() if weight.requires_grad}
     assert trained
     assert all("lora_" in name or "classifier" in name for name in trained)
+
+
+def test_a_new_pooler_is_trained_with_the_head(recipe: Recipe, tmp_path: Path) -> None:
+    base = Path(recipe.base.checkpoint)
+    weights = load_file(base / "model.safetensors")
+    kept = {name: weight for name, weight in weights.items() if ".pooler." not in name}
+    assert len(kept) == len(weights) - 2
+    save_file(kept, base / "model.safetensors", metadata={"format": "pt"})
+    lesson = learner_of(recipe.task).lesson(recipe, base, load_dataset(recipe))
+    trained = {name for name, weight in lesson.model.named_parameters() if weight.requires_grad}
+    assert any(name.endswith("pooler.modules_to_save.default.dense.weight") for name in trained)
+    assert all("lora_" in name or "classifier" in name or "pooler" in name for name in trained)
+    # What is saved is an ordinary checkpoint, too.
+    fine_tune(recipe, base, load_dataset(recipe), tmp_path / "trained")
+    load_fine_tuned_model(tmp_path / "trained", recipe.task)
 
 
 def test_the_adapter_is_merged_into_the_checkpoint(recipe: Recipe, tmp_path: Path) -> None:

@@ -16,8 +16,9 @@ _TASK_TYPES: dict[Task, TaskType] = {
 }
 
 
-def add_adapter(model: PreTrainedModel, recipe: Recipe) -> PeftModel:
-    """Freeze the encoder and put the recipe's ``[adapter]`` beside its layers; the head is trained whole.
+def add_adapter(model: PreTrainedModel, recipe: Recipe, *, new_pooler: bool) -> PeftModel:
+    """Freeze the encoder and put the recipe's ``[adapter]`` beside its layers; the head is trained whole, and
+    so is a new pooler.
 
     Raises:
         RecipeError: the model has no layers of these names.
@@ -29,6 +30,7 @@ def add_adapter(model: PreTrainedModel, recipe: Recipe) -> PeftModel:
         lora_alpha=adapter.alpha,
         lora_dropout=adapter.dropout,
         target_modules=adapter.target_modules,
+        modules_to_save=["pooler"] if new_pooler else None,
     )
     try:
         with warnings.catch_warnings():

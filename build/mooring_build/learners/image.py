@@ -95,7 +95,7 @@ class ImageClassificationLearner(Learner):
         elif fine_tuned:
             model = load_fine_tuned_model(folder, recipe.task)
         else:
-            model = load_base_model(folder, recipe.task, labels)
+            model, _ = load_base_model(folder, recipe.task, labels)
         _check_fit(recipe, model)
         return Lesson(
             model=model,

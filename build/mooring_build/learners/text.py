@@ -65,13 +65,14 @@ class _ClassificationLearner(TextLearner):
     ) -> Lesson:
         folder = required(recipe, folder)
         tokenizer = load_tokenizer(folder)
+        adapted = recipe.adapter is not None and not fine_tuned
         if fine_tuned:
             model = load_fine_tuned_model(folder, recipe.task)
         else:
-            model = load_base_model(folder, recipe.task, dataset.labels)
-        adapted = recipe.adapter is not None and not fine_tuned
+            model, new_pooler = load_base_model(folder, recipe.task, dataset.labels)
+            model = add_adapter(model, recipe, new_pooler=new_pooler) if adapted else model
         return Lesson(
-            model=add_adapter(model, recipe) if adapted else model,
+            model=model,
             finish=merge_adapter if adapted else None,
             train=encode_examples(dataset.train, tokenizer, recipe, dataset.labels),
             evaluation=encode_examples(
