@@ -2,7 +2,8 @@
 
 A search is kept in ``<artifacts>/<recipe>/search-<key>/`` as Optuna's journal, so that one that was
 interrupted goes on, and more trials can be added later. The key covers what the trials have in common: data,
-checkpoint, the recipe and its ranges. The first trial takes the recipe's own values.
+checkpoint, the recipe and its ranges. The first trial takes the recipe's own values, and one more does when
+these have changed.
 """
 
 from __future__ import annotations
@@ -63,7 +64,8 @@ def search(
         base: folder of the base checkpoint, or ``None``.
         dataset: both splits; a trial is worth its best epoch's headline metric on the evaluation split.
         folder: keeps the study, ``trials.csv`` and ``trials.png``.
-        trials: finished trials that there shall be, earlier ones counted.
+        trials: finished trials that there shall be, earlier ones counted; there is one more where these
+            have not tried the recipe's own values.
         say: receives one line a trial.
 
     Returns:
@@ -77,8 +79,9 @@ def search(
     folder.mkdir(parents=True, exist_ok=True)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     storage = JournalStorage(JournalFileBackend(str(folder / "study.journal")))
-    done = len(_finished(_open(storage, recipe.training.seed)))
-    if done < trials:
+    finished = _finished(_open(storage, recipe.training.seed))
+    done = len(finished)
+    if done < trials or _own_values(recipe) not in _fixed(finished):
         _run(recipe, base, dataset, folder, storage, done=done, trials=trials, say=say)
     study = _open(storage, recipe.training.seed)
     _write_table(study, folder / "trials.csv")
@@ -109,6 +112,11 @@ def _finished(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
     return study.get_trials(states=[optuna.trial.TrialState.COMPLETE])
 
 
+def _fixed(trials: Sequence[optuna.trial.FrozenTrial]) -> list[dict[str, Any] | None]:
+    """The values that each trial was told to try, where it was."""
+    return [trial.system_attrs.get("fixed_params") for trial in trials]
+
+
 def _run(
     recipe: Recipe,
     base: Path | None,
@@ -129,7 +137,7 @@ def _run(
     study, own = _open(storage, training.seed), _own_values(recipe)
     # One that was broken off counts for nothing.
     tried = study.get_trials(states=[optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.WAITING])
-    if own not in [trial.system_attrs.get("fixed_params") for trial in tried]:
+    if own not in _fixed(tried):
         study.enqueue_trial(own)
     current = _Trial(learner.headline, say)
 
@@ -177,7 +185,7 @@ def _run(
         trainer.hyperparameter_search(
             hp_space=space,
             compute_objective=objective,
-            n_trials=trials - done,
+            n_trials=max(1, trials - done),
             direction="maximize",
             backend="optuna",
             storage=storage,

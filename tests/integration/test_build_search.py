@@ -11,9 +11,10 @@ from transformers import EarlyStoppingCallback, TrainerState, TrainingArguments
 
 from mooring import RecipeError
 from mooring_build.building import build
+from mooring_build.datasets import load_dataset
 from mooring_build.recipe import Recipe, load_recipe
 from mooring_build.repository import read_manifest
-from mooring_build.search import ranges_of
+from mooring_build.search import ranges_of, search
 from mooring_build.training import trackers
 from tiny_checkpoint import make_tiny_checkpoint
 
@@ -81,6 +82,20 @@ def test_a_search_goes_on_and_its_best_trial_is_published(recipe: Recipe, tmp_pa
     assert record["best_value"] == pytest.approx(float(rows[0]["value"]), abs=1e-6)
     training = manifest["recipe"]["training"]
     assert {name: training[name] for name in record["values"]} == record["values"]
+
+
+def test_other_values_of_the_recipe_are_tried_though_there_are_trials_enough(
+    recipe: Recipe, tmp_path: Path
+) -> None:
+    dataset, base = load_dataset(recipe), Path(recipe.base.checkpoint)
+    for trials, rate in enumerate((1e-4, 3e-4, 3e-4), start=1):
+        training = recipe.training.model_copy(update={"learning_rate": rate})
+        own = recipe.model_copy(update={"training": training})
+        _, record = search(own, base, dataset, tmp_path / "search", trials=1)
+        # The third has nothing new.
+        assert record["trials"] == min(trials, 2)
+    rows = csv.DictReader((tmp_path / "search" / "trials.csv").read_text(encoding="utf-8").splitlines())
+    assert {float(row["learning_rate"]) for row in rows} == {1e-4, 3e-4}
 
 
 def test_trials_are_trained_as_the_build_trains(
