@@ -214,9 +214,7 @@ def _train(
         say(f"training    on {len(dataset.train)} examples")
         from mooring_build.training import fine_tune
 
-        cut = learner_of(recipe.task).count_cut(recipe, checkpoint.folder, dataset)
-        if cut:
-            say(f"            {cut} examples are cut off at text.max_length {recipe.text.max_length}")
+        _tell_cut(recipe, checkpoint, dataset, say)
         metrics = fine_tune(recipe, checkpoint.folder, dataset, stage.folder)
         stage.finish(metrics)
         # Until then a build that is killed goes on from the last epoch.
@@ -240,11 +238,18 @@ def _evaluate(
         if found is None:
             from mooring_build.training import evaluate_checkpoint
 
+            _tell_cut(recipe, checkpoint, replace(dataset, train=[]), say)
             found = evaluate_checkpoint(recipe, checkpoint.folder, dataset, stage.folder)
             stage.finish(found)
         metrics = found
         say(f"evaluated   {_figures(metrics)}")
     return FineTuned(folder=checkpoint.folder, key=checkpoint.digest, metrics=metrics)
+
+
+def _tell_cut(recipe: Recipe, checkpoint: Checkpoint, dataset: Dataset, say: Callable[[str], None]) -> None:
+    cut = learner_of(recipe.task).count_cut(recipe, checkpoint.folder, dataset)
+    if cut:
+        say(f"            {cut} examples are cut off at text.max_length {recipe.text.max_length}")
 
 
 def _publish(

@@ -227,8 +227,13 @@ def test_texts_longer_than_the_model_has_positions(
     assert "text.max_length 65 is more than the 64 positions of" in capsys.readouterr().err
 
 
-def test_a_fine_tuned_checkpoint_is_scored_where_data_is_given(command: Command, data: Path) -> None:
+def test_a_fine_tuned_checkpoint_is_scored_where_data_is_given(
+    command: Command, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with data.open("a") as file:
+        file.write("who " * 60 + ",ask\n")
     assert command("--set=data.format=csv", f"--set=data.evaluation={data}") == 0
+    assert "1 examples are cut off at text.max_length 48" in capsys.readouterr().out
     assert 0 <= read_manifest(command.repository, "intent", 1)["metrics"]["accuracy"] <= 1
 
 
