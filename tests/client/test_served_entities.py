@@ -54,6 +54,24 @@ def test_words_are_merged_by_the_rules_of_bio(tags: list[str], expected: list[tu
     assert _decode("a bb ccc dddd", tags) == expected
 
 
+def test_without_a_label_to_continue_with_a_word_is_one_entity() -> None:
+    only = BioLabels(["O", "B-PER"])
+
+    def spans(text: str, words: list[tuple[int, int]]) -> list[list[int]]:
+        everything = np.tile(np.array([0, 9], np.float32), (len(words), 1))
+        (found,) = only.decode([text], everything[None], np.array([words]))
+        return [[entity.start, entity.end] for entity in found]
+
+    # Tokenizers part a word at its punctuation.
+    assert spans("O'Brien", [(0, 1), (1, 2), (2, 7)]) == [[0, 7]]
+    assert spans("O'Brien Li", [(0, 1), (1, 2), (2, 7), (8, 10)]) == [[0, 7], [8, 10]]
+    # A byte-level one counts the space before a word in.
+    assert spans("Ann Li", [(0, 3), (3, 6)]) == [[0, 3], [4, 6]]
+    # Where there is I-PER, B-PER begins an entity.
+    logits = np.tile(np.array([0, 9, 0, 0, 0], np.float32), (2, 1))
+    assert len(_decode_one("O'", logits, np.array([(0, 1), (1, 2)]))) == 2
+
+
 def test_the_score_is_the_mean_over_words_and_the_span_holds_them() -> None:
     logits = np.log(np.array([[0.1, 0.6, 0.1, 0.1, 0.1], [0.05, 0.05, 0.8, 0.05, 0.05]], np.float32))
     found = _decode_one("Anna  Smith", logits, np.array([[0, 4], [6, 11]]))

@@ -47,12 +47,15 @@ class BioLabels:
         # [labels]: index into types, -1 for O; and whether the label begins an entity.
         self._type_of = np.array([self.types.index(label[2:]) if label != "O" else -1 for label in labels])
         self._begins = np.array([label.startswith("B-") for label in labels])
+        # [types]: whether there is no label to continue an entity with.
+        self._only_begins = np.array([f"I-{kind}" not in labels for kind in self.types], bool)
 
     def decode(self, texts: Sequence[str], logits: np.ndarray, words: np.ndarray) -> list[list[Entity]]:
         """Find the entities of each text, in order of appearance.
 
         A word takes the label of its first token. ``B-X`` starts an entity and ``I-X`` continues one of
-        its type; an ``I-X`` that has none to continue starts one, as in seqeval's default mode.
+        its type; an ``I-X`` that has none to continue starts one, as in seqeval's default mode. Where the
+        labels have no ``I-X``, a word that begins where the one before it ends continues with ``B-X``.
 
         Args:
             texts: ``B`` texts.
@@ -102,7 +105,15 @@ class BioLabels:
         if not len(inside):
             return found
         goes_on = np.zeros(len(rows), bool)
-        goes_on[1:] = (types[1:] == types[:-1]) & (rows[1:] == rows[:-1]) & ~self._begins[labels[1:]]
+        follows = (types[1:] == types[:-1]) & (rows[1:] == rows[:-1])
+        begins = self._begins[labels[1:]]
+        goes_on[1:] = follows & ~begins
+        bounds = spans[first]  # [W, 2]
+        touches = bounds[1:, 0] == bounds[:-1, 1]
+        for word in np.flatnonzero(follows & begins & self._only_begins[types[1:]] & touches) + 1:
+            # The space before a word may be counted in, see _fit.
+            start = bounds[word, 0]
+            goes_on[word] = not texts[rows[word]][start : start + 1].isspace()
 
         # From here on only words of entities, [E]; an entity is a run of them.
         opens = np.flatnonzero(~goes_on[inside])  # [entities]: index of the first word of each
