@@ -66,7 +66,7 @@ def phrasebank(folder: Path, target: Path) -> dict[str, Path]:
         text, separator, label = line.rpartition("@")
         if not separator or not text.strip() or label not in ("negative", "neutral", "positive"):
             raise DataError(f"{path}:{number}: {line!r} is not SENTENCE@LABEL")
-        rows.setdefault(" ".join(text.casefold().split()), []).append((text.strip(), label))
+        rows.setdefault(same_text(text), []).append((text.strip(), label))
     sentences = sorted(rows)
     random.Random(0).shuffle(sentences)
     held_out = round(len(sentences) * _HELD_OUT)
@@ -79,12 +79,25 @@ def phrasebank(folder: Path, target: Path) -> dict[str, Path]:
 
 
 def financial_topic(folder: Path, target: Path) -> dict[str, Path]:
-    """Topics of financial tweets, without the links in them; CSV of ``text,label``, labels by name."""
-    splits = {"train": "train_data.csv", "evaluation": "valid_data.csv"}
+    """Topics of financial tweets, without the links in them; CSV of ``text,label``, labels by name.
+
+    Without their links many tweets are there again: those of ``evaluation`` are left out of ``train``.
+    """
+    train, evaluation = (
+        list(_tweets(_existing(folder / name))) for name in ("train_data.csv", "valid_data.csv")
+    )
+    held_out = {same_text(text) for text, _ in evaluation}
     return {
-        split: _write_csv(target / f"{split}.csv", _tweets(_existing(folder / name)))
-        for split, name in splits.items()
+        "train": _write_csv(
+            target / "train.csv", (row for row in train if same_text(row[0]) not in held_out)
+        ),
+        "evaluation": _write_csv(target / "evaluation.csv", evaluation),
     }
+
+
+def same_text(text: str) -> str:
+    """What two texts have in common that differ in case and white space alone."""
+    return " ".join(text.casefold().split())
 
 
 def _tweets(path: Path) -> Iterable[tuple[str, str]]:

@@ -44,13 +44,15 @@ def _converted(convert: Callable[[Path, Path], Mapping[str, Path]]) -> Callable[
 
 
 def _held_out(train: Path, test: Path, target: Path) -> Files:
-    """Part a validation split from the training rows: every tenth."""
+    """Part a validation split from the training rows: every tenth, and a text that is there again goes with
+    its first row."""
     with train.open(encoding="utf-8", newline="") as file:
         header, *rows = csv.reader(file)
-    parts = {
-        "fit": [row for number, row in enumerate(rows) if number % _EVERY],
-        "validation": rows[::_EVERY],
-    }
+    column, first = header.index("text"), {}
+    parts: dict[str, list[list[str]]] = {"fit": [], "validation": []}
+    for number, row in enumerate(rows):
+        place = first.setdefault(real_data.same_text(row[column]), number)
+        parts["fit" if place % _EVERY else "validation"].append(row)
     for name, part in parts.items():
         with (target / f"{name}.csv").open("w", encoding="utf-8", newline="") as file:
             csv.writer(file).writerows([header, *part])

@@ -87,14 +87,18 @@ def test_a_system_replaces_its_own_rows_alone(
 def test_every_tenth_row_is_held_out(tmp_path: Path) -> None:
     train = tmp_path / "train.csv"
     with train.open("w", newline="") as file:
-        csv.writer(file).writerows([("text", "label"), *((f"text {i}", "a") for i in range(25))])
+        rows = [(f"text {i}", "a") for i in range(25)]
+        # Rows 3 and 20 have texts of other rows.
+        rows[3], rows[20] = ("TEXT  10", "b"), ("text 9", "b")
+        csv.writer(file).writerows([("text", "label"), *rows])
     files = _held_out(train, tmp_path / "test.csv", tmp_path)
     fit, validation = (
         list(csv.DictReader((tmp_path / f"{name}.csv").read_text().splitlines()))
         for name in ("fit", "validation")
     )
-    assert [row["text"] for row in validation] == ["text 0", "text 10", "text 20"]
-    assert len(fit) == 22
+    assert [row["text"] for row in validation] == ["text 0"]
+    assert len(fit) == 24
+    assert [row["text"] for row in fit].count("text 9") == 2
     assert files.test == [f"data.evaluation={tmp_path / 'test.csv'}"]
 
 
