@@ -66,12 +66,19 @@ def fine_tune(recipe: Recipe, base: Path | None, dataset: Dataset, folder: Path)
     lesson = learner.lesson(recipe, base, dataset)
     check_smoothing(training, lesson)
     states = folder / "epochs"
+    last = _last_whole_epoch(states)
+    arguments = _arguments(training, learner.headline, states, lesson.arguments)
+    if last is not None:
+        state = TrainerState.load_from_json(str(Path(last) / "trainer_state.json"))
+        if state.stateful_callbacks["TrainerControl"]["args"]["should_training_stop"]:
+            # Early stopping had ended it, which the Trainer forgets: it would train on.
+            arguments.num_train_epochs = state.epoch
     callbacks: list[TrainerCallback] = trackers(recipe, folder)
     if training.early_stopping_patience:
         callbacks.append(EarlyStoppingCallback(training.early_stopping_patience))
     trainer = Trainer(
         model=lesson.model,
-        args=_arguments(training, learner.headline, states, lesson.arguments),
+        args=arguments,
         train_dataset=lesson.train,
         eval_dataset=lesson.evaluation,
         data_collator=lesson.collator,
@@ -83,7 +90,7 @@ def fine_tune(recipe: Recipe, base: Path | None, dataset: Dataset, folder: Path)
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(EpochProgress(learner.headline))
     with quiet_transformers():
-        trainer.train(resume_from_checkpoint=_last_whole_epoch(states))
+        trainer.train(resume_from_checkpoint=last)
         metrics = _score(trainer, lesson) | {"epochs": trainer.state.epoch}
         if lesson.finish is not None:
             trainer.model = lesson.finish(trainer.model)

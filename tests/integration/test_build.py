@@ -279,6 +279,44 @@ def test_an_interrupted_training_goes_on_where_it_was(
     assert list((trained / "logs").glob("events.out.tfevents.*"))
 
 
+def test_a_training_that_was_stopped_early_does_not_go_on(
+    checkpoint: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = load_recipe(
+        "intent",
+        [
+            f"base.checkpoint={checkpoint}",
+            f"data.train={data}",
+            f"data.evaluation={data}",
+            "training.epochs=5",
+            # Nothing is learnt at such a rate.
+            "training.learning_rate=1e-12",
+            "training.early_stopping_patience=1",
+            "text.max_length=48",
+        ],
+    )
+    epochs: list[float] = []
+
+    class Watch(mooring_build.training.EpochProgress):
+        killed = True
+
+        def on_epoch_end(self, args: object, state: object, control: object, **kwargs: object) -> None:
+            epochs.append(state.epoch)  # type: ignore[attr-defined]
+
+        def on_save(self, args: object, state: object, control: object, **kwargs: object) -> None:
+            if self.killed and control.should_training_stop:  # type: ignore[attr-defined]
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(mooring_build.training, "EpochProgress", Watch)
+    words = (recipe, checkpoint, load_dataset(recipe), tmp_path / "trained")
+    with pytest.raises(KeyboardInterrupt):
+        mooring_build.training.fine_tune(*words)
+    assert epochs == [1.0, 2.0]
+    monkeypatch.setattr(Watch, "killed", False)
+    assert mooring_build.training.fine_tune(*words)["epochs"] == 2.0
+    assert epochs == [1.0, 2.0]
+
+
 def test_training_is_seeded(checkpoint: Path, data: Path, tmp_path: Path) -> None:
     overrides = [f"base.checkpoint={checkpoint}", f"data.train={data}", f"data.evaluation={data}"]
     overrides += ["training.epochs=1", "text.max_length=48"]
