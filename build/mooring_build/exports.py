@@ -87,6 +87,7 @@ class Exports:
                     "export.py",
                     "verification.py",
                     "engines.py",
+                    "metrics.py",
                     "packing.py",
                     "precision.py",
                     "ragged_engine.py",

@@ -53,6 +53,13 @@ def test_stages_know_the_shared_modules_that_they_run() -> None:
     assert {name for name in running if "shared_digest()" not in texts[name]} == set()
 
 
+def test_stages_that_run_learners_know_their_metrics() -> None:
+    texts = {path.name: path.read_text(encoding="utf-8") for path in PACKAGE.glob("*.py")}
+    running = {name for name, text in texts.items() if "*learner_sources(" in text}
+    assert {"building.py", "exports.py"} <= running
+    assert {name for name in running if '"metrics.py"' not in texts[name]} == set()
+
+
 def test_the_shared_digest_follows_the_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stages, "SHARED_SOURCES", tmp_path)
     (tmp_path / "texts.py").write_text("one")
