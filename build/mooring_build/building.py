@@ -88,6 +88,11 @@ def build(
                 return compose(recipe, repository=repository, artifacts=artifacts, say=say)
             checkpoint = resolve_checkpoint(recipe)
             dataset = load_dataset(recipe, labels=_fixed_labels(recipe, checkpoint))
+            if recipe.task == "text-ranking":
+                # scikit-learn comes with it, which takes a while.
+                from mooring_build.knowledge_base import known_examples
+
+                dataset = known_examples(recipe, dataset)
             searched: dict[str, Any] | None = None
             if search_trials:
                 recipe, searched = _search(recipe, checkpoint, dataset, artifacts, search_trials, say)
@@ -334,12 +339,6 @@ def _facts(
     metrics: dict[str, Any],
 ) -> dict[str, Any]:
     """What the manifest says of the release beyond its files."""
-    asked = dataset.evaluation
-    if recipe.task == "text-ranking":
-        # scikit-learn comes with it, which takes a while.
-        from mooring_build.knowledge_base import known_evaluation
-
-        asked = known_evaluation(recipe, dataset)
     return {
         "recipe": recipe.model_dump(mode="json"),
         "base_checkpoint": {
@@ -351,7 +350,7 @@ def _facts(
             "digest": dataset.digest,
             "evaluation_digest": dataset.evaluation_digest,
             "train_examples": len(dataset.train),
-            "evaluation_examples": len(asked),
+            "evaluation_examples": len(dataset.evaluation),
         },
         "metrics": metrics,
         "search": fine_tuned.searched,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -77,14 +77,18 @@ def of_known_items(
     return kept
 
 
-def known_evaluation(recipe: Recipe, dataset: Dataset) -> list[LabelledText]:
-    """The evaluation examples that :func:`of_known_items` keeps: a served catalogue is asked for these.
+def known_examples(recipe: Recipe, dataset: Dataset) -> Dataset:
+    """The examples that :func:`of_known_items` keeps: those that are trained on, and asked for.
 
     Raises:
         DataError: as there, or the catalogue can't be read.
     """
-    kept = of_known_items(read_entries(recipe), dataset.evaluation, "data.evaluation")
-    return [example for example, _ in kept]
+    entries = read_entries(recipe)
+    train, evaluation = (
+        [example for example, _ in of_known_items(entries, examples, source)]
+        for examples, source in ((dataset.train, "data.train"), (dataset.evaluation, "data.evaluation"))
+    )
+    return replace(dataset, train=train, evaluation=evaluation)
 
 
 def step_files(

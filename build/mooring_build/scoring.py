@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
 from mooring import ConfigError, CustomerServiceAnswer, Entity, Label, Outcome, RankedItem
 from mooring_build.customer_service import messages_digest, read_messages
 from mooring_build.datasets import Dataset, HeadText, LabelledText, Message, TaggedSentence, load_dataset
-from mooring_build.knowledge_base import known_evaluation
+from mooring_build.knowledge_base import known_examples
 from mooring_build.metrics import heads_metrics, label_metrics, label_report, ranking_metrics, token_metrics
 from mooring_build.recipe import Recipe, Task
 
@@ -58,7 +58,7 @@ def evaluation_set(recipe: Recipe, labels: list[str] | None) -> Dataset:
         dataset = load_dataset(recipe, labels=labels, evaluation_only=True)
         if recipe.task != "text-ranking":
             return dataset
-        return replace(dataset, evaluation=known_evaluation(recipe, dataset))
+        return known_examples(recipe, dataset)
     messages = read_messages(recipe)
     digest = messages_digest(messages)
     return Dataset(train=[], evaluation=messages, labels=[], digest=digest, evaluation_digest=digest)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from mooring import DataError, RecipeError
+from mooring import BuildError, DataError, RecipeError
+from mooring_build import building
+from mooring_build.checkpoints import Checkpoint
 from mooring_build.datasets import Dataset, LabelledText
-from mooring_build.knowledge_base import Entry, known_evaluation, of_known_items, read_entries
-from mooring_build.recipe import load_recipe
+from mooring_build.knowledge_base import Entry, known_examples, of_known_items, read_entries
+from mooring_build.recipe import Recipe, load_recipe
+from tiny_checkpoint import make_tiny_checkpoint
 
 
 def read(path: Path, text: str) -> list[Entry]:
@@ -54,13 +58,29 @@ def test_texts_of_items_that_were_taken_out_are_left_out() -> None:
         of_known_items(entries, texts[1:2], "data.train")
 
 
-def test_the_evaluation_is_of_items_that_are_there(tmp_path: Path) -> None:
+def test_the_examples_are_of_items_that_are_there(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("item,question,answer\na,?,!\nb,?,!\n", encoding="utf-8")
     texts = [LabelledText("x", "b"), LabelledText("y", "c")]
-    dataset = Dataset(train=[], evaluation=texts, labels=[], digest="", evaluation_digest="")
-    assert (
-        known_evaluation(load_recipe("faq", [f"catalogue.file={tmp_path / 'a.csv'}"]), dataset) == texts[:1]
-    )
+    dataset = Dataset(train=texts[::-1], evaluation=texts, labels=[], digest="d", evaluation_digest="e")
+    kept = known_examples(load_recipe("faq", [f"catalogue.file={tmp_path / 'a.csv'}"]), dataset)
+    assert kept == replace(dataset, train=texts[:1], evaluation=texts[:1])
+
+
+def test_a_build_counts_the_examples_that_it_trains_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.csv").write_text("item,question,answer\na,?,!\nb,?,!\n", encoding="utf-8")
+    (tmp_path / "texts.csv").write_text("text,item\nx,b\ny,c\nz,a\n", encoding="utf-8")
+    checkpoint = make_tiny_checkpoint(tmp_path / "tiny", "text-classification", ["a", "b"])
+    changes = [f"data.{split}={tmp_path / 'texts.csv'}" for split in ("train", "evaluation")]
+    changes += [f"catalogue.file={tmp_path / 'a.csv'}", f"base.checkpoint={checkpoint}", "text.max_length=48"]
+
+    def train(recipe: Recipe, checkpoint: Checkpoint, dataset: Dataset, *_: object) -> None:
+        raise BuildError(f"{len(dataset.train)} and {len(dataset.evaluation)} examples")
+
+    monkeypatch.setattr(building, "_train", train)
+    with pytest.raises(BuildError, match="2 and 2 examples"):
+        building.build(load_recipe("faq", changes), repository=tmp_path / "m", artifacts=tmp_path / "a")
 
 
 def test_a_recipe_without_a_catalogue_is_refused(tmp_path: Path) -> None:
