@@ -222,6 +222,7 @@ def _relevant(folder: Path) -> list[Path]:
     names = (
         "config.json",
         "modules.json",
+        "preprocessor_config.json",
         "tokenizer.json",
         "tokenizer_config.json",
         "model.safetensors.index.json",

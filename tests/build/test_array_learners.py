@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -190,6 +191,61 @@ _SMALL_VIT = (
 def test_an_image_model_that_does_not_fit(overrides: list[str], complaint: str) -> None:
     with pytest.raises(CheckpointError, match=complaint):
         learner_of("image-classification").lesson(load_recipe("image", overrides), None, IMAGES)
+
+
+_OWN = {"image_mean": [0.29], "image_std": [0.35]}
+
+
+@pytest.mark.parametrize(
+    ("config", "options"),
+    [
+        ({"size": 28, **_OWN}, []),
+        ({"size": {"height": 28, "width": 28}, "image_mean": 0.29, "image_std": [0.35]}, []),
+        ({"size": {"shortest_edge": 32}, "do_center_crop": True, "crop_size": 28, **_OWN}, []),
+        ({"image_processor_type": "ViTImageProcessor"}, []),
+        (
+            {"size": {"shortest_edge": 32}, "do_center_crop": False, "crop_size": 28, **_OWN},
+            ["image.size=32"],
+        ),
+        ({"size": 28, "image_mean": [0.5], "image_std": [0.35]}, ["image.mean=[0.5]"]),
+        (
+            {"size": 24, "do_normalize": False, **_OWN},
+            ["image.size=24", "image.mean=[0.0]", "image.std=[1.0]"],
+        ),
+    ],
+)
+def test_a_checkpoint_says_how_its_images_are_prepared(
+    config: dict[str, object], options: list[str], tmp_path: Path
+) -> None:
+    learner, recipe = learner_of("image-classification"), load_recipe("image")
+    learner.lesson(recipe, None, IMAGES).model.save_pretrained(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(config))
+    if options:
+        words = [f"--set '{option}'" if "[" in option else f"--set {option}" for option in options]
+        said = rf"preprocessor_config\.json says \{{.*{re.escape('Add ' + ' '.join(words) + ', or remove')}"
+        with pytest.raises(CheckpointError, match=said):
+            learner.exportable(recipe, tmp_path)
+        with pytest.raises(CheckpointError, match=said):
+            learner.lesson(recipe, tmp_path, IMAGES, fine_tuned=True)
+    learner.exportable(load_recipe("image", options), tmp_path)
+    # A base is trained anew, with what the recipe says.
+    learner.lesson(recipe, tmp_path, IMAGES)
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        ("{", "preprocessor_config.json can't be read: JSONDecodeError"),
+        ('{"size": {"height": 28, "width": 32}}', "size .* is no square"),
+        ('{"size": [28]}', "can't be read: TypeError"),
+    ],
+)
+def test_a_preparation_that_can_not_be(content: str, complaint: str, tmp_path: Path) -> None:
+    learner, recipe = learner_of("image-classification"), load_recipe("image")
+    learner.lesson(recipe, None, IMAGES).model.save_pretrained(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text(content)
+    with pytest.raises(CheckpointError, match=complaint):
+        learner.exportable(recipe, tmp_path)
 
 
 def test_a_checkpoint_gets_a_new_head_for_other_labels(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,9 @@ from mooring_build.recipe import Recipe
 from mooring_build.recipe_tables import Image
 
 _REAL_IMAGES = 64
+#: Where transformers' image processors keep how they prepare images, and what is read of it.
+_PROCESSOR_FILE = "preprocessor_config.json"
+_PROCESSOR_KEYS = ("do_normalize", "image_mean", "image_std", "size", "do_center_crop", "crop_size")
 
 
 class LogitsOnly(torch.nn.Module):
@@ -94,6 +98,7 @@ class ImageClassificationLearner(Learner):
             model = _new(recipe, labels)
         elif fine_tuned:
             model = load_fine_tuned_model(folder, recipe.task)
+            _check_preparation(recipe.image, folder)
         else:
             model, _ = load_base_model(folder, recipe.task, labels)
         _check_fit(recipe, model)
@@ -107,6 +112,7 @@ class ImageClassificationLearner(Learner):
 
     def exportable(self, recipe: Recipe, folder: Path) -> Exportable:
         model = load_fine_tuned_model(folder, recipe.task)
+        _check_preparation(recipe.image, folder)
         _check_fit(recipe, model)
         image = recipe.image
         return Exportable(
@@ -160,3 +166,56 @@ def _check_fit(recipe: Recipe, model: PreTrainedModel) -> None:
             f"the {model.config.model_type} model does not take images of image.size {image.size} and "
             f"image.channels {image.channels}: {exc}"
         ) from exc
+
+
+def _check_preparation(image: Image, folder: Path) -> None:
+    """Refuse a checkpoint that says of itself that its images are prepared in another way."""
+    path = folder / _PROCESSOR_FILE
+    if not path.is_file():
+        return
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        wanted = _prepared_by(config)
+        others = {name: value for name, value in wanted.items() if not _is_prepared_so(image, name, value)}
+    except (AttributeError, TypeError, ValueError) as exc:
+        raise CheckpointError(f"{path} can't be read: {exc!r}") from exc
+    if others:
+        says = json.dumps({key: config[key] for key in _PROCESSOR_KEYS if key in config})
+        options = " ".join(
+            f"--set 'image.{name}={value}'" if isinstance(value, list) else f"--set image.{name}={value}"
+            for name, value in others.items()
+        )
+        raise CheckpointError(
+            f"{path} says {says}, and the recipe's [image] prepares images otherwise: the answers would be "
+            f"others. Add {options}, or remove the file if it is not true of the model"
+        )
+
+
+def _prepared_by(config: dict[str, Any]) -> dict[str, Any]:
+    """``size``, ``mean`` and ``std`` as an image processor has them, as far as it says."""
+    wanted: dict[str, Any] = {}
+    size = (config.get("do_center_crop") and config.get("crop_size")) or config.get("size")
+    if isinstance(size, dict):
+        if size.get("height") != size.get("width"):
+            raise ValueError(f"size {size} is no square, and images are scaled to no other shape")
+        size = size.get("shortest_edge", size.get("height"))
+    if size is not None:
+        wanted["size"] = int(size)
+    if config.get("do_normalize") is False:
+        return wanted | {"mean": [0.0], "std": [1.0]}
+    for name in ("mean", "std"):
+        values = config.get(f"image_{name}")
+        if values is not None:
+            wanted[name] = [float(value) for value in (values if isinstance(values, list) else [values])]
+    return wanted
+
+
+def _is_prepared_so(image: Image, name: str, value: Any) -> bool:
+    own = getattr(image, name)
+    if not isinstance(value, list):
+        return bool(own == value)
+    if len(value) not in (1, image.channels):
+        return False
+    return np.allclose(
+        *(np.broadcast_to(values, image.channels) for values in (own, value)), rtol=0, atol=1e-4
+    )
