@@ -207,7 +207,6 @@ def _server_plots(result: LoadResult) -> dict[str, str]:
 
 
 def _server_rows(server: ServerTimes) -> list[_Row]:
-    # A pipeline within the pipeline has no times of its own.
     rows: list[_Row] = [(_step_name(server, step), step) for step in server.steps if step.total_ms]
     rest = server.total_ms - sum(step.total_ms for step in server.steps)
     # Steps that run side by side take longer together than the whole.

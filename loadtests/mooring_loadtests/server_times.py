@@ -47,10 +47,13 @@ Snapshot = Mapping[str, ModelStatistics]
 def snapshot(client: Client, model: str) -> Snapshot:
     """What the server has counted by now for a model and all that its pipeline calls, by model.
 
+    A pipeline within the pipeline is left out: Triton reports the sum of its steps' times for it.
+
     Raises:
         MooringError: as the client does.
     """
-    names = [config.name for config in pipeline_models(client, model)]
+    configs = pipeline_models(client, model)
+    names = [config.name for config in configs if config.name == model or not config.steps]
     return {name: _newest(client.statistics(name)) for name in names}
 
 

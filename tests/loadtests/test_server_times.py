@@ -143,7 +143,8 @@ class _Server:
         return [_statistics(model, version=version) for version in ("9", "10")]
 
 
-def test_a_snapshot_holds_all_that_is_called_once_and_the_newest_version() -> None:
+def test_a_snapshot_holds_all_that_computes_once_and_the_newest_version() -> None:
     taken = snapshot(cast(Client, _Server()), "outer")
-    assert list(taken) == ["outer", "tokenizer", "inner", "engine"]
+    # Not the pipeline within: its times are the sum of its steps'.
+    assert list(taken) == ["outer", "tokenizer", "engine"]
     assert {entry.version for entry in taken.values()} == {"10"}
