@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from mooring import ConfigError
+from mooring import ConfigError, PublishError
 from mooring_loadtests.load_profile import Payload, Profile
 from mooring_loadtests.load_profile import Stage as ProfileStage
 from mooring_loadtests.load_run import run_load
@@ -211,11 +211,20 @@ class Release:
             artifacts: working folder of the release's build.
 
         Raises:
+            ConfigError: a config was changed by hand meanwhile.
             PublishError: another version was released meanwhile, or the repository can't be written.
         """
         from mooring_build.building import build
         from mooring_build.publish import write_configs
+        from mooring_build.repository import released_version
 
+        released = released_version(self.repository, self.model)
+        if released != self.version:
+            raise PublishError(
+                f"{self.repository / self.model} has released version {released} meanwhile, and version "
+                f"{self.version} was tuned: tune it again"
+            )
+        self._check_configs()
         recipe = self._tuned(candidate)
         if self.is_configured(candidate):
             write_configs(self.repository, recipe, self._labels, self.version)
