@@ -25,7 +25,8 @@ def add_command(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
         "together, chance alone calls one of them different in about 5 % of comparisons. Chance means what "
         "varied within the two runs: it knows nothing of a machine that was busier during one of them, so "
         "repeat a comparison that matters. Exit code: 0 no figure is worse, 1 one is, 2 a file can't be "
-        "compared, 3 the runs are not comparable, or in one of them the generator did not keep up.",
+        "compared, 3 the runs are not comparable, in one of them the generator did not keep up, or a run was "
+        "too short to say anything.",
     )
     parser.add_argument("a", type=Path, metavar="A.json", help="the earlier run, as 'mooring load' wrote it")
     parser.add_argument("b", type=Path, metavar="B.json", help="the later run")
@@ -53,9 +54,14 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps(_document(args, a, b, changes, warnings), indent=1, allow_nan=False))
     else:
         print("\n".join(describe(args, a, b, changes, warnings)))
-    if warnings:
+    if warnings or not _judged(changes):
         return INVALID
     return 1 if any(change.verdict == "worse" for change in changes) else 0
+
+
+def _judged(changes: Sequence[Change]) -> bool:
+    """Whether anything can be said."""
+    return any(change.verdict != "unknown" for change in changes)
 
 
 def describe(
@@ -112,7 +118,11 @@ def _conclusion(changes: Sequence[Change], threshold: float) -> list[str]:
         "(5 %, Holm).",
     ]
     if counts["unknown"]:
-        lines.append("Unknown: a run had too few seconds or requests for this figure.")
+        lines.append(
+            "Unknown: a run had too few seconds or requests for this figure, or a measured stage of a second."
+        )
+    if not _judged(changes):
+        lines.append("NO VERDICT: run both for longer.")
     return lines
 
 
@@ -128,6 +138,7 @@ def _document(
         "b": _facts(args.b, b),
         "comparable": not warnings,
         "warnings": list(warnings),
+        "judged": _judged(changes),
         "threshold": args.threshold,
         "worse": any(change.verdict == "worse" for change in changes),
         "changes": [finite(asdict(change)) for change in changes],
