@@ -76,9 +76,14 @@ def compare_runs(a: LoadResult, b: LoadResult, *, threshold: float) -> list[Chan
 def incomparable(a: LoadResult, b: LoadResult) -> list[str]:
     """Why a difference between two runs may not come from the model; empty where nothing speaks for that."""
     reasons = [f"{side} is invalid: {doubt}" for side, run in (("A", a), ("B", b)) for doubt in run.doubts]
+    load_a, load_b = _load(a), _load(b)
+    if a.items and b.items:
+        # Whatever the file is called.
+        load_a["payload.file"] = load_b["payload.file"] = None
     facts: list[tuple[str, Any, Any]] = [
         ("model", a.model, b.model),
-        *_pairs("profile: ", _load(a), _load(b)),
+        *_pairs("profile: ", load_a, load_b),
+        *([("items (sha256)", a.items, b.items)] if a.items and b.items else []),
         ("generating processes", a.processes, b.processes),
         *_pairs("machine: ", _lasting(a.machine), _lasting(b.machine)),
         ("requests", ", ".join(a.names), ", ".join(b.names)),
@@ -87,8 +92,10 @@ def incomparable(a: LoadResult, b: LoadResult) -> list[str]:
 
 
 def differences(a: LoadResult, b: LoadResult) -> list[tuple[str, Any, Any]]:
-    """What was compared, on purpose or not: versions of software and settings of models, in A and in B."""
+    """What was compared, on purpose or not: servers, versions and settings of models, in A and in B."""
     pairs = [*_pairs("", a.versions, b.versions), *_pairs("", a.settings, b.settings)]
+    if a.urls and b.urls:
+        pairs.insert(0, ("server", ", ".join(a.urls), ", ".join(b.urls)))
     return [(what, one, other) for what, one, other in pairs if one != other]
 
 

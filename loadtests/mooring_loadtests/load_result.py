@@ -71,6 +71,10 @@ class LoadResult:
     server: ServerTimes | None
     #: Of the slowest 1 % of the traced requests; ``None`` where none was traced.
     slowest: ServerTimes | None = None
+    #: SHA-256 of the payload's file; empty where items were drawn, and in results of before.
+    items: str = ""
+    #: What was asked; empty in results of before.
+    urls: tuple[str, ...] = ()
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -253,6 +257,8 @@ class LoadResult:
             "machine": dict(self.machine),
             "versions": dict(self.versions),
             "settings": dict(self.settings),
+            "items": self.items,
+            "urls": list(self.urls),
             "profile": self.profile.model_dump(mode="json"),
             "figures": {
                 key: {figure: finite(asdict(value)) for figure, value in self.figures(name).items()}
@@ -291,6 +297,8 @@ def read_result(path: Path) -> LoadResult:
             recorder=recorder,
             server=_read_server(document["server"]),
             slowest=_read_server(document["slowest"]),
+            items=document.get("items", ""),
+            urls=tuple(document.get("urls", ())),
         )
     except ConfigError:
         # Of another schema, or a profile with mistakes: that says it all.

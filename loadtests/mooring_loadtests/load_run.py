@@ -21,7 +21,7 @@ from typing import Any
 from mooring import Client, ConfigError, MooringError
 from mooring_loadtests.load_profile import Profile
 from mooring_loadtests.load_result import LoadResult
-from mooring_loadtests.payloads import endless_items
+from mooring_loadtests.payloads import endless_items, items_sha256
 from mooring_loadtests.recorder import Recorder
 from mooring_loadtests.served_settings import served_settings
 from mooring_loadtests.server_times import between, snapshot
@@ -120,6 +120,7 @@ def run_load(
     for url in (urls[protocol] or "" for protocol in protocols):
         with Client(url, timeout_s=30.0) as client:
             version = _try(client, model, profile)
+    items = items_sha256(profile.payload)
     server_times = slowest_times = None
     with Client(urls[protocols[0]] or "", timeout_s=30.0) as client:
         server = client.server_metadata()
@@ -151,6 +152,8 @@ def run_load(
         recorder=recorder,
         server=server_times,
         slowest=slowest_times,
+        items=items,
+        urls=tuple(urls[protocol] or "" for protocol in protocols),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import math
@@ -73,6 +74,11 @@ def read_items(path: Path) -> list[Any]:
     if not items:
         raise ConfigError(f"payload.file {path} holds no items")
     return items
+
+
+def items_sha256(payload: Payload) -> str:
+    """Digest of the file that is replayed; empty where items are drawn."""
+    return "" if payload.file is None else hashlib.sha256(Path(payload.file).read_bytes()).hexdigest()
 
 
 def draw_text(random: Random, payload: Payload) -> str:

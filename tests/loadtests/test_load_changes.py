@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -168,6 +169,24 @@ def test_another_payload_is_another_load() -> None:
     a, b = load_result(), load_result()
     b.profile.__dict__["payload"] = Payload(seed=1)
     assert incomparable(a, b) == ["profile: payload.seed is 0 in A and 1 in B"]
+
+
+def test_items_of_a_file_are_known_by_what_it_holds() -> None:
+    a, b, old = load_result(items="0a"), load_result(items="0b"), load_result()
+    for run, file in ((a, "one.jsonl"), (b, "two.jsonl"), (old, "one.jsonl")):
+        run.profile.__dict__["payload"] = Payload(file=file)
+    assert incomparable(a, b) == ["items (sha256) is 0a in A and 0b in B"]
+    assert incomparable(a, replace(b, items="0a")) == []
+    # Of a result that does not have it, only the path is known.
+    assert incomparable(old, a) == []
+    assert incomparable(old, b) == ["profile: payload.file is one.jsonl in A and two.jsonl in B"]
+
+
+def test_another_server_is_no_reason_but_is_said() -> None:
+    a, b = (load_result(urls=(f"grpc://{host}:8001", "http://c:8000")) for host in "ab")
+    assert incomparable(a, b) == []
+    assert differences(a, b) == [("server", "grpc://a:8001, http://c:8000", "grpc://b:8001, http://c:8000")]
+    assert differences(a, load_result()) == []
 
 
 def test_other_versions_and_settings_are_no_reason_but_are_said() -> None:

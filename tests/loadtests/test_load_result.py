@@ -199,14 +199,24 @@ def test_bounds_are_kept_or_broken() -> None:
 
 
 def test_a_result_survives_its_file(tmp_path: Path) -> None:
-    path, result = tmp_path / "run.json", _result(failing=10)
+    path = tmp_path / "run.json"
+    result = replace(_result(failing=10), items="0a", urls=("grpc://models:8001",))
     path.write_text(result.to_json(), encoding="utf-8")
     again = read_result(path)
+    assert (again.items, again.urls) == (result.items, result.urls)
     assert again.figures() == result.figures()
     assert (again.profile, again.server, again.doubts) == (result.profile, SERVER, result.doubts)
     assert again.to_json() == result.to_json()
     # JSON has no infinity.
     assert json.loads(result.to_json())["figures"]["all"]["p99_ms"]["value"] is None
+
+
+def test_a_file_without_items_and_urls_is_read(tmp_path: Path) -> None:
+    document = json.loads(_result().to_json())
+    del document["items"], document["urls"]
+    (tmp_path / "run.json").write_text(json.dumps(document), encoding="utf-8")
+    old = read_result(tmp_path / "run.json")
+    assert (old.items, old.urls) == ("", ())
 
 
 @pytest.mark.parametrize("content", [None, "[]", "{", '{"schema": 1}', '{"schema": 99}'])

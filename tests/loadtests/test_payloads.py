@@ -11,7 +11,7 @@ import pytest
 
 from mooring import ConfigError, ModelConfig, ModelMetadata, TensorSpec
 from mooring_loadtests.load_profile import Payload
-from mooring_loadtests.payloads import draw_text, endless_items
+from mooring_loadtests.payloads import draw_text, endless_items, items_sha256
 
 
 def _items(task: str, payload: Payload = Payload(), source: int = 0, width: int = 64) -> list[Any]:  # noqa: B008
@@ -66,3 +66,10 @@ def test_a_file_that_will_not_do(tmp_path: Path, content: str | None, complaint:
 def test_a_recommender_needs_histories() -> None:
     with pytest.raises(ConfigError, match=r"takes items of its own catalogue: name a file"):
         _items("recommendation")
+
+
+def test_a_file_of_items_is_known_by_what_it_holds(tmp_path: Path) -> None:
+    (tmp_path / "items.jsonl").write_bytes(b"")
+    empty = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+    assert items_sha256(Payload(file=str(tmp_path / "items.jsonl"))) == empty
+    assert items_sha256(Payload()) == ""
