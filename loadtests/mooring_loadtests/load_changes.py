@@ -76,6 +76,8 @@ def compare_runs(a: LoadResult, b: LoadResult, *, threshold: float) -> list[Chan
 def incomparable(a: LoadResult, b: LoadResult) -> list[str]:
     """Why a difference between two runs may not come from the model; empty where nothing speaks for that."""
     reasons = [f"{side} is invalid: {doubt}" for side, run in (("A", a), ("B", b)) for doubt in run.doubts]
+    if a.started == b.started and a.recorder.to_dict() == b.recorder.to_dict():
+        reasons.append("A and B are the same run")
     load_a, load_b = _load(a), _load(b)
     if a.items and b.items:
         # Whatever the file is called.

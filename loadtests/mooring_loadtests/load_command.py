@@ -91,6 +91,9 @@ def run(args: argparse.Namespace) -> int:
     log, document, page = (
         args.reports / f"{args.model}-{name}.{ending}" for ending in ("log", "json", "html")
     )
+    # After a run that fails, the last one's would be taken for its.
+    for path in (document, page):
+        path.unlink(missing_ok=True)
     progress = Progress(profile.seconds)
     complaints: list[str] = []
     try:

@@ -24,7 +24,9 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "slow": load_result(seed=3, **{**RUN, "service_ms": 8.0}, version="4"),
         "dead": load_result(seed=4, failures=1.0, **RUN),
         "short": load_result(seed=7, **{**RUN, "stages": [Stage(seconds=9)]}),
+        "short too": load_result(seed=9, **{**RUN, "stages": [Stage(seconds=9)]}),
         "a second": load_result(seed=8, **{**RUN, "stages": [Stage(seconds=29), Stage(seconds=1)]}),
+        "a second too": load_result(seed=10, **{**RUN, "stages": [Stage(seconds=29), Stage(seconds=1)]}),
         "elsewhere": load_result(seed=5, machine={"cores": "64"}, **RUN),
         "saturated": load_result(seed=6, cpu=0.97, **{**RUN, "service_ms": 9.0}),
     }
@@ -59,11 +61,11 @@ def test_what_is_not_worse_passes(files: dict[str, Path], sides: tuple[str, str]
 def test_where_nothing_could_be_judged_nothing_passes(
     files: dict[str, Path], run: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert _run(files[run], files[run]) == 3
+    assert _run(files[run], files[f"{run} too"]) == 3
     out = capsys.readouterr().out
     assert "6 figures: 0 worse, 0 better, 6 unknown." in out
     assert "NO VERDICT: " in out
-    assert _run(files[run], files[run], "--json") == 3
+    assert _run(files[run], files[f"{run} too"], "--json") == 3
     document = json.loads(capsys.readouterr().out)
     assert (document["judged"], document["comparable"], document["worse"]) == (False, True, False)
 

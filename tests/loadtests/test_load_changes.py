@@ -165,14 +165,21 @@ def test_runs_of_different_kinds_are_not_comparable(change: dict[str, Any], reas
     assert any(said.startswith(reason) for said in reasons), reasons
 
 
+def test_a_run_is_not_compared_with_itself() -> None:
+    a = load_result()
+    assert incomparable(a, load_result()) == ["A and B are the same run"]
+    assert incomparable(a, load_result(started="2026-01-01T12:30:00+00:00")) == []
+    assert incomparable(a, load_result(seed=1)) == []
+
+
 def test_another_payload_is_another_load() -> None:
-    a, b = load_result(), load_result()
+    a, b = load_result(), load_result(seed=1)
     b.profile.__dict__["payload"] = Payload(seed=1)
     assert incomparable(a, b) == ["profile: payload.seed is 0 in A and 1 in B"]
 
 
 def test_items_of_a_file_are_known_by_what_it_holds() -> None:
-    a, b, old = load_result(items="0a"), load_result(items="0b"), load_result()
+    a, b, old = load_result(items="0a"), load_result(seed=1, items="0b"), load_result(seed=2)
     for run, file in ((a, "one.jsonl"), (b, "two.jsonl"), (old, "one.jsonl")):
         run.profile.__dict__["payload"] = Payload(file=file)
     assert incomparable(a, b) == ["items (sha256) is 0a in A and 0b in B"]
@@ -183,7 +190,10 @@ def test_items_of_a_file_are_known_by_what_it_holds() -> None:
 
 
 def test_another_server_is_no_reason_but_is_said() -> None:
-    a, b = (load_result(urls=(f"grpc://{host}:8001", "http://c:8000")) for host in "ab")
+    a, b = (
+        load_result(seed=seed, urls=(f"grpc://{host}:8001", "http://c:8000"))
+        for seed, host in enumerate("ab")
+    )
     assert incomparable(a, b) == []
     assert differences(a, b) == [("server", "grpc://a:8001, http://c:8000", "grpc://b:8001, http://c:8000")]
     assert differences(a, load_result()) == []
@@ -192,7 +202,7 @@ def test_another_server_is_no_reason_but_is_said() -> None:
 def test_other_versions_and_settings_are_no_reason_but_are_said() -> None:
     served = {"ner": "ensemble", "ner_onnx": "onnxruntime, 4 instances, batches up to 32"}
     versions = {"python": "3.11.7", "triton": "2.60.0"}
-    a, b = load_result(), load_result(versions=versions, settings=served, version="4")
+    a, b = load_result(), load_result(seed=1, versions=versions, settings=served, version="4")
     assert incomparable(a, b) == []
     assert differences(a, b) == [
         ("mooring", "0.1.0", None),
