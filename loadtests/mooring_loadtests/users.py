@@ -200,12 +200,16 @@ class ProfileShape(LoadTestShape):
             count = environment.parsed_options.generators * len(environment.user_classes)
             return count, count
         now_s, spans = self.get_run_time(), profile.spans()
-        if not isinstance(self.runner, MasterRunner):
+        # A worker that fell silent has its users still, as a rule, and may be back with them.
+        silent = False
+        if isinstance(self.runner, MasterRunner):
+            silent = bool(self.runner.clients.missing)
+        else:
             # By the clock that requests are noted by; a master has none of its own. On Locust's page it is
             # still that of the test before when a new one begins.
             now_s = min(now_s, _process.now_s())
         span = next((span for span in spans if now_s < span.end_s), spans[-1])
-        if now_s < profile.seconds and self.runner.user_count < span.amount:
+        if now_s < profile.seconds and self.runner.user_count < span.amount and not silent:
             # Users who still waited when fewer were wanted have ended since; Locust took them for there when
             # it was to start more. Another rate makes it look again.
             self._looks += 1

@@ -109,3 +109,26 @@ def test_a_server_that_is_not_there_is_asked_again_and_again() -> None:
     print(sum(errors.values()), {error.partition(":")[0] for error in errors})
     """
     assert _run_python(_USER + code) == "100 {'ConnectError'}\n"
+
+
+def test_users_of_a_silent_worker_are_not_started_elsewhere() -> None:
+    code = """
+    from locust.runners import MasterRunner, WorkerNode, WorkerNodes
+
+    options.load_profile, options.overrides = "smoke", ["users=8", "stages=[{seconds=60}]"]
+    runner = object.__new__(MasterRunner)
+    runner.environment, runner.clients = environment, WorkerNodes()
+    for name in "ab":
+        runner.clients[name] = WorkerNode(name, state="running")
+        runner.clients[name].user_classes_count = {"GrpcUser": 4}
+    shape = users.ProfileShape()
+    shape.runner = runner
+    shape.reset_time()
+    # As Locust has it of a worker that it has not heard of for a while.
+    runner.clients["b"].state, runner.clients["b"].user_classes_count = "missing", {}
+    print(shape.tick() == shape.tick())
+    # Some of its users have ended.
+    runner.clients["b"].state, runner.clients["b"].user_classes_count = "running", {"GrpcUser": 3}
+    print(shape.tick() == shape.tick())
+    """
+    assert _run_python(_USER + code) == "True\nFalse\n"
