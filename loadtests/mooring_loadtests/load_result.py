@@ -96,10 +96,12 @@ class LoadResult:
         An open loop's stage in which nothing was due needs none.
         """
         last = self.seconds(spans=self.measured[-1:])
-        if self.profile.loop == "closed":
-            # What was asked before may take until now.
-            return any(second.latencies_ms or second.answers for second in last)
-        return any(second.latencies_ms for second in last) or not any(second.failures_ms for second in last)
+        if any(second.latencies_ms for second in last):
+            return True
+        if any(second.failures_ms for second in last):
+            return False
+        # What users of a closed loop asked before may take until now.
+        return self.profile.loop == "open" or any(second.answers for second in last)
 
     @property
     def measured(self) -> tuple[Span, ...]:

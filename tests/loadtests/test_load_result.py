@@ -102,8 +102,11 @@ def test_the_last_stage_is_answered(
     assert result.answered == answered
 
 
-def test_late_answers_do_not_make_up_for_failures() -> None:
-    result = replace(_result(stages=(Stage(seconds=10), Stage(seconds=2))), recorder=Recorder())
+@pytest.mark.parametrize(
+    "profile", [{}, {"loop": "closed", "rate": None, "users": 4}], ids=["open", "closed"]
+)
+def test_late_answers_do_not_make_up_for_failures(profile: dict[str, Any]) -> None:
+    result = replace(_result(stages=(Stage(seconds=10), Stage(seconds=2)), **profile), recorder=Recorder())
     result.recorder.request("ner grpc", intended_s=9.0, sent_s=9.0, ended_s=10.5)
     result.recorder.request("ner grpc", intended_s=10.2, sent_s=10.2, ended_s=10.3, error="Overloaded: full")
     assert not result.answered
