@@ -21,6 +21,7 @@ from mooring import (
     CheckpointError,
     ConfigError,
     InvalidInput,
+    MooringError,
     RecipeError,
     VerificationError,
 )
@@ -49,6 +50,8 @@ from mooring_serve.cli import add_resource_option
 #: Users of the first guess, a core each.
 _USERS_PER_CORE = 4
 _GUESS_S = 4
+#: Their time budget at least: the present settings may have a queue that is far longer than the bound.
+_GUESS_TIMEOUT_S = 30.0
 #: Then the present settings are probed, each stage for so many seconds, at shares of what they answered.
 _SCOUT_S = 2
 _SCOUT_SHARES = (0.3, 0.5, 0.7, 0.9)
@@ -270,22 +273,25 @@ def make_plan(prober: Prober, candidates: Sequence[Candidate], *, minutes: float
         p99_ms: the bound.
 
     Raises:
-        ConfigError: the present settings answer nothing, or the model does not take what is asked.
+        ConfigError: the model does not take what is asked.
+        MooringError: the present settings answer nothing.
     """
     began_s = time.monotonic()
     users = _USERS_PER_CORE * (os.cpu_count() or 1)
     stages = (ProfileStage(seconds=1, measured=False), ProfileStage(seconds=_GUESS_S))
-    result = prober.load(candidates[0], loop="closed", users=users, stages=stages)
-    throughput, errors = result.figures()["throughput"].value, result.recorder.errors
-    if not throughput:
-        raise ConfigError(f"the present settings answer nothing: {dict(errors)}")
+    timeout_s = max(_GUESS_TIMEOUT_S, request_timeout_s(p99_ms))
+    result = prober.load(candidates[0], loop="closed", users=users, stages=stages, timeout_s=timeout_s)
+    (requests, _), errors = result.count(), result.recorder.errors
     # Other failures may be the settings'.
     refused = {words: number for words, number in errors.items() if words.startswith(InvalidInput.__name__)}
-    if sum(refused.values()) > _REFUSED_SHARE * result.count()[0]:
+    if sum(refused.values()) > _REFUSED_SHARE * requests:
         raise ConfigError(
             f"the model does not take what is asked: {refused}; give other items (--items), or build it with "
             "text.truncation = true where texts are too long"
         )
+    throughput = result.figures()["throughput"].value if requests else 0.0
+    if not throughput:
+        raise MooringError(f"the present settings answered nothing in {_GUESS_S} s: {dict(errors)}")
     rates = [share * throughput for share in _SCOUT_SHARES]
     seconds = stage_s(_SCOUT_S, rates[0])
     guess = max(rate_within(prober.run(candidates[0], rates, seconds), p99_ms), LEAST_SHARE * throughput)

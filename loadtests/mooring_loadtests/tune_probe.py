@@ -296,7 +296,7 @@ class Prober:
         ]
 
     def load(self, candidate: Candidate, *, seed: int = 0, **profile: Any) -> LoadResult:
-        """Serve a candidate and run a profile against it."""
+        """Serve a candidate and run a profile against it, with the usual time budget if it names none."""
         from mooring_serve import TritonServer
         from mooring_serve.cli import resource_arguments
 
@@ -313,9 +313,8 @@ class Prober:
                     model=self._release.model,
                     name="tune",
                     profile=Profile(
-                        timeout_s=self._timeout_s,
                         payload=self._payload.model_copy(update={"seed": seed}),
-                        **profile,
+                        **{"timeout_s": self._timeout_s, **profile},
                     ),
                     grpc_url=server.grpc_url,
                     log=self._folder / "locust.log",

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import argparse
+import heapq
 import json
 import math
 import operator
@@ -16,10 +17,14 @@ from typing import Any, cast
 
 import pytest
 
+from load_results import load_result
 from mooring import ConfigError, DataError, MooringError, StartError
 from mooring_loadtests import tune_check, tune_command
-from mooring_loadtests.load_profile import Payload
+from mooring_loadtests.load_profile import Payload, Profile
+from mooring_loadtests.load_profile import Stage as LoadStage
+from mooring_loadtests.load_result import LoadResult
 from mooring_loadtests.load_statistics import Estimate
+from mooring_loadtests.recorder import Recorder
 from mooring_loadtests.tune_choice import Confirmed, Outcome, choose, confirmation_s, in_words
 from mooring_loadtests.tune_command import Journal, Plan, find, make_plan, number_of_minutes, slo
 from mooring_loadtests.tune_plot import plot
@@ -211,12 +216,62 @@ def test_a_plan_goes_by_how_long_the_first_run_took(monkeypatch: pytest.MonkeyPa
     # A tenth of what it answers, where the present settings keep the bound nowhere.
     latency["rate"] = 1.0
     assert plan(25.0, 10.0).guess == 12.0
+    figures["throughput"].value = 0.0
+    with pytest.raises(
+        MooringError, match=r"the present settings answered nothing in 4 s: \{'Deadline"
+    ) as raised:
+        plan(14.0, 10.0)
+    # No fault of the input.
+    assert not isinstance(raised.value, ConfigError)
     errors["InvalidInput: text 0 has 40 tokens"] = 5
     with pytest.raises(ConfigError, match=r"does not take what is asked: \{'InvalidInput: text 0 has 40"):
         plan(14.0, 10.0)
-    figures["throughput"].value = 0.0
-    with pytest.raises(ConfigError, match="the present settings answer nothing"):
-        plan(14.0, 10.0)
+
+
+class Fifo:
+    """A prober: instances that take a request of a queue each, and callers that give up."""
+
+    def __init__(self, instances: int, service_s: float) -> None:
+        self.instances, self.service_s = instances, service_s
+
+    def load(
+        self, candidate: Candidate, *, users: int, stages: Any, timeout_s: float = 1.0, **profile: Any
+    ) -> LoadResult:
+        end_s = sum(stage.seconds for stage in stages)
+        asking = [(0.0, user) for user in range(users)]
+        free_s, recorder = [0.0] * self.instances, Recorder()
+        while asking and asking[0][0] < end_s:
+            asked_s, user = heapq.heappop(asking)
+            done_s = max(asked_s, heapq.heappop(free_s)) + self.service_s
+            # It computes for those who have given up, too.
+            heapq.heappush(free_s, done_s)
+            late = done_s - asked_s > timeout_s
+            ended_s = asked_s + timeout_s if late else done_s
+            error = "DeadlineExceeded: no answer" if late else None
+            recorder.request("ner grpc", intended_s=asked_s, sent_s=None, ended_s=ended_s, error=error)
+            heapq.heappush(asking, (ended_s, user))
+        measured = Profile(loop="closed", users=users, stages=stages, timeout_s=timeout_s)
+        return replace(load_result(stages=[LoadStage(seconds=1)]), profile=measured, recorder=recorder)
+
+    def run(self, candidate: Candidate, rates: Sequence[float], seconds: int) -> list[Stage]:
+        capacity = self.instances / self.service_s
+        return [Stage(rate=rate, p99_ms=self.service_s * 1000 / (1 - rate / capacity)) for rate in rates]
+
+
+@pytest.mark.parametrize("service_s", [0.1, 0.5])
+def test_a_plan_begins_with_a_server_whose_queue_is_longer_than_the_bound(
+    service_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # 32 users: the last of them waits 16 times as long as the server takes.
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    fifo = Fifo(2, service_s)
+    plan = make_plan(cast(Prober, fifo), [DEFAULT], minutes=10.0, p99_ms=2.5 * service_s * 1000)
+    assert plan.guess == pytest.approx(0.6 * 2 / service_s, rel=0.2)
+
+
+def test_a_server_that_answers_nothing_is_a_failure() -> None:
+    with pytest.raises(MooringError, match="the present settings answered nothing in 4 s"):
+        make_plan(cast(Prober, Fifo(1, 60.0)), [DEFAULT], minutes=10.0, p99_ms=100.0)
 
 
 def test_batches_are_no_smaller_than_those_of_the_pipelines_that_join_the_model() -> None:
