@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
 import platform
 import statistics
 import sys
@@ -59,6 +58,7 @@ from mooring_loadtests.bench_sides import (
     post_text,
 )
 from mooring_loadtests.commands import count, exit_code
+from mooring_loadtests.cores import usable_cores
 from mooring_loadtests.load_profile import Payload, Profile, Stage
 from mooring_loadtests.load_run import machine, run_load
 from mooring_serve import TritonServer
@@ -127,7 +127,7 @@ _SETTINGS = (
     "text.truncation=true",
     "quality.max_drop=0.01",
     # Every other side has all cores, too.
-    f"serving.instance_count={os.cpu_count() or 1}",
+    f"serving.instance_count={usable_cores()}",
 )
 _PLAIN = "serving.mixed_lengths=none"
 _PRECISIONS = ("fp32", "int8")
@@ -341,7 +341,7 @@ def _choose_settings(
             else:
                 missing[alternative.name] = "no settings of it are known"
             continue
-        for settings in candidate_settings(os.cpu_count() or 1):
+        for settings in candidate_settings(usable_cores()):
             log_file = work / f"{alternative.folder}.log"
             try:
                 runs = drive_alternative(
@@ -363,7 +363,7 @@ def _choose_settings(
 
 def _best_bare(built: Built, precision: str, inputs: Sequence[Mapping[str, np.ndarray]]) -> BareSettings:
     """Of the ways to use ONNX Runtime by itself, the one that answers most."""
-    cores = os.cpu_count() or 1
+    cores = usable_cores()
     ways = [BareSettings(sessions=cores, threads=1), BareSettings(sessions=1, threads=cores)]
     ways += [BareSettings(sessions=cores, threads=1, batch=batch) for batch in (4, 8, 32)]
     turns = [

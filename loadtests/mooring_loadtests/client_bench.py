@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import os
 import sys
 import tempfile
 import time
@@ -26,6 +25,7 @@ from mooring_loadtests.client_bench_infer import CASES, compare_infer
 from mooring_loadtests.client_bench_map import time_map
 from mooring_loadtests.client_bench_memory import measure_memory
 from mooring_loadtests.commands import count, exit_code
+from mooring_loadtests.cores import usable_cores
 from mooring_loadtests.releases import check_built
 from mooring_loadtests.summary import table
 from mooring_loadtests.texts import endless_sentences
@@ -57,7 +57,7 @@ def _measure(args: argparse.Namespace) -> int:
     _say("")
     for line in verdicts(figures):
         _say(line)
-    _say(f"{time.monotonic() - began_s:.0f} s on {os.cpu_count()} cores, which the server shares")
+    _say(f"{time.monotonic() - began_s:.0f} s on {usable_cores()} cores, which the server shares")
     _say(json.dumps(figures))
     return 0
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from mooring import Client
 from mooring_loadtests.answers import AnswerPair, ask_both
 from mooring_loadtests.commands import count, exit_code
+from mooring_loadtests.cores import usable_cores
 from mooring_loadtests.load_command import figure_lines
 from mooring_loadtests.load_profile import Profile, Stage
 from mooring_loadtests.load_run import run_load
@@ -90,7 +91,7 @@ def _run(repository: Path, reports: Path, seconds: int) -> int:
     report = reports / f"{_LOADED}-demo.html"
     report.with_suffix(".json").write_text(load.to_json(), encoding="utf-8")
     write_report(load, report)
-    title = f"Load: {_USERS} users for {seconds} s, server and users on the same {os.cpu_count()} cores"
+    title = f"Load: {_USERS} users for {seconds} s, server and users on the same {usable_cores()} cores"
     print()
     print(
         summarise(

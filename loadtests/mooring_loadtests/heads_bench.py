@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -24,6 +23,7 @@ from pathlib import Path
 from mooring import Client, ConfigError, TextMultiClassifier
 from mooring_loadtests.client_bench_pairs import Comparison, Side, compare
 from mooring_loadtests.commands import count, exit_code
+from mooring_loadtests.cores import usable_cores
 from mooring_loadtests.releases import check_built
 from mooring_loadtests.texts import endless_sentences
 
@@ -52,7 +52,7 @@ def _measure(args: argparse.Namespace) -> int:
         f"  {args.model} {seen.sdk_per_s:.0f} texts/s, {' and '.join(args.separate)} {seen.bare_per_s:.0f} "
         f"texts/s: ratio {seen.ratio:.2f} (quartiles {low:.2f} and {high:.2f})"
     )
-    _say(f"{time.monotonic() - began_s:.0f} s on {os.cpu_count()} cores, which the server shares")
+    _say(f"{time.monotonic() - began_s:.0f} s on {usable_cores()} cores, which the server shares")
     _say(json.dumps(figures))
     return 0
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from mooring import Client, ConfigError, MooringError
+from mooring_loadtests.cores import usable_cores
 from mooring_loadtests.load_profile import Profile
 from mooring_loadtests.load_result import LoadResult
 from mooring_loadtests.payloads import endless_items, items_sha256
@@ -268,7 +269,7 @@ def machine() -> dict[str, str]:
         "system": platform.platform(),
         "processor": processor.get("model name") or platform.machine(),
         "vector instructions": " ".join(name for name in _VECTORS if name in flags) or "unknown",
-        "cores": os.cpu_count(),
+        "cores": usable_cores(),
         "load average": " ".join(f"{load:.2f}" for load in os.getloadavg()),
     }
     return {key: str(value) for key, value in words.items()}

@@ -15,13 +15,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from mooring_loadtests.commands import count, exit_code
+from mooring_loadtests.cores import usable_cores
 from mooring_loadtests.load_profile import Payload
 from mooring_loadtests.tune_choice import in_words
 from mooring_loadtests.tune_command import MINUTES, find, make_plan, request_timeout_s, slo
@@ -59,7 +59,7 @@ def _run(args: argparse.Namespace) -> int:
     args.work.mkdir(parents=True, exist_ok=True)
     timeout_s = request_timeout_s(args.slo)
     prober = Prober(release, payload=Payload(), timeout_s=timeout_s, folder=args.work)
-    candidates = release.candidates(os.cpu_count() or 1, engine=args.engine)
+    candidates = release.candidates(usable_cores(), engine=args.engine)
 
     def say(probe: Probe) -> None:
         print(f"  {probe.told(args.slo)}", flush=True)

@@ -9,7 +9,6 @@ import importlib.metadata
 import itertools
 import json
 import math
-import os
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,6 +24,7 @@ from mooring import (
     RecipeError,
     VerificationError,
 )
+from mooring_loadtests.cores import usable_cores
 from mooring_loadtests.load_profile import Payload
 from mooring_loadtests.load_profile import Stage as ProfileStage
 from mooring_loadtests.load_result import finite
@@ -184,7 +184,7 @@ def _run(args: argparse.Namespace) -> int:
         "mooring": importlib.metadata.version("mooring"),
     }
     journal = Journal(folder / "probes.jsonl", about)
-    candidates = release.candidates(os.cpu_count() or 1)
+    candidates = release.candidates(usable_cores())
     plan = journal.plan or make_plan(prober, candidates, minutes=args.minutes, p99_ms=args.slo)
     journal.start(plan)
     more = "" if plan.first_round > 1 else ": more take more time (--minutes)"
@@ -277,7 +277,7 @@ def make_plan(prober: Prober, candidates: Sequence[Candidate], *, minutes: float
         MooringError: the present settings answer nothing.
     """
     began_s = time.monotonic()
-    users = _USERS_PER_CORE * (os.cpu_count() or 1)
+    users = _USERS_PER_CORE * usable_cores()
     stages = (ProfileStage(seconds=1, measured=False), ProfileStage(seconds=_GUESS_S))
     timeout_s = max(_GUESS_TIMEOUT_S, request_timeout_s(p99_ms))
     result = prober.load(candidates[0], loop="closed", users=users, stages=stages, timeout_s=timeout_s)

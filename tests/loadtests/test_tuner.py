@@ -5,7 +5,6 @@ import heapq
 import json
 import math
 import operator
-import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -20,6 +19,7 @@ import pytest
 from load_results import load_result
 from mooring import ConfigError, DataError, MooringError, StartError
 from mooring_loadtests import tune_check, tune_command
+from mooring_loadtests.cores import usable_cores
 from mooring_loadtests.load_profile import Payload, Profile
 from mooring_loadtests.load_profile import Stage as LoadStage
 from mooring_loadtests.load_result import LoadResult
@@ -263,7 +263,7 @@ def test_a_plan_begins_with_a_server_whose_queue_is_longer_than_the_bound(
     service_s: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # 32 users: the last of them waits 16 times as long as the server takes.
-    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(tune_command, "usable_cores", lambda: 8)
     fifo = Fifo(2, service_s)
     plan = make_plan(cast(Prober, fifo), [DEFAULT], minutes=10.0, p99_ms=2.5 * service_s * 1000)
     assert plan.guess == pytest.approx(0.6 * 2 / service_s, rel=0.2)
@@ -641,4 +641,4 @@ def test_the_choice_is_held_against_the_grid(
     assert tune_check.main(arguments) == status
     figures = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert (figures["tuner_over_grid"] < 0.95) == crippled
-    assert figures["candidates"] == len(grid(cores=os.cpu_count() or 1, variants=[ONNX], default=DEFAULT))
+    assert figures["candidates"] == len(grid(cores=usable_cores(), variants=[ONNX], default=DEFAULT))
