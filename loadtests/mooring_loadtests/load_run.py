@@ -127,14 +127,15 @@ def run_load(
         server = client.server_metadata()
         settings = served_settings(client, model)
         began, before = Began.now(), snapshot(client, model)
-        recorder = _generate(model, profile, urls, workers or processes, log, progress)
+        recorder, generated_ns = _generate(model, profile, urls, workers or processes, log, progress)
         try:
             server_times = between(model, before, snapshot(client, model))
         except MooringError as exc:
             complain(f"no times of the server's steps: {exc}")
     if trace is not None:
         try:
-            slowest_times = slowest(trace, model, since=began)
+            spans = () if generated_ns is None else began.measured(profile, generated_ns)
+            slowest_times = slowest(trace, model, since=began, spans=spans)
         except MooringError as exc:
             complain(f"no times of the slowest requests: {exc}")
         else:
@@ -172,7 +173,8 @@ def _generate(
     generators: int | Workers,
     log: Path,
     progress: Callable[[float], None],
-) -> Recorder:
+) -> tuple[Recorder, int | None]:
+    """What was measured, and when its clock began: nanoseconds since 1970."""
     with tempfile.TemporaryDirectory() as folder:
         exact, results = Path(folder) / "profile.json", Path(folder) / "results.json"
         exact.write_text(profile.model_dump_json(exclude_none=True), encoding="utf-8")
@@ -213,7 +215,7 @@ def _generate(
         )
     recorder = Recorder()
     recorder.add(written["measured"])
-    return recorder
+    return recorder, written["began_ns"]
 
 
 def _own_port() -> list[str]:

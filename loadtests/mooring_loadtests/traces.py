@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mooring import DataError
+from mooring_loadtests.load_profile import Profile
 from mooring_loadtests.server_times import ServerTimes, StepTimes
 
 #: What lies between two of Triton's times of one model.
@@ -34,8 +35,29 @@ class Began(NamedTuple):
     def now(cls) -> Began:
         return cls(time.monotonic_ns(), time.time_ns())
 
+    def measured(self, profile: Profile, generated_ns: int) -> list[tuple[int, int]]:
+        """Beginning and end of the stages that count, on the monotonic clock.
 
-def slowest(file: Path, model: str, *, share: float = 0.01, since: Began | None = None) -> ServerTimes | None:
+        Args:
+            profile: of the run.
+            generated_ns: when the clock of its stages began, since 1970.
+        """
+        zero_ns = self.monotonic_ns + generated_ns - self.wall_ns
+        return [
+            (zero_ns + span.start_s * 10**9, zero_ns + span.end_s * 10**9)
+            for span in profile.spans()
+            if span.measured
+        ]
+
+
+def slowest(
+    file: Path,
+    model: str,
+    *,
+    share: float = 0.01,
+    since: Began | None = None,
+    spans: Sequence[tuple[int, int]] = (),
+) -> ServerTimes | None:
     """Mean times of the slowest requests among the traced ones.
 
     Args:
@@ -44,6 +66,7 @@ def slowest(file: Path, model: str, *, share: float = 0.01, since: Began | None 
         share: of the traced requests; one at least.
         since: requests that began earlier do not count, nor files that were written before: an earlier
             server's, whose numbers are used again.
+        spans: of :meth:`Began.measured`; requests that began in none of them do not count, if there are any.
 
     Returns:
         Times as Triton's statistics have them; ``None`` where no request of the model was traced.
@@ -59,6 +82,7 @@ def slowest(file: Path, model: str, *, share: float = 0.01, since: Began | None 
         if name == model
         and {"REQUEST_START", "REQUEST_END"} <= times[number].keys()
         and times[number]["REQUEST_START"] >= since.monotonic_ns
+        and (not spans or any(start <= times[number]["REQUEST_START"] < end for start, end in spans))
     ]
     if not roots:
         return None

@@ -71,11 +71,13 @@ class _Process:
         self.recorder = Recorder()
         self.numbers = itertools.count()
         self._began_s: float | None = None
+        #: When the clock was started, since 1970: other machines have that, too. A master has its workers'.
+        self.began_ns: int | None = None
 
     def begin(self) -> None:
         """Start the clock; as a rule the first user that is ready does."""
         if self._began_s is None:
-            self._began_s = time.perf_counter()
+            self._began_s, self.began_ns = time.perf_counter(), time.time_ns()
 
     def now_s(self) -> float:
         """Time since the clock was started; 0 before."""
@@ -148,11 +150,13 @@ def _note_lag() -> None:
 @events.report_to_master.add_listener
 def _hand_over(data: dict[str, Any], **_: Any) -> None:
     data["mooring"] = _process.recorder.take()
+    data["mooring_began_ns"] = _process.began_ns
 
 
 @events.worker_report.add_listener
 def _take_over(data: dict[str, Any], **_: Any) -> None:
     _process.recorder.add(data["mooring"])
+    _process.began_ns = max(_process.began_ns or 0, data["mooring_began_ns"] or 0) or None
 
 
 @events.quitting.add_listener
@@ -163,7 +167,8 @@ def _write_results(environment: Environment, **_: Any) -> None:
     if path is None or runner is None or isinstance(runner, WorkerRunner):
         return
     crashes = [crash["traceback"] for crash in runner.exceptions.values()]
-    written = {"measured": _process.recorder.to_dict(), "crashes": crashes}
+    measured = _process.recorder.to_dict()
+    written = {"measured": measured, "began_ns": _process.began_ns, "crashes": crashes}
     Path(path).write_text(json.dumps(written), encoding="utf-8")
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 
 def _run_python(code: str) -> str:
@@ -132,3 +133,26 @@ def test_users_of_a_silent_worker_are_not_started_elsewhere() -> None:
     print(shape.tick() == shape.tick())
     """
     assert _run_python(_USER + code) == "True\nFalse\n"
+
+
+def test_results_say_when_the_clock_of_the_last_generator_began(tmp_path: Path) -> None:
+    code = f"""
+    import json, time
+    from pathlib import Path
+    from types import SimpleNamespace
+
+    environment.runner = SimpleNamespace(exceptions={{}})
+    options.results = {str(tmp_path / "results.json")!r}
+    before_ns = time.time_ns()
+    users._process.begin()
+    own, taken = {{}}, {{}}
+    users._hand_over(own)
+    users._write_results(environment)
+    print(before_ns <= json.loads(Path(options.results).read_text())["began_ns"] <= time.time_ns())
+    users._process.reset()
+    for later_ns in (5, 9, None, 7):
+        users._take_over(own | {{"mooring_began_ns": later_ns and own["mooring_began_ns"] + later_ns}})
+    users._write_results(environment)
+    print(json.loads(Path(options.results).read_text())["began_ns"] - own["mooring_began_ns"])
+    """
+    assert _run_python(_USER + code) == "True\n9\n"

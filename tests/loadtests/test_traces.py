@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from mooring import DataError
+from mooring_loadtests.load_profile import Profile, Stage
 from mooring_loadtests.traces import Began, slowest
 
 _NAMES = ("REQUEST_START", "QUEUE_START", "COMPUTE_START", "COMPUTE_INPUT_END", "COMPUTE_OUTPUT_START")
@@ -61,6 +62,24 @@ def test_requests_of_earlier_runs_and_other_models_do_not_count(tmp_path: Path) 
     assert slowest(tmp_path / "trace.json", "ner", since=Began(1, 0)) is None
     assert slowest(tmp_path / "trace.json", "intent") is None
     assert slowest(tmp_path / "trace.json", "ner") is not None
+
+
+def test_requests_of_a_warm_up_do_not_count(tmp_path: Path) -> None:
+    slow, usual = (
+        _request(1, 1000.0, 5000.0),
+        [_request(10 * i, 7000.0 + 100 * i, 36.0) for i in range(1, 9)],
+    )
+    entries = [*slow, *(entry for request in usual for entry in request)]
+    (tmp_path / "trace.json").write_text(json.dumps(entries), encoding="utf-8")
+    # The run's clock began 500 ms after the machine's.
+    began = Began(300_000_000, 10_300_000_000)
+    profile = Profile(loop="closed", users=1, stages=(Stage(seconds=5, measured=False), Stage(seconds=20)))
+    spans = began.measured(profile, 10_500_000_000)
+    assert spans == [(5_500_000_000, 25_500_000_000)]
+    times = slowest(tmp_path / "trace.json", "ner", since=began, spans=spans)
+    assert times is not None
+    assert (times.requests, times.total_ms) == (1, pytest.approx(50.0))
+    assert slowest(tmp_path / "trace.json", "ner", since=began).total_ms == pytest.approx(5014.0)
 
 
 def test_files_of_an_earlier_server_do_not_count(tmp_path: Path) -> None:
