@@ -197,7 +197,7 @@ def _server_plots(result: LoadResult) -> dict[str, str]:
         rows: list[_Row] = [("client and network", beyond), *_server_rows(server)]
         plots["breakdown"] = breakdown(rows, "Mean time of a request by step")
         # The engine first: it is what batches are for.
-        steps = sorted(server.steps, key=lambda step: -step.compute_ms * step.requests)
+        steps = sorted(server.steps, key=lambda step: -step.compute_ms)
         plots["batch_sizes"] = batch_sizes([(_step_name(server, step), step) for step in steps])
     if result.slowest is not None:
         plots["slowest"] = breakdown(

@@ -11,9 +11,10 @@ from mooring_loadtests.served_settings import pipeline_models
 
 @dataclass(frozen=True, kw_only=True)
 class StepTimes:
-    """One model of a pipeline, in means a request."""
+    """One model of a pipeline, in means over the pipeline's requests."""
 
     model: str
+    #: Its own, which differ where a cache answers, or a pipeline calls it twice.
     requests: int
     #: Waiting for an instance, and for others to share its batch with.
     queue_ms: float
@@ -65,11 +66,12 @@ def between(model: str, before: Snapshot, after: Snapshot) -> ServerTimes:
     changes = {name: _Change(before.get(name), now) for name, now in after.items()}
     whole = changes[model]
     steps = [name for name in after if name != model] or [model]
+    answered, failed = whole.count("success"), whole.count("fail")
     return ServerTimes(
         model=model,
-        requests=whole.count("success"),
-        total_ms=whole.mean_ms("success"),
-        steps=tuple(changes[name].step(name) for name in steps),
+        requests=answered,
+        total_ms=whole.mean_ms("success", answered),
+        steps=tuple(changes[name].step(name, answered, failed) for name in steps),
     )
 
 
@@ -86,19 +88,22 @@ class _Change:
             getattr(self._after, what).count - (getattr(self._before, what).count if self._before else 0)
         )
 
-    def mean_ms(self, what: str) -> float:
-        """Mean over the requests that were answered."""
+    def mean_ms(self, what: str, requests: int) -> float:
+        """Mean over so many requests."""
         earlier = getattr(self._before, what).ns if self._before else 0
-        return (getattr(self._after, what).ns - earlier) / max(1, self.count("success")) / 1e6
+        return (getattr(self._after, what).ns - earlier) / max(1, requests) / 1e6
 
-    def step(self, model: str) -> StepTimes:
+    def step(self, model: str, answered: int, failed: int) -> StepTimes:
+        own = self.count("success")
+        # Some of those that failed may have come this far.
+        requests = min(max(own, answered), answered + failed)
         return StepTimes(
             model=model,
-            requests=self.count("success"),
-            queue_ms=self.mean_ms("queue"),
-            input_ms=self.mean_ms("compute_input"),
-            compute_ms=self.mean_ms("compute_infer"),
-            output_ms=self.mean_ms("compute_output"),
+            requests=own,
+            queue_ms=self.mean_ms("queue", requests),
+            input_ms=self.mean_ms("compute_input", requests),
+            compute_ms=self.mean_ms("compute_infer", requests),
+            output_ms=self.mean_ms("compute_output", requests),
             batches=self._batches(),
         )
 

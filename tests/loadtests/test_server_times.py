@@ -93,6 +93,34 @@ def test_what_was_before_does_not_count() -> None:
     assert (engine.requests, engine.batches) == (40, {2: 12, 4: 4})
 
 
+def test_steps_that_not_every_request_calls_have_their_share_of_it() -> None:
+    # A cache answers 70 of the 100 without the engine, and each is tokenized twice.
+    after = {
+        "ner": _statistics("ner", requests=100, success_ms=30.0),
+        "ner_tokenizer": _statistics("ner_tokenizer", requests=200, parts_ms=(0.0, 0.0, 1.0, 0.0)),
+        "ner_onnx": _statistics("ner_onnx", requests=30, parts_ms=(10.0, 0.0, 80.0, 0.0)),
+    }
+    times = between("ner", {}, after)
+    tokenizer, engine = times.steps
+    assert (tokenizer.requests, tokenizer.total_ms) == (200, pytest.approx(2.0))
+    assert (engine.requests, engine.queue_ms, engine.total_ms) == (
+        30,
+        pytest.approx(3.0),
+        pytest.approx(27.0),
+    )
+
+
+def test_steps_of_requests_that_failed_later_do_not_add_to_those_that_were_answered() -> None:
+    failed = DurationStatistics(count=400, ns=0)
+    after = {
+        "ner": replace(_statistics("ner", requests=100, success_ms=95.0), fail=failed),
+        "ner_tokenizer": _statistics("ner_tokenizer", requests=500, parts_ms=(0.0, 0.0, 1.0, 0.0)),
+        "ner_onnx": _statistics("ner_onnx", requests=100, parts_ms=(10.0, 0.0, 80.0, 0.0)),
+    }
+    tokenizer, engine = between("ner", {}, after).steps
+    assert (tokenizer.total_ms, engine.total_ms) == (pytest.approx(1.0), pytest.approx(90.0))
+
+
 def test_a_model_alone_is_its_own_step() -> None:
     after = {"ner_onnx": _add(BEFORE["ner_onnx"], _statistics("ner_onnx", requests=1, batches={1: 1}))}
     times = between("ner_onnx", BEFORE, after)
