@@ -36,6 +36,8 @@ _SILENT_S = 5
 _LATE_SHARE = 0.01
 #: So many late requests of a stage mean nothing.
 _FEW_LATE = 2
+#: Requests of others are told where they are a larger share of one's own.
+_OTHERS_SHARE = 0.05
 #: Exit code of a run that says nothing, as its generator did not keep up.
 INVALID = 3
 
@@ -164,6 +166,22 @@ class LoadResult:
         failures = sum(second.failures_ms.total() for second in seconds)
         return failures + sum(second.latencies_ms.total() for second in seconds), failures
 
+    @property
+    def others(self) -> int:
+        """Requests that the server answered to others during the run; 0 where they are hardly any."""
+        if self.server is None:
+            return 0
+        # Each user asks one item before it begins, and those of a lighter stage end for good.
+        own = (
+            self._sources
+            if self.profile.loop == "open"
+            else sum(math.ceil(span.amount) for span in self.profile.spans())
+        )
+        for second in self.recorder.seconds.values():
+            own += second.latencies_ms.total() + second.failures_ms.total()
+        others = self.server.requests - own
+        return others if others > _OTHERS_SHARE * own else 0
+
     def cpu(self, span: Span) -> dict[int, Counter[float]]:
         """What each generating process used of a core in the seconds of a stage."""
         used: defaultdict[int, Counter[float]] = defaultdict(Counter)
@@ -197,11 +215,14 @@ class LoadResult:
         late = [doubt for stage in self.stages() if (doubt := self._lateness(stage)) is not None]
         return [*doubts, *(words for _, words in sorted(late)[-1:])]
 
+    @property
+    def _sources(self) -> int:
+        """Of an open loop: each process has one of each protocol's requests."""
+        return self.processes * max(1, len({name for name, _ in self.recorder.seconds}))
+
     def _due(self) -> int:
         """How many requests an open loop should have sent in the stages that count: its seed says when."""
-        # Each process has a source of each protocol's requests.
-        protocols = max(1, len({name for name, _ in self.recorder.seconds}))
-        sources = self.processes * protocols
+        sources = self._sources
         return sum(
             int(due_s) in self._counted
             for process in self._generators()

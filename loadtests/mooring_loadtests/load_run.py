@@ -141,7 +141,7 @@ def run_load(
         else:
             if slowest_times is None:
                 complain(f"no times of the slowest requests: {trace} has none of this run yet")
-    return LoadResult(
+    result = LoadResult(
         name=name,
         model=model,
         version=version,
@@ -157,6 +157,12 @@ def run_load(
         items=items,
         urls=tuple(urls[protocol] or "" for protocol in protocols),
     )
+    if result.others:
+        complain(
+            f"the server answered {result.others:,} requests of others meanwhile: times of its steps and "
+            "sizes of its batches are of these, too"
+        )
+    return result
 
 
 def _try(client: Client, model: str, profile: Profile) -> str:

@@ -111,6 +111,12 @@ def test_a_saturated_generator_has_no_verdict(tmp_path: Path) -> None:
     assert "✓ kept" not in page.words
 
 
+@pytest.mark.parametrize(("requests", "said"), [(1000, False), (5000, True)])
+def test_requests_of_others_are_told(requests: int, said: bool, tmp_path: Path) -> None:
+    words = _page(load_result(stages=SHORT, server=server_times(8.0, requests)), tmp_path).words
+    assert bool(re.search(r"The server answered 3,8\d\d requests of others meanwhile, which", words)) == said
+
+
 def test_steps_are_drawn_against_load(tmp_path: Path) -> None:
     result = load_result(stages=STEPS, rate=80.0, slowest=server_times(60.0, 30))
     page = _page(result, tmp_path)

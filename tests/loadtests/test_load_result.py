@@ -112,6 +112,27 @@ def test_late_answers_do_not_make_up_for_failures(profile: dict[str, Any]) -> No
     assert not result.answered
 
 
+@pytest.mark.parametrize(
+    ("profile", "answered", "others"),
+    [
+        # Sent are 240; each of two sources and of 4 and then 8 users asks an item first.
+        ({}, 242, 0),
+        ({}, 254, 0),
+        ({}, 255, 13),
+        ({"loop": "closed", "rate": None, "users": 4}, 252, 0),
+        ({"loop": "closed", "rate": None, "users": 4}, 300, 48),
+    ],
+)
+def test_requests_of_others_are_told_from_ones_own(
+    profile: dict[str, Any], answered: int, others: int
+) -> None:
+    stages = (Stage(seconds=2, measured=False), Stage(seconds=10, load=2.0))
+    # Those that failed may have been answered, too late.
+    result = _result(failing=10, stages=stages, **profile)
+    assert replace(result, server=replace(SERVER, requests=answered)).others == others
+    assert replace(result, server=None).others == 0
+
+
 def test_each_stage_has_figures() -> None:
     stages = (Stage(seconds=2), Stage(seconds=10, load=2.0))
     slow, fast = _result(stages=stages).stages()
