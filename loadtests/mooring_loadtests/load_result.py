@@ -15,7 +15,7 @@ from typing import Any
 from mooring import ConfigError, DataError
 from mooring_loadtests.arrivals import arrival_times
 from mooring_loadtests.load_profile import Profile, Span, read_profile
-from mooring_loadtests.load_statistics import Draws, Estimate, figures, percentile, together
+from mooring_loadtests.load_statistics import PERCENTILES, Draws, Estimate, figures, percentile, together
 from mooring_loadtests.recorder import Health, Recorder, Second
 from mooring_loadtests.server_times import ServerTimes, StepTimes
 
@@ -24,7 +24,7 @@ _SCHEMA = 2
 #: Share of a core over which a generating process measures itself. Python runs on one core.
 _CPU_LIMIT = 0.9
 _BUSY_SHARE = 0.75
-#: Requests may leave so late, or a tenth of the 99th percentile of latency where that is more.
+#: Requests may leave so late, or a tenth of a percentile of latency where that is more.
 _LATENESS_LIMIT_MS = 5.0
 #: Share of an open loop's requests that may be missing.
 _MISSING_SHARE = 0.02
@@ -32,8 +32,8 @@ _MISSING_SHARE = 0.02
 _FEW_MISSING = 2
 #: A generating process that says nothing of itself for so long before the end is gone.
 _SILENT_S = 5
-#: So many may leave later; more must be beyond chance (two standard deviations of a Poisson count).
-_LATE_SHARE = 0.01
+#: So large a share may leave later; more must be beyond chance (two standard deviations of a Poisson count).
+_LATE_SHARES = {name: 1 - share for name, share in PERCENTILES.items()}
 #: So many late requests of a stage mean nothing.
 _FEW_LATE = 2
 #: Requests of others are told where they are a larger share of one's own.
@@ -255,17 +255,18 @@ class LoadResult:
         lateness: Counter[float] = Counter()
         for health in self._health(stage.span):
             lateness.update(health.lateness_ms)
-        p99 = stage.figures["p99_ms"].value
-        limit = max(_LATENESS_LIMIT_MS, p99 / 10 if math.isfinite(p99) else 0.0)
-        late = sum(count for value, count in lateness.items() if value > limit)
-        expected = _LATE_SHARE * lateness.total()
-        if late <= max(_FEW_LATE, expected + 2 * math.sqrt(expected)):
-            return None
-        share = late / lateness.total()
-        return share, (
-            f"{share:.1%} of the requests left more than {limit:.3g} ms late: the generator or its machine "
-            "was overloaded"
-        )
+        for name, allowed in _LATE_SHARES.items():
+            figure = stage.figures[name].value
+            limit = max(_LATENESS_LIMIT_MS, figure / 10 if math.isfinite(figure) else 0.0)
+            late = sum(count for value, count in lateness.items() if value > limit)
+            expected = allowed * lateness.total()
+            if late > max(_FEW_LATE, expected + 2 * math.sqrt(expected)):
+                share = late / lateness.total()
+                return share, (
+                    f"{share:.1%} of the requests left more than {limit:.3g} ms late: the generator or its "
+                    "machine was overloaded"
+                )
+        return None
 
     def to_json(self) -> str:
         """The result as JSON: what was measured, and for people the figures that follow."""

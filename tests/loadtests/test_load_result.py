@@ -160,6 +160,34 @@ def test_a_generator_that_did_not_keep_up_is_doubted(changes: dict[str, Any], do
     assert said.startswith(doubt)
 
 
+@pytest.mark.parametrize(
+    ("every", "doubt"),
+    [
+        # A few answers take a second, and a tenth of that is allowed for the 99th percentile alone: half of
+        # the requests may leave 20 ms late for the median of 14 ms, a twentieth for the other of 19 ms.
+        (1, "100.0% of the requests left more than 5 ms late"),
+        (8, "12.5% of the requests left more than 5 ms late"),
+        (20, None),
+    ],
+)
+def test_lateness_that_matters_to_one_percentile_is_doubted(every: int, doubt: str | None) -> None:
+    result = _result()
+    for number in range(200):
+        at_s = 2 + number / 20
+        health = result.recorder.health[int(at_s)]
+        if not number % 20:
+            health.lateness_ms.clear()
+        health.lateness_ms[0.1 if number % every else 20.0] += 1
+        if number % 50 == 0:
+            latencies = result.recorder.seconds["ner grpc", int(at_s)].latencies_ms
+            latencies[latencies.most_common()[0][0]] -= 1
+            latencies[1000.0] += 1
+    assert result.figures()["p99_ms"].value == 1000.0
+    assert result.figures()["p95_ms"].value == 19.0
+    said = [doubt for doubt in result.doubts if "late" in doubt]
+    assert [words.partition(":")[0] for words in said] == ([doubt] if doubt else [])
+
+
 def test_one_busy_process_is_seen_among_idle_ones() -> None:
     result = replace(_result(), processes=4)
     for second in range(12):
