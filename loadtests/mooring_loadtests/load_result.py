@@ -26,9 +26,9 @@ _CPU_LIMIT = 0.9
 _BUSY_SHARE = 0.75
 #: Requests may leave so late, or a tenth of a percentile of latency where that is more.
 _LATENESS_LIMIT_MS = 5.0
-#: Share of an open loop's requests that may be missing.
+#: Share of an open loop's requests that may be missing, or too many.
 _MISSING_SHARE = 0.02
-#: So many may be, as some leave a moment early and so count for the second before a stage.
+#: So many may be, as some leave a moment early and so count for the second before.
 _FEW_MISSING = 2
 #: A generating process that says nothing of itself for so long before the end is gone.
 _SILENT_S = 5
@@ -203,6 +203,10 @@ class LoadResult:
             due, (sent, _) = self._due(), self.count()
             if sent < due * (1 - _MISSING_SHARE) - _FEW_MISSING:
                 doubts.append(f"{due - sent} of {due} requests that were due are missing")
+            if sent > due * (1 + _MISSING_SHARE) + _FEW_MISSING:
+                doubts.append(
+                    f"{sent} requests were sent where {due} were due: is a worker's profile another?"
+                )
         if gone := self._gone():
             doubts.append(f"{gone} of {self.processes} generating processes ended early or never began")
         # Of each process and stage the busiest quarter of the seconds.

@@ -153,6 +153,10 @@ def test_failures_are_slower_than_any_percentile() -> None:
         ({"late_s": 0.02}, "100.0% of the requests left more than 5 ms late"),
         ({"cpu": 0.97}, "a generating process used 97% of a core"),
         ({"rate": 40.0}, "200 of 400 requests that were due are missing"),
+        (
+            {"rate": 10.0},
+            "200 requests were sent where 100 were due: is a worker's profile another?",
+        ),
     ],
 )
 def test_a_generator_that_did_not_keep_up_is_doubted(changes: dict[str, Any], doubt: str) -> None:
