@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from pydantic import ValidationError
+
 from mooring import ConfigError, PublishError
 from mooring_loadtests.load_profile import Payload, Profile
 from mooring_loadtests.load_profile import Stage as ProfileStage
@@ -39,8 +41,8 @@ class Release:
         model: name of a pipeline with an engine.
 
     Raises:
-        ConfigError: it is not released there, has no engine of its own, or has configs that Mooring did
-            not write.
+        ConfigError: it is not released there, has no engine of its own, was built from a recipe that is
+            refused now, or has configs that Mooring did not write.
     """
 
     def __init__(self, repository: Path, model: str) -> None:
@@ -63,7 +65,14 @@ class Release:
         self._labels = manifest["labels"]
         if not manifest["parity"]:
             raise ConfigError(f"{model!r} has no engine of its own: tune the models that it calls")
-        built = Recipe.model_validate(manifest["recipe"])
+        try:
+            built = Recipe.model_validate(manifest["recipe"])
+        except ValidationError as exc:
+            mistakes = ", ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in exc.errors())
+            raise ConfigError(
+                f"version {version} of {model!r} was built from a recipe that is refused now ({mistakes}): "
+                "build it again"
+            ) from exc
         configs = {name: read_config(repository, name) for name in model_names(built)}
         # Not as it was built, but as it is served: `apply` may have changed that.
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -59,3 +60,14 @@ def test_what_came_while_a_search_ran_is_kept(
         release.apply(replace(release.default, precision=precision, instance_count=3), artifacts=tmp_path)
     assert not built
     assert snapshot(repository) == before
+
+
+def test_a_release_of_a_recipe_that_is_refused_now_is_named(tmp_path: Path) -> None:
+    repository = _publish(tmp_path)
+    path = repository / "intent" / "1" / "manifest.json"
+    manifest = json.loads(path.read_text(encoding="utf-8"))
+    manifest["recipe"]["serving"]["max_batch_size"] = -1
+    path.write_text(json.dumps(manifest), encoding="utf-8")
+    said = r"^version 1 of 'intent' was built from a recipe that is refused now \(serving.max_batch_size: "
+    with pytest.raises(ConfigError, match=said):
+        Release(repository, "intent")
