@@ -30,11 +30,8 @@ from mooring_loadtests.traces import Began, slowest
 
 _PACKAGE = Path(__file__).resolve().parent
 #: In a wheel it lies inside the package, in a folder of its own, as Locust puts that on ``sys.path``.
-_LOCUSTFILE = next(
-    path
-    for path in (_PACKAGE / "locustfile" / "locustfile.py", _PACKAGE.parent / "locustfile.py")
-    if path.is_file()
-)
+_LOCUSTFILES = (_PACKAGE / "locustfile" / "locustfile.py", _PACKAGE.parent / "locustfile.py")
+_LOCUSTFILE = next((path for path in _LOCUSTFILES if path.is_file()), None)
 _POLL_S = 0.2
 #: Time for Locust to start, stop and write its report, on top of the run itself.
 _OVERHEAD_S = 60.0
@@ -107,11 +104,13 @@ def run_load(
 
     Raises:
         ImportError: Locust is not installed.
-        ConfigError: neither URL is given, or nothing can be asked of the model.
+        ConfigError: neither URL is given, nothing can be asked of the model, or the Locust file is missing.
         MooringError: the model does not answer, Locust stopped early, or its users crashed.
     """
     if importlib.util.find_spec("locust") is None:
         raise ImportError("load tests need Locust: install Mooring's extra [loadtests]")
+    if _LOCUSTFILE is None:
+        raise ConfigError(f"{_LOCUSTFILES[0]} is missing: install Mooring again")
     urls = {"grpc": grpc_url, "http": http_url}
     protocols = [protocol for protocol, url in urls.items() if url is not None]
     if not protocols:

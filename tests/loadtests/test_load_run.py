@@ -53,6 +53,21 @@ def test_without_locust_a_run_names_the_extra(monkeypatch: pytest.MonkeyPatch, t
         _load(tmp_path)
 
 
+def test_without_its_locust_file_a_run_says_where_it_belongs(tmp_path: Path) -> None:
+    code = (
+        "import pathlib; pathlib.Path.is_file = lambda path: False\n"
+        "from mooring_loadtests.load_profile import Profile, Stage\n"
+        "from mooring_loadtests.load_run import run_load\n"
+        "profile = Profile(loop='closed', users=1, stages=(Stage(seconds=1),))\n"
+        f"log = pathlib.Path({str(tmp_path / 'ner.log')!r})\n"
+        f"try: run_load(model='ner', name='smoke', profile=profile, grpc_url={NO_SERVER!r}, log=log)\n"
+        "except Exception as exc: print(type(exc).__name__, exc)"
+    )
+    said = _run_python(code)
+    assert said.startswith("ConfigError ")
+    assert "locustfile.py is missing: install Mooring again" in said
+
+
 def test_a_run_needs_a_server_that_answers(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="needs the URL of a server"):
         _load(tmp_path, grpc_url=None)
