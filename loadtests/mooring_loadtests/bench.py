@@ -184,7 +184,10 @@ def _parser() -> argparse.ArgumentParser:
 def _run(args: argparse.Namespace) -> int:
     args.work.mkdir(parents=True, exist_ok=True)
     path = args.work / "results.json"
-    results: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    results: dict[str, Any] = {}
+    if path.is_file():
+        # Of before it may hold NaN.
+        results = json.loads(path.read_text(encoding="utf-8"), parse_constant=lambda name: None)
     parts = args.parts or PARTS
     # Before hours of measuring.
     check_report(args.report, parts)
@@ -194,9 +197,9 @@ def _run(args: argparse.Namespace) -> int:
         measure = {"overload": _overload, "options": _options, "locust": _locust}.get(part)
         found = measure(args) if measure else _compare(part, args)
         results[part] = found | {"machine": {**machine(), "python": platform.python_version()}}
-        path.write_text(json.dumps(results, indent=1), encoding="utf-8")
+        path.write_text(json.dumps(results, indent=1, allow_nan=False), encoding="utf-8")
         write_report(args.report, {part: results[part]})
-    say(json.dumps(summary({part: results[part] for part in parts})))
+    say(json.dumps(summary({part: results[part] for part in parts}), allow_nan=False))
     return 0
 
 
@@ -404,8 +407,8 @@ async def _flood_rounds(server: TritonServer, name: str, texts: Sequence[str], r
                 "refused": len(beyond.refused_ms),
                 "late_p99_ms": _p99(beyond.late_ms),
             }
-            shown = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
-            say(f"  round {number + 1}: {shown}")
+            shown = (f"{name} {value:.4g}" for name, value in figures.items() if value is not None)
+            say(f"  round {number + 1}: {', '.join(shown)}")
             found.append({**figures, "cores": used, "cores_beyond": used_beyond})
     return {"rounds": found, "queue": _QUEUE, "times": _TIMES_CAPACITY, "seconds": _FLOOD_S}
 
@@ -483,8 +486,8 @@ def _per_s(seen: Flood) -> float:
     return len(seen.answered_ms) / seen.seconds
 
 
-def _p99(values: Sequence[float]) -> float:
-    return float(np.quantile(values, 0.99, method="inverted_cdf")) if values else float("nan")
+def _p99(values: Sequence[float]) -> float | None:
+    return float(np.quantile(values, 0.99, method="inverted_cdf")) if values else None
 
 
 def _locust(args: argparse.Namespace) -> dict[str, Any]:

@@ -40,6 +40,15 @@ _RATIOS = {
 #: Of the 99th percentiles: the lower, the better.
 _LATENCY_RATIO = "pipeline_p99_over_best_alternative"
 _CORES = ("cores", "cores_beyond")
+#: In the order of the columns.
+_OVERLOAD = (
+    "rate",
+    "capacity_per_s",
+    "beyond_per_s",
+    "beyond_answer_p99_ms",
+    "refusal_p99_ms",
+    "late_p99_ms",
+)
 Sides = Mapping[str, Sequence[Mapping[str, float]]]
 
 
@@ -69,7 +78,7 @@ def summary(results: Mapping[str, Any]) -> dict[str, Any]:
         rounds = results["overload"]["rounds"]
         # What users who wait for their answers get is what it can take.
         found["goodput_at_5x"] = statistics.median(one["beyond_per_s"] / one["rate"] for one in rounds)
-        found["refusal_p99_ms"] = statistics.median(one["refusal_p99_ms"] for one in rounds)
+        found["refusal_p99_ms"] = _median(rounds, "refusal_p99_ms")
     if "locust" in results:
         found["locust_rps_per_core"] = statistics.median(
             one["per_core_s"] for one in results["locust"]["rounds"]
@@ -79,11 +88,8 @@ def summary(results: Mapping[str, Any]) -> dict[str, Any]:
         raw["options"] = {side: _rounded(medians(sides, side)) for side in sides}
     for part in ("overload", "locust"):
         if part in results:
-            rounds = [
-                {key: value for key, value in one.items() if key not in _CORES}
-                for one in results[part]["rounds"]
-            ]
-            raw[part] = _rounded(medians({part: rounds}, part))
+            rounds = results[part]["rounds"]
+            raw[part] = _rounded({key: _median(rounds, key) for key in rounds[0] if key not in _CORES})
     rounded = {name: round(value, 3) if isinstance(value, float) else value for name, value in found.items()}
     closing = dict.fromkeys([*GOALS, "best_alternative", *LIMITS]) | dict(finite(rounded))
     return closing | {"not_measured": missing, "medians": raw}
@@ -120,8 +126,14 @@ def medians(sides: Sides, side: str) -> dict[str, float]:
     return {key: statistics.median(one[key] for one in rounds) for key in rounds[0]}
 
 
-def _rounded(figures: Mapping[str, float]) -> dict[str, float]:
-    return {key: round(value, 2) for key, value in figures.items()}
+def _median(rounds: Sequence[Mapping[str, float | None]], key: str) -> float | None:
+    """Of the rounds that have it."""
+    known = [value for one in rounds if (value := one[key]) is not None]
+    return statistics.median(known) if known else None
+
+
+def _rounded(figures: Mapping[str, float | None]) -> dict[str, float | None]:
+    return {key: None if value is None else round(value, 2) for key, value in figures.items()}
 
 
 def check_report(path: Path, parts: Iterable[str]) -> None:
@@ -259,10 +271,8 @@ def _overload(result: Mapping[str, Any]) -> Iterator[str]:
     yield "| round | rate | answered/s | answered/s beyond | answers beyond | refusals | requests left late |"
     yield "|---:|---:|---:|---:|---:|---:|---:|"
     for number, one in enumerate(result["rounds"], start=1):
-        yield (
-            f"| {number} | {one['rate']:.0f} | {one['capacity_per_s']:.0f} | {one['beyond_per_s']:.0f} "
-            f"| {one['beyond_answer_p99_ms']:.0f} | {one['refusal_p99_ms']:.0f} | {one['late_p99_ms']:.0f} |"
-        )
+        shown = ["-" if one[key] is None else f"{one[key]:.0f}" for key in _OVERLOAD]
+        yield f"| {number} | {' | '.join(shown)} |"
     yield ""
     yield "| cores used (median) | at capacity | beyond |"
     yield "|---|---:|---:|"

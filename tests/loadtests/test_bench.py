@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from mooring import ConfigError, DataError, MooringError, Overloaded, TransportError
-from mooring_loadtests import bench
+from mooring_loadtests import bench, bench_report
 from mooring_loadtests.alternatives import ServingSettings
 from mooring_loadtests.bench import PARTS
 from mooring_loadtests.bench_clients import draw_texts, drive, flood, http_caller, lean_http_caller
@@ -115,6 +115,20 @@ def test_goodput_is_held_against_what_users_get_who_wait_for_their_answers() -> 
     found = summary({"overload": overload})
     assert (found["goodput_at_5x"], found["refusal_p99_ms"]) == (0.75, 20.0)
     assert found["medians"]["overload"] == one
+
+
+def test_where_nothing_was_refused_there_is_no_such_latency() -> None:
+    assert bench._p99([]) is None
+    one = {"rate": 200.0, "capacity_per_s": 180.0, "beyond_per_s": 150.0, "beyond_answer_p99_ms": 40.0}
+    one |= {"late_p99_ms": 1.0, "cores": {"engine": 1.0}, "cores_beyond": {"engine": 0.5}}
+    rounds = [{**one, "refusal_p99_ms": refusal} for refusal in (None, 20.0, 30.0)]
+    found = summary({"overload": {"rounds": rounds}})
+    assert (found["refusal_p99_ms"], found["medians"]["overload"]["refusal_p99_ms"]) == (25.0, 25.0)
+    none = {"rounds": rounds[:1], "queue": 16, "times": 5, "seconds": 15.0}
+    found = summary({"overload": none})
+    assert (found["refusal_p99_ms"], found["medians"]["overload"]["refusal_p99_ms"]) == (None, None)
+    json.dumps(found, allow_nan=False)
+    assert "| 1 | 200 | 180 | 150 | 40 | - | 1 |" in list(bench_report._overload(none))
 
 
 def test_a_report_is_looked_at_before_anything_is_measured(tmp_path: Path) -> None:
