@@ -7,6 +7,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 
 import matplotlib
 import numpy as np
@@ -117,9 +118,9 @@ def distribution(result: LoadResult, *, wide: bool) -> str:
 
 
 def over_time(result: LoadResult) -> str:
-    """Answers a second, and percentiles of latency, over the whole run; the warm-up is shaded."""
+    """Answers a second, and percentiles of latency, over the whole run; what does not count is shaded."""
     spans = result.profile.spans()
-    seconds = result.seconds(spans=spans)
+    seconds = result.seconds(spans=[replace(span, settling_s=0) for span in spans])
     width = max(1, math.ceil(len(seconds) / _BUCKETS))
     buckets = [seconds[first : first + width] for first in range(0, len(seconds), width)]
     times = np.array([min((place + 0.5) * width, len(seconds)) for place in range(len(buckets))])
@@ -128,8 +129,9 @@ def over_time(result: LoadResult) -> str:
         upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(2, 3))
         for axes in (upper, lower):
             for span in spans:
-                if not span.measured:
-                    axes.axvspan(span.start_s, span.end_s, color=SHADE, linewidth=0, zorder=0)
+                counts_from_s = span.counted.start if span.measured else span.end_s
+                if counts_from_s > span.start_s:
+                    axes.axvspan(span.start_s, counts_from_s, color=SHADE, linewidth=0, zorder=0)
             for span in spans[1:]:
                 axes.axvline(span.start_s, color=RULE, linewidth=0.8)
             axes.grid(visible=False, axis="x")

@@ -18,6 +18,10 @@ _Positive = Annotated[float, Field(gt=0)]
 _Share = Annotated[float, Field(ge=0, le=1)]
 
 
+#: How long Locust takes to change users, as it looks for it once a second.
+_SETTLING_S = 2
+
+
 class _Table(BaseModel):
     # What follows from infinity is no JSON.
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
@@ -96,14 +100,23 @@ class Profile(_Table):
 
     def spans(self) -> tuple[Span, ...]:
         """The stages with their times and amounts."""
-        spans, start = [], 0
+        spans: list[Span] = []
+        start = 0
         for stage in self.stages:
             amount = stage.load * float(self.rate or self.users or 0)
             if self.loop == "closed":
                 # Of 1.1 times 100 a float makes a little more than 110.
                 amount = float(math.ceil(round(amount, 6)) or 1)
+            changes = self.loop == "closed" and spans and spans[-1].amount != amount
             spans.append(
-                Span(start_s=start, end_s=start + stage.seconds, amount=amount, measured=stage.measured)
+                Span(
+                    start_s=start,
+                    end_s=start + stage.seconds,
+                    amount=amount,
+                    measured=stage.measured,
+                    # At least as long is left.
+                    settling_s=_SETTLING_S if changes and stage.seconds >= 2 * _SETTLING_S else 0,
+                )
             )
             start += stage.seconds
         return tuple(spans)
@@ -118,6 +131,13 @@ class Span:
     #: Requests a second, or users.
     amount: float
     measured: bool
+    #: Seconds in the beginning that do not count, as the users change.
+    settling_s: int = 0
+
+    @property
+    def counted(self) -> range:
+        """The seconds that count, where it is measured."""
+        return range(self.start_s + self.settling_s, self.end_s)
 
 
 def load_profile(profile: str | Path, overrides: Sequence[str] = ()) -> Profile:

@@ -117,7 +117,7 @@ def _tiles(result: LoadResult) -> Iterator[dict[str, str]]:
         "name": "requests",
         "value": f"{requests:,}",
         "unit": "",
-        "note": f"in {sum(span.end_s - span.start_s for span in result.measured):,} s, {failures:,} failed",
+        "note": f"in {sum(len(span.counted) for span in result.measured):,} s, {failures:,} failed",
     }
 
 
@@ -232,8 +232,8 @@ def _over_time_words(result: LoadResult) -> str:
         "Answers by the second in which they came; failures, and latency of what was answered, by the "
         f"second in which a request {left}."
     )
-    warm = any(not span.measured for span in result.profile.spans())
-    return words + (" The shaded warm-up does not count." if warm else "")
+    shaded = any(not span.measured or span.settling_s for span in result.profile.spans())
+    return words + (" What is shaded does not count." if shaded else "")
 
 
 def _load_words(result: LoadResult, amount: float) -> str:
@@ -249,7 +249,8 @@ def _load(result: LoadResult) -> Iterator[tuple[str, str]]:
     yield "requests", ", ".join(result.names)
     yield "time budget", f"{profile.timeout_s:g} s"
     for number, span in enumerate(profile.spans(), start=1):
-        words = "" if span.measured else ", not measured"
+        words = f", of which the first {span.settling_s} s do not count" if span.settling_s else ""
+        words = words if span.measured else ", not measured"
         yield f"stage {number}", f"{span.end_s - span.start_s} s at {_load_words(result, span.amount)}{words}"
     if payload.file is not None:
         yield "items", f"of {payload.file}, in turn"

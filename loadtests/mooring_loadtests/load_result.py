@@ -113,7 +113,7 @@ class LoadResult:
     @cached_property
     def _counted(self) -> frozenset[int]:
         """The seconds of the stages that count."""
-        return frozenset(second for span in self.measured for second in range(span.start_s, span.end_s))
+        return frozenset(second for span in self.measured for second in span.counted)
 
     def seconds(self, name: str | None = None, spans: Sequence[Span] | None = None) -> list[Second]:
         """One entry a second of the stages.
@@ -133,7 +133,7 @@ class LoadResult:
                 ]
             )
             for span in spans
-            for second in range(span.start_s, span.end_s)
+            for second in span.counted
         ]
 
     def draws(self, name: str | None = None) -> Draws:

@@ -36,7 +36,7 @@ class Began(NamedTuple):
         return cls(time.monotonic_ns(), time.time_ns())
 
     def measured(self, profile: Profile, generated_ns: int) -> list[tuple[int, int]]:
-        """Beginning and end of the stages that count, on the monotonic clock.
+        """When what counts of the stages begins and ends, on the monotonic clock.
 
         Args:
             profile: of the run.
@@ -44,7 +44,7 @@ class Began(NamedTuple):
         """
         zero_ns = self.monotonic_ns + generated_ns - self.wall_ns
         return [
-            (zero_ns + span.start_s * 10**9, zero_ns + span.end_s * 10**9)
+            (zero_ns + span.counted.start * 10**9, zero_ns + span.end_s * 10**9)
             for span in profile.spans()
             if span.measured
         ]

@@ -118,3 +118,16 @@ def test_a_file_that_is_no_toml(tmp_path: Path, content: bytes) -> None:
     path.write_bytes(content)
     with pytest.raises(ConfigError, match=r"mine\.toml is not a TOML file"):
         load_profile(path)
+
+
+def test_seconds_in_which_users_change_do_not_count() -> None:
+    seconds = (5, 10, 4, 3, 10, 10)
+    stages = tuple(
+        Stage(seconds=one, load=load) for one, load in zip(seconds, (1, 8, 1, 2, 2, 1), strict=True)
+    )
+    closed = Profile(loop="closed", users=2, stages=stages)
+    open_ = Profile(loop="open", rate=2.0, stages=stages)
+    # The first has its users from the beginning, a stage of 3 s would have too few left, and one has as many.
+    assert [len(span.counted) for span in closed.spans()] == [5, 8, 2, 3, 10, 8]
+    assert [span.counted.stop for span in closed.spans()] == [span.end_s for span in closed.spans()]
+    assert [len(span.counted) for span in open_.spans()] == list(seconds)

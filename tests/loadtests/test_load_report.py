@@ -157,7 +157,8 @@ def test_a_closed_loop_has_users(tmp_path: Path) -> None:
     result = replace(load_result(stages=stages), profile=Profile(loop="closed", users=2, stages=stages))
     page = _page(result, tmp_path)
     assert "Latency against load" in page.plots
-    assert "12 s at 6 users" in page.words
+    assert "12 s at 6 users, of which the first 2 s do not count" in page.words
+    assert "What is shaded does not count" in page.words
     # Users wait for answers: nothing is due at a set time.
     assert "should" not in page.words
 

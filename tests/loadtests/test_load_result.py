@@ -140,6 +140,19 @@ def test_each_stage_has_figures() -> None:
     assert (slow.figures["p50_ms"].value, fast.figures["p50_ms"].value) == (1000.0, 14.0)
 
 
+def test_what_a_stage_has_of_the_one_before_does_not_count() -> None:
+    stages = (Stage(seconds=6, load=4.0), Stage(seconds=6))
+    result = replace(_result(loop="closed", rate=None, users=1, stages=stages), recorder=Recorder())
+    for second in range(12):
+        for number in range(40 if second < 8 else 10):
+            at_s = second + number / 50
+            latency_s = 0.1 if second < 8 else 0.02
+            result.recorder.request("ner grpc", intended_s=at_s, sent_s=None, ended_s=at_s + latency_s)
+    _, light = result.stages()
+    assert (light.figures["throughput"].value, light.figures["p99_ms"].value) == (10.0, 20.0)
+    assert result.count() == (6 * 40 + 4 * 10, 0)
+
+
 def test_failures_are_slower_than_any_percentile() -> None:
     figures = _result(failing=10).figures()
     assert figures["error_rate"].value == 0.05
