@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 from mooring._errors import ConfigError, MooringError
@@ -14,6 +15,45 @@ from mooring._sync._client import Client
 
 _MOST_CHARACTERS = 200
 _DEFAULT_URL = "grpc://127.0.0.1:8001"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Credentials:
+    """Certificates and token of a client, as options of a command name them."""
+
+    ca_file: str | None = None
+    cert_file: str | None = None
+    key_file: str | None = None
+    #: The environment variable that has it.
+    token_env: str | None = None
+
+    @classmethod
+    def of(cls, args: argparse.Namespace) -> Credentials:
+        """Those of a command line with the options of :func:`add_credential_options`."""
+        return cls(**{one.name: getattr(args, one.name) for one in fields(cls)})
+
+    def words(self) -> list[str]:
+        """The options again, for another command."""
+        given = {one.name: getattr(self, one.name) for one in fields(self)}
+        options = {f"--{name.replace('_', '-')}": value for name, value in given.items() if value is not None}
+        return [word for option in options.items() for word in option]
+
+    def client_options(self) -> dict[str, Any]:
+        """Keyword arguments of a client.
+
+        Raises:
+            ConfigError: the variable for the token is not set, or a certificate is missing.
+        """
+        options: dict[str, Any] = {}
+        if self.ca_file or self.cert_file or self.key_file:
+            options["tls"] = TlsConfig(ca_file=self.ca_file, cert_file=self.cert_file, key_file=self.key_file)
+        if self.token_env is not None:
+            options["token"] = os.environ.get(self.token_env)
+            if not options["token"]:
+                raise ConfigError(
+                    f"--token-env: there is no environment variable {self.token_env!r} with a token"
+                )
+        return options
 
 
 def add_server_options(parser: argparse.ArgumentParser) -> None:
@@ -33,6 +73,11 @@ def add_server_options(parser: argparse.ArgumentParser) -> None:
         metavar="S",
         help="time budget of each call in seconds (default: %(default)g)",
     )
+    add_credential_options(options)
+
+
+def add_credential_options(options: argparse._ActionsContainer) -> None:
+    """Add the options of :class:`Credentials`."""
     options.add_argument(
         "--ca-file", metavar="FILE", help="authorities that may sign the server's certificate"
     )
@@ -56,16 +101,7 @@ def client_options(args: argparse.Namespace) -> dict[str, Any]:
     Raises:
         ConfigError: the variable for the token is not set, or a certificate is missing.
     """
-    options: dict[str, Any] = {"timeout_s": args.timeout_s}
-    if args.ca_file or args.cert_file or args.key_file:
-        options["tls"] = TlsConfig(ca_file=args.ca_file, cert_file=args.cert_file, key_file=args.key_file)
-    if args.token_env is not None:
-        options["token"] = os.environ.get(args.token_env)
-        if not options["token"]:
-            raise ConfigError(
-                f"--token-env: there is no environment variable {args.token_env!r} with a token"
-            )
-    return options
+    return {"timeout_s": args.timeout_s, **Credentials.of(args).client_options()}
 
 
 def ask_each_server(args: argparse.Namespace) -> Iterator[tuple[str, Client]]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mooring import ConfigError, MooringError
+from mooring._commands import Credentials, add_credential_options
 from mooring_loadtests.load_profile import load_profile, shipped_profiles
 from mooring_loadtests.load_result import INVALID, LoadResult
 from mooring_loadtests.progress import Progress
@@ -47,6 +48,7 @@ def add_command(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
         help="the server, grpc:// or http://; both may be given and share the load "
         "(default: grpc://127.0.0.1:8001)",
     )
+    add_credential_options(parser)
     parser.add_argument(
         "--processes", type=int, default=1, metavar="N", help="processes that generate the load (default: 1)"
     )
@@ -82,11 +84,12 @@ def run(args: argparse.Namespace) -> int:
     if args.processes < 1:
         raise ConfigError(f"--processes {args.processes} is below 1")
     profile = load_profile(args.profile, args.overrides)
+    credentials = Credentials.of(args)
     urls = _by_protocol(args.url or ["grpc://127.0.0.1:8001"])
     name = Path(args.profile).stem
     workers = None if args.workers is None else _workers(args)
     if workers is not None:
-        command = shlex.join(workers.command(args.model, args.profile, args.overrides, urls))
+        command = shlex.join(workers.command(args.model, args.profile, args.overrides, urls, credentials))
         print(f"Waiting for {workers.count} of:\n{command}\n", flush=True)
     log, document, page = (
         args.reports / f"{args.model}-{name}.{ending}" for ending in ("log", "json", "html")
@@ -106,6 +109,7 @@ def run(args: argparse.Namespace) -> int:
                 http_url=urls.get("http"),
                 processes=args.processes,
                 workers=workers,
+                credentials=credentials,
                 trace=args.trace,
                 log=log,
                 progress=progress.show if workers is None else lambda elapsed_s: None,

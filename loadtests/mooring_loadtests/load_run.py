@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from mooring import Client, ConfigError, MooringError
+from mooring._commands import Credentials
 from mooring_loadtests.cores import usable_cores
 from mooring_loadtests.load_profile import Profile
 from mooring_loadtests.load_result import LoadResult
@@ -53,7 +54,12 @@ class Workers:
     port: int
 
     def command(
-        self, model: str, profile: str, overrides: Sequence[str], urls: Mapping[str, str | None]
+        self,
+        model: str,
+        profile: str,
+        overrides: Sequence[str],
+        urls: Mapping[str, str | None],
+        credentials: Credentials = Credentials(),  # noqa: B008 (frozen)
     ) -> list[str]:
         """What to run for each of them, in a checkout of the project.
 
@@ -62,12 +68,13 @@ class Workers:
             profile: its file or name, as each worker finds it.
             overrides: keys of the profile that are changed.
             urls: of the server by protocol; workers take over the master's.
+            credentials: likewise; files and the token's variable must be there.
         """
         command = ["locust", "-f", "loadtests/locustfile.py", "--worker"]
         command += ["--master-host", self.host, "--master-port", str(self.port)]
         command += ["--generators", str(self.count), "--model", model, "--load-profile", profile]
         command += [word for override in overrides for word in ("--set", override)]
-        return [*command, *_users(urls)]
+        return [*command, *credentials.words(), *_users(urls)]
 
 
 def run_load(
@@ -79,6 +86,7 @@ def run_load(
     http_url: str | None = None,
     processes: int = 1,
     workers: Workers | None = None,
+    credentials: Credentials = Credentials(),  # noqa: B008 (frozen)
     trace: Path | None = None,
     log: Path,
     progress: Callable[[float], None] = lambda elapsed_s: None,
@@ -97,6 +105,7 @@ def run_load(
         http_url: likewise.
         processes: processes of this machine that generate the load.
         workers: what generates it instead; they are waited for.
+        credentials: of all that ask the server.
         trace: where the server writes traces, on this machine.
         log: receives what Locust says.
         complain: receives what is missing in the result.
@@ -104,7 +113,8 @@ def run_load(
 
     Raises:
         ImportError: Locust is not installed.
-        ConfigError: neither URL is given, nothing can be asked of the model, or the Locust file is missing.
+        ConfigError: neither URL is given, nothing can be asked of the model, or the Locust file, a
+            certificate or the token is missing.
         MooringError: the model does not answer, Locust stopped early, or its users crashed.
     """
     if importlib.util.find_spec("locust") is None:
@@ -115,18 +125,20 @@ def run_load(
     protocols = [protocol for protocol, url in urls.items() if url is not None]
     if not protocols:
         raise ConfigError("a load test needs the URL of a server")
+    options = {"timeout_s": 30.0, **credentials.client_options()}
     log.parent.mkdir(parents=True, exist_ok=True)
     started = datetime.now(UTC).isoformat(timespec="seconds")
     for url in (urls[protocol] or "" for protocol in protocols):
-        with Client(url, timeout_s=30.0) as client:
+        with Client(url, **options) as client:
             version = _try(client, model, profile)
     items = items_sha256(profile.payload)
     server_times = slowest_times = None
-    with Client(urls[protocols[0]] or "", timeout_s=30.0) as client:
+    with Client(urls[protocols[0]] or "", **options) as client:
         server = client.server_metadata()
         settings = served_settings(client, model)
         began, before = Began.now(), snapshot(client, model)
-        recorder, generated_ns = _generate(model, profile, urls, workers or processes, log, progress)
+        asked = [*credentials.words(), *_users(urls)]
+        recorder, generated_ns = _generate(model, profile, asked, workers or processes, log, progress)
         try:
             server_times = between(model, before, snapshot(client, model))
         except MooringError as exc:
@@ -174,12 +186,15 @@ def _try(client: Client, model: str, profile: Profile) -> str:
 def _generate(
     model: str,
     profile: Profile,
-    urls: Mapping[str, str | None],
+    asked: Sequence[str],
     generators: int | Workers,
     log: Path,
     progress: Callable[[float], None],
 ) -> tuple[Recorder, int | None]:
-    """What was measured, and when its clock began: nanoseconds since 1970."""
+    """What was measured, and when its clock began: nanoseconds since 1970.
+
+    ``asked`` are Locust's options that say which server is asked, and how.
+    """
     with tempfile.TemporaryDirectory() as folder:
         exact, results = Path(folder) / "profile.json", Path(folder) / "results.json"
         exact.write_text(profile.model_dump_json(exclude_none=True), encoding="utf-8")
@@ -207,7 +222,7 @@ def _generate(
                 command += ["--processes", str(generators), *_own_port()]
         with log.open("wb") as output:
             stop_s = profile.timeout_s + _STOP_S
-            status = _run([*command, *_users(urls)], output.fileno(), limit_s, stop_s, progress)
+            status = _run([*command, *asked], output.fileno(), limit_s, stop_s, progress)
         if not results.is_file():
             end = log.read_text(encoding="utf-8", errors="replace").strip()[-1000:]
             raise MooringError(

@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Callable
 
 from mooring import Client, ConfigError
+from mooring._commands import add_credential_options
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -17,6 +18,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--http-url", type=_url_of("http"), default="http://127.0.0.1:8000", help="Server that HttpUser calls"
     )
+    add_credential_options(group)
     group.add_argument("--model", default="ner", help="Model to ask; it says itself what for")
     group.add_argument(
         "--load-profile", default="smoke", help="Load: path of a TOML file, or the name of a shipped profile"

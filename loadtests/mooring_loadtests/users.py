@@ -31,7 +31,8 @@ from locust.exception import StopUser
 from locust.runners import MasterRunner, WorkerRunner
 from locust.user.users import LOCUST_STATE_STOPPING
 
-from mooring import CircuitPolicy, Client, MooringError, RetryPolicy
+from mooring import CircuitPolicy, Client, ConfigError, MooringError, RetryPolicy
+from mooring._commands import Credentials
 from mooring_loadtests.arrivals import arrival_times
 from mooring_loadtests.load_profile import Profile, load_profile
 from mooring_loadtests.options import add_options
@@ -103,6 +104,11 @@ def _add_options(parser: Any, **_: Any) -> None:
 @events.init.add_listener
 def _prepare(environment: Environment, **_: Any) -> None:
     profile = profile_of(environment)
+    try:
+        Credentials.of(environment.parsed_options).client_options()
+    except ConfigError as exc:
+        # Locust goes on after other exceptions, and its users would fail one by one.
+        raise SystemExit(f"mooring: error: {exc}") from exc
     # Requests that are under way at the end are waited for: a server that stalls must not hide them.
     environment.stop_timeout = profile.timeout_s + _SLACK_S
     # While a shape runs, Locust (2.47) has no handler yet, and a master that dies leaves its workers sending.
@@ -236,7 +242,13 @@ class ModelUser(User):
         self._model: str = options.model
         self._name = f"{self._model} {self.protocol}"
         url = {"grpc": options.grpc_url, "http": options.http_url}[self.protocol]
-        self._client = Client(url, timeout_s=self._profile.timeout_s, retry=_RETRY, circuit=_CIRCUIT)
+        self._client = Client(
+            url,
+            timeout_s=self._profile.timeout_s,
+            retry=_RETRY,
+            circuit=_CIRCUIT,
+            **Credentials.of(options).client_options(),
+        )
         turn = next(_process.numbers)
         self._number = _generator(environment) + options.generators * turn
         #: Of an open loop: starts in place of a source whose process has gone. What that one had still to

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from load_results import STEPS, load_result
 from mooring import _cli as cli
+from mooring._commands import Credentials
 from mooring_loadtests import load_run
 from mooring_loadtests.load_profile import Slo
 from mooring_loadtests.load_result import LoadResult
@@ -52,3 +54,19 @@ def test_a_run_that_nothing_came_of_does_not_leave_the_last_one_there(
     assert "4 x DeadlineExceeded: no answer within 10 s" in said
     # Whoever compares next would take it for this one's.
     assert not any(path.exists() for path in left)
+
+
+def test_certificates_and_tokens_are_those_of_the_options(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Credentials] = []
+
+    def run(*, credentials: Credentials, **other: Any) -> LoadResult:
+        asked.append(credentials)
+        return load_result()
+
+    monkeypatch.setattr(load_run, "run_load", run)
+    words = ["load", "ner", "--reports", str(tmp_path), "--url", "grpcs://models:8001"]
+    assert cli.main([*words, "--ca-file", "ca.pem", "--token-env", "OWN_TOKEN"]) == 0
+    assert cli.main(words) == 0
+    assert asked == [Credentials(ca_file="ca.pem", token_env="OWN_TOKEN"), Credentials()]

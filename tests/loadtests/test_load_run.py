@@ -1,18 +1,21 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import platform
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from mooring import ConfigError, ConnectError
+from mooring._commands import Credentials
 from mooring_loadtests import demo, load_run
 from mooring_loadtests.load_profile import load_profile
-from mooring_loadtests.load_run import run_load
+from mooring_loadtests.load_run import Workers, run_load
 
 # Nothing listens on port 1.
 NO_SERVER = "grpc://127.0.0.1:1"
@@ -103,3 +106,49 @@ def test_what_ran_a_load_test_tells_processors_apart(
     monkeypatch.setattr(load_run, "_processor", lambda: processor)
     told = load_run.machine()
     assert (told["processor"], told["vector instructions"]) == words
+
+
+def test_what_generates_the_load_is_told_which_variable_has_the_token(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    commands: list[list[str]] = []
+    answer = {"measured": {"seconds": [], "health": [], "errors": {}}, "began_ns": None, "crashes": []}
+
+    def run(command: list[str], *rest: Any) -> int:
+        commands.append(command)
+        Path(command[command.index("--results") + 1]).write_text(json.dumps(answer), encoding="utf-8")
+        return 0
+
+    class Stub:
+        def __init__(self, url: str, **options: Any) -> None:
+            asked.append(options)
+
+        def __enter__(self) -> Any:
+            return SimpleNamespace(server_metadata=lambda: SimpleNamespace(name="triton", version="2.51.0"))
+
+        def __exit__(self, *exc: object) -> None: ...
+
+    asked: list[dict[str, Any]] = []
+    monkeypatch.setattr(load_run, "_run", run)
+    monkeypatch.setattr(load_run, "Client", Stub)
+    monkeypatch.setattr(load_run, "_try", lambda *rest: "1")
+    monkeypatch.setattr(load_run, "served_settings", lambda *rest: {})
+    monkeypatch.setattr(load_run, "snapshot", lambda *rest: {})
+    monkeypatch.setattr(load_run, "between", lambda *rest: None)
+    monkeypatch.setenv("OWN_TOKEN", "secret")
+    (tmp_path / "ca.pem").touch()
+    credentials = Credentials(ca_file=str(tmp_path / "ca.pem"), token_env="OWN_TOKEN")
+    words = ["--ca-file", str(tmp_path / "ca.pem"), "--token-env", "OWN_TOKEN"]
+    _load(tmp_path, grpc_url="grpcs://models:8001", credentials=credentials)
+    (command,) = commands
+    assert command[command.index("--ca-file") :][:4] == words
+    assert "secret" not in command
+    assert [(one["token"], one["tls"].ca_file) for one in asked] == [("secret", credentials.ca_file)] * 2
+    urls = {"grpc": "grpcs://models:8001"}
+    workers = Workers(count=2, host="10.0.0.5", port=5557).command("ner", "steady", [], urls, credentials)
+    assert workers[workers.index("--ca-file") :][:4] == words
+
+
+def test_a_run_without_its_token_does_not_begin(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="there is no environment variable 'NO_TOKEN' with a token"):
+        _load(tmp_path, credentials=Credentials(token_env="NO_TOKEN"))

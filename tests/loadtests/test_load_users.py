@@ -39,6 +39,7 @@ _USER = """if True:
     options = Namespace(
         load_profile="steady",
         overrides=["rate=100", 'arrivals="constant"', "stages=[{seconds=1}]"],
+        ca_file=None, cert_file=None, key_file=None, token_env=None,
         generators=1, model="ner", grpc_url="grpc://127.0.0.1:1", http_url="http://127.0.0.1:1",
     )
     environment = Environment(user_classes=[users.GrpcUser], parsed_options=options, events=Events())
@@ -156,3 +157,24 @@ def test_results_say_when_the_clock_of_the_last_generator_began(tmp_path: Path) 
     print(json.loads(Path(options.results).read_text())["began_ns"] - own["mooring_began_ns"])
     """
     assert _run_python(_USER + code) == "True\n9\n"
+
+
+def test_users_show_what_the_options_name() -> None:
+    code = """
+    import os
+
+    asked = []
+    users.Client = lambda url, **options: asked.append(options)
+    os.environ["OWN_TOKEN"], options.token_env = "secret", "OWN_TOKEN"
+    options.ca_file = users.__file__
+    users.GrpcUser(environment)
+    print(asked[0]["token"], asked[0]["tls"].ca_file == users.__file__)
+    options.token_env = "NO_TOKEN"
+    try:
+        users._prepare(environment)
+    except SystemExit as exc:
+        print(exc)
+    """
+    assert _run_python(_USER + code) == (
+        "secret True\nmooring: error: --token-env: there is no environment variable 'NO_TOKEN' with a token\n"
+    )
