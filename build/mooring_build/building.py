@@ -222,11 +222,11 @@ def _train(
         _tell_cut(recipe, checkpoint, dataset, say)
         metrics = fine_tune(recipe, checkpoint.folder, dataset, stage.folder)
         stage.finish(metrics)
-        # Until then a build that is killed goes on from the last epoch.
-        shutil.rmtree(stage.folder / "epochs")
         say(f"trained     {_figures(metrics)}")
     else:
         say(f"trained     {_figures(metrics)} (up to date)")
+    # Until here a build that is killed goes on from the last epoch.
+    shutil.rmtree(stage.folder / "epochs", ignore_errors=True)
     return FineTuned(folder=stage.folder, key=stage.key, metrics=metrics)
 
 

@@ -165,6 +165,10 @@ def roll_back(repository: Path, name: str, version: int | None = None) -> int:
         released = released_version(repository, name)
         if released is None:
             raise PublishError(f"{repository / name} has no release to go back from")
+        if "parts" not in read_manifest(repository, name, released):
+            raise PublishError(
+                f"{repository / name} is a part of a pipeline, which goes back as a whole: name that"
+            )
         there = sorted(versions_of(repository, name) - {released})
         if version is None:
             version = max((one for one in there if one < released), default=None)
@@ -176,6 +180,7 @@ def roll_back(repository: Path, name: str, version: int | None = None) -> int:
             )
         after = _published_configs(repository, name, version)
         _check_joining(repository, name, loads_config(after[name]))
+        _check_joined(repository, loads_config(after[name]))
         try:
             switch = Switch.to(repository, name, version, after, placed=False)
             journal.write(vars(switch))
@@ -323,15 +328,15 @@ def _check_joining(repository: Path, joined: str, changed: pb.ModelConfig) -> No
         if size > most:
             raise PublishError(
                 f"{joins} and takes batches of {size}: Triton would not load it beside "
-                f"serving.max_batch_size {most}; set that to {size} or more, or first build {name!r} with "
+                f"serving.max_batch_size {most}; build with {size} or more, or first build {name!r} with "
                 f"--set serving.max_batch_size={most}"
             )
         steps = [step for step in config.ensemble_scheduling.step if step.model_name == joined]
         if missing := sorted({output for step in steps for output in step.output_map} - answers):
             raise PublishError(
                 f"{joins} and needs its output {', '.join(missing)}, which this release has not: Triton "
-                "would not load it, and 'mooring serve' not start; build into another --repository, give the "
-                f"recipe another name, or move {repository / name} away"
+                "would not load it, and 'mooring serve' not start; build or roll back that first, build into "
+                f"another --repository or under another name, or move {repository / name} away"
             )
 
 
@@ -373,4 +378,4 @@ def _explained(repository: Path) -> Iterator[None]:
         yield
     except OSError as exc:
         place = f": {exc.filename}" if exc.filename else ""
-        raise PublishError(f"can't publish into {repository}: {exc.strerror or exc}{place}") from exc
+        raise PublishError(f"can't write into {repository}: {exc.strerror or exc}{place}") from exc

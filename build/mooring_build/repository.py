@@ -41,21 +41,25 @@ def read_config(repository: Path, model: str) -> pb.ModelConfig | None:
         PublishError: the file is not a Triton configuration.
     """
     path = repository / model / CONFIG
+    text = read_text(path)
     try:
-        text = read_text(path)
         return None if text is None else loads_config(text)
-    except UnicodeDecodeError as exc:
-        raise PublishError(f"{path} is no text: {exc}") from exc
     except ValueError as exc:
         raise PublishError(f"{path} is {exc}") from exc
 
 
 def read_text(path: Path) -> str | None:
-    """Read a file; ``None`` where there is none."""
+    """Read a file; ``None`` where there is none.
+
+    Raises:
+        PublishError: it is no text.
+    """
     try:
         return path.read_text(encoding="utf-8")
     except (FileNotFoundError, NotADirectoryError):
         return None
+    except UnicodeDecodeError as exc:
+        raise PublishError(f"{path} is no text: {exc}") from exc
 
 
 def versions_of(repository: Path, model: str) -> set[int]:
@@ -232,7 +236,7 @@ def remove_staged(folder: Path) -> None:
 class Journal:
     """What a publish is about to do, written down before it does it; lives in the lock file.
 
-    An empty journal, or one that was cut off while it was written, means that nothing was shown yet.
+    An empty journal, or a first plan that was cut off while it was written, means that nothing was shown yet.
     """
 
     _descriptor: int
@@ -240,7 +244,10 @@ class Journal:
     def write(self, plan: dict[str, Any]) -> None:
         """Replace the content by ``plan``; an empty one closes the journal."""
         content = json.dumps(plan).encode()
-        os.ftruncate(self._descriptor, 0)
+        if not plan or not self.read():
+            os.ftruncate(self._descriptor, 0)
+        # One plan follows another in place, which takes no room on the disk: JSON does not mind spaces.
+        content = content.ljust(os.fstat(self._descriptor).st_size)
         if os.pwrite(self._descriptor, content, 0) < len(content):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), _LOCK)
         os.fsync(self._descriptor)

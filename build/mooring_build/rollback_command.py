@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
     """Switch over, and say what follows from it."""
     from mooring import ConfigError
     from mooring_build.publish import roll_back
-    from mooring_build.repository import decided_with_others
+    from mooring_build.repository import decided_with_others, read_manifest, released_version
 
     if not args.repository.is_dir():
         raise ConfigError(f"there is no model repository at {args.repository}")
@@ -40,4 +40,12 @@ def run(args: argparse.Namespace) -> int:
     print(f"{args.model}: version {version} answers in {args.repository}, once a server has loaded it")
     for name in decided_with_others(args.repository, args.model, version):
         print(f"{name} found its thresholds with another version of {args.model}: build it again")
+    manifest = read_manifest(args.repository, args.model, version)
+    for part in manifest.get("composed_of", {}).values() if manifest.get("metrics") else ():
+        answers = released_version(args.repository, part["model"])
+        if answers != part["version"]:
+            print(
+                f"{args.model} version {version} found its thresholds with version {part['version']} of "
+                f"{part['model']}, of which version {answers} answers"
+            )
     return 0

@@ -96,7 +96,8 @@ def recover(repository: Path, journal: Journal) -> None:
     What an interrupted publish of any recipe left unfinished is deleted.
     """
     if plan := journal.read():
-        switch = Switch(**plan)
+        # Journals of earlier versions of Mooring were of publishes alone.
+        switch = Switch(**{"released": None, "placed": True} | plan)
         if released_version(repository, switch.name) == switch.version:
             for model, text in switch.after.items():
                 write_file(repository / model / CONFIG, text)

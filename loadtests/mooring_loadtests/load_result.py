@@ -179,7 +179,8 @@ class LoadResult:
         )
         for second in self.recorder.seconds.values():
             own += second.latencies_ms.total() + second.failures_ms.total()
-        others = self.server.requests - own
+        # Some may ask its engine alone.
+        others = max(self.server.requests, *(step.requests for step in self.server.steps)) - own
         return others if others > _OTHERS_SHARE * own else 0
 
     def cpu(self, span: Span) -> dict[int, Counter[float]]:
@@ -193,7 +194,7 @@ class LoadResult:
     def _health(self, span: Span) -> list[Health]:
         """What the generator said of itself in the seconds of a stage."""
         health = self.recorder.health
-        return [health[second] for second in range(span.start_s, span.end_s) if second in health]
+        return [health[second] for second in span.counted if second in health]
 
     @cached_property
     def doubts(self) -> list[str]:

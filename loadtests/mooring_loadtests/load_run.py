@@ -258,7 +258,11 @@ def _run(
 ) -> int:
     began_s = time.monotonic()
     process = subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=_environment(os.environ)
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=output,
+        env=_environment(os.environ, command),
     )
     try:
         while process.poll() is None:
@@ -278,9 +282,10 @@ def _run(
             process.wait()
 
 
-def _environment(current: os._Environ[str]) -> dict[str, str]:
-    """Without ``LOCUST_*``, which would change the run behind the options' back."""
-    return {name: value for name, value in current.items() if not name.startswith("LOCUST_")}
+def _environment(current: Mapping[str, str], command: Sequence[str]) -> dict[str, str]:
+    """Without ``LOCUST_*``, which would change the run behind the options' back, but with a token."""
+    token = {command[place + 1] for place, word in enumerate(command) if word == "--token-env"}
+    return {name: value for name, value in current.items() if not name.startswith("LOCUST_") or name in token}
 
 
 def machine() -> dict[str, str]:

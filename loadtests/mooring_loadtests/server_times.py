@@ -95,8 +95,8 @@ class _Change:
 
     def step(self, model: str, answered: int, failed: int) -> StepTimes:
         own = self.count("success")
-        # Some of those that failed may have come this far.
-        requests = min(max(own, answered), answered + failed)
+        # Some of those that failed may have come this far; of more than that others have asked it, too.
+        requests = max(own, answered) if own <= answered + failed else own
         return StepTimes(
             model=model,
             requests=own,

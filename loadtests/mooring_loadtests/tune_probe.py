@@ -181,6 +181,7 @@ class Release:
             # A limit of tokens takes what waits.
             vary_batches=self._recipe.serving.max_batch_tokens == 0,
             smallest_batch=self._smallest_batch,
+            gpu=self._recipe.serving.kind == "gpu",
         )
 
     def configs(self, candidate: Candidate) -> dict[str, str]:

@@ -130,6 +130,7 @@ def grid(
     default: Candidate,
     vary_batches: bool = True,
     smallest_batch: int = 1,
+    gpu: bool = False,
 ) -> list[Candidate]:
     """Every candidate worth a thought on a machine, the present settings first.
 
@@ -139,15 +140,19 @@ def grid(
         default: the present settings.
         vary_batches: whether other ways to form batches would change anything.
         smallest_batch: least ``max_batch_size`` that may be.
+        gpu: whether the engines run on one: each instance has weights there, and batches may be larger.
     """
     threads = [
         (instances, per_instance)
         for instances, per_instance in itertools.product(sorted({1, 2, cores, 2 * cores}), sorted({1, cores}))
         if instances * per_instance <= 2 * cores
     ]
+    if gpu:
+        threads = [(1, 1), (2, 1), (4, 1)]
     batches = [(default.max_batch_size, default.preferred_batch_size, default.max_queue_delay_microseconds)]
     if vary_batches:
         batches += [(1, (), 0), (8, (4, 8), 0), (8, (4, 8), 2000), (32, (8, 16), 0), (32, (8, 16), 2000)]
+        batches += [(128, (32, 64), 0), (128, (32, 64), 2000)] if gpu else []
     found = [
         Candidate(
             **variant._asdict(),

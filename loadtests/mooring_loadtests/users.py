@@ -72,7 +72,7 @@ class _Process:
         self.recorder = Recorder()
         self.numbers = itertools.count()
         self._began_s: float | None = None
-        #: When the clock was started, since 1970: other machines have that, too. A master has its workers'.
+        #: When the clock was started, since 1970. A master has its workers', by its own time.
         self.began_ns: int | None = None
 
     def begin(self) -> None:
@@ -156,13 +156,15 @@ def _note_lag() -> None:
 @events.report_to_master.add_listener
 def _hand_over(data: dict[str, Any], **_: Any) -> None:
     data["mooring"] = _process.recorder.take()
-    data["mooring_began_ns"] = _process.began_ns
+    # Clocks of other machines may differ.
+    data["mooring_ago_s"] = None if _process.began_ns is None else _process.now_s()
 
 
 @events.worker_report.add_listener
 def _take_over(data: dict[str, Any], **_: Any) -> None:
     _process.recorder.add(data["mooring"])
-    _process.began_ns = max(_process.began_ns or 0, data["mooring_began_ns"] or 0) or None
+    if (ago_s := data["mooring_ago_s"]) is not None:
+        _process.began_ns = max(_process.began_ns or 0, time.time_ns() - round(ago_s * 1e9))
 
 
 @events.quitting.add_listener

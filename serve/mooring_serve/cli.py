@@ -7,7 +7,7 @@ import json
 import signal
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -165,12 +165,13 @@ def _summary(server: TritonServer, repository: Path) -> str:
 
 def without_parts(repository: Path, models: Sequence[str]) -> list[str]:
     """Models that are no parts of others: ``ner`` stands for ``ner_tokenizer`` and its like too."""
-    configs = {name: repository / name / "config.pbtxt" for name in models}
-    pipelines = {
-        name
-        for name, path in configs.items()
-        if path.is_file() and 'platform: "ensemble"' in path.read_text()
-    }
+    pipelines = set()
+    for name in models:
+        # A publish may just have taken back what it began.
+        with suppress(OSError):
+            text = (repository / name / "config.pbtxt").read_text(encoding="utf-8", errors="replace")
+            if 'platform: "ensemble"' in text:
+                pipelines.add(name)
     return [
         name
         for name in models

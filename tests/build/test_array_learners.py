@@ -238,6 +238,9 @@ def test_a_checkpoint_says_how_its_images_are_prepared(
         ("{", "preprocessor_config.json can't be read: JSONDecodeError"),
         ('{"size": {"height": 28, "width": 32}}', "size .* is no square"),
         ('{"size": [28]}', "can't be read: TypeError"),
+        ('{"do_flip_channel_order": true}', "takes other values than red, green and blue from 0 to 1"),
+        ('{"do_rescale": false}', "takes other values than"),
+        ('{"rescale_factor": 0.00784313725490196}', "takes other values than"),
     ],
 )
 def test_a_preparation_that_can_not_be(content: str, complaint: str, tmp_path: Path) -> None:

@@ -171,13 +171,13 @@ def test_a_repository_that_cannot_be_written_is_named(
     repository: Path, recipe: Recipe, release: Release
 ) -> None:
     repository.mkdir(mode=0o555)
-    with pytest.raises(PublishError, match=f"can't publish into {repository}: Permission denied"):
+    with pytest.raises(PublishError, match=f"can't write into {repository}: Permission denied"):
         publish_release(repository, recipe, release)
 
 
 def test_a_repository_that_is_a_file_is_named(repository: Path, recipe: Recipe, release: Release) -> None:
     repository.write_text("")
-    with pytest.raises(PublishError, match=f"can't publish into {repository}: File exists"):
+    with pytest.raises(PublishError, match=f"can't write into {repository}: File exists"):
         publish_release(repository, recipe, release)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import errno
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -14,7 +16,7 @@ from mooring_build import publish, rollback_command, switching
 from mooring_build import repository as repository_module
 from mooring_build.publish import Release, publish_release, publish_steps, released_version, roll_back
 from mooring_build.recipe import Recipe
-from mooring_build.repository import decided_with_others, versions_of, write_file
+from mooring_build.repository import decided_with_others, locked, versions_of, write_file
 from mooring_build.triton_config import model_names
 from tiny_release import make_release, padded_recipe, snapshot
 
@@ -71,6 +73,7 @@ def test_the_next_release_has_a_number_of_its_own(
         ("ner", 2, r"/ner serves version 2 and has version 1 beside it, not version 2$"),
         ("ner", 7, r"/ner serves version 2 and has version 1 beside it, not version 7$"),
         ("nobody", None, r"/nobody has no release to go back from$"),
+        ("ner_onnx", None, r"/ner_onnx is a part of a pipeline, which goes back as a whole: name that$"),
     ],
 )
 def test_what_is_not_there_is_refused(
@@ -229,11 +232,73 @@ def test_a_journal_that_is_cut_off_is_an_error(
     assert versions_of(repository, "ner") == set()
 
 
-def test_a_config_that_is_no_text_is_refused(repository: Path, recipe: Recipe, release: Release) -> None:
-    publish_release(repository, recipe, release)
-    (repository / "ner" / "config.pbtxt").write_bytes(b"\xff")
-    with pytest.raises(PublishError, match=r"/ner/config.pbtxt is no text: "):
+@pytest.mark.parametrize("model", ["ner", "ner_onnx"])
+def test_a_config_that_is_no_text_is_refused(
+    model: str, repository: Path, recipe: Recipe, next_release: Release, first_configs: dict[str, bytes]
+) -> None:
+    (repository / model / "config.pbtxt").write_bytes(b"\xff")
+    said = rf"/{model}/config.pbtxt is no text: "
+    with pytest.raises(PublishError, match=said):
         roll_back(repository, "ner")
+    with pytest.raises(PublishError, match=said):
+        publish_release(repository, recipe, next_release)
+
+
+def test_a_journal_of_an_earlier_version_is_recovered(
+    repository: Path, recipe: Recipe, release: Release, next_release: Release, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish_release(repository, recipe, release)
+    steps = publish_steps(repository, recipe, next_release)
+    while not next(steps).startswith("opened"):
+        pass
+    with monkeypatch.context() as patched:
+        patched.setattr(publish, "recover", lambda repository, journal: None)
+        steps.close()
+    path = repository / ".publish.lock"
+    plan = json.loads(path.read_text())
+    path.write_text(json.dumps({key: plan[key] for key in ("name", "version", "before", "after")}))
+    assert publish_release(repository, recipe, next_release) == 2
+    assert versions_of(repository, "ner") == {1, 2}
+
+
+def test_a_plan_stays_whole_when_the_next_one_can_not_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with locked(tmp_path) as journal:
+        journal.write({"name": "ner", "committed": False})
+
+        def fail(*arguments: object) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(repository_module.os, "pwrite", fail)
+            with pytest.raises(OSError, match="No space left"):
+                journal.write({"name": "ner", "committed": True})
+        assert journal.read() == {"name": "ner", "committed": False}
+        journal.write({"name": "ner", "committed": True})
+        assert journal.read() == {"name": "ner", "committed": True}
+        journal.write({})
+        assert journal.read() == {}
+
+
+def test_a_pipeline_goes_back_only_where_what_it_joins_suits_it(
+    repository: Path, first_configs: dict[str, bytes]
+) -> None:
+    for version, size in ((1, 32), (2, 8)):
+        folder = repository / "service" / str(version)
+        folder.mkdir(parents=True)
+        config = (
+            f'name: "service" platform: "ensemble" max_batch_size: {size} '
+            f"version_policy {{ specific {{ versions: {version} }} }} "
+            'ensemble_scheduling { step { model_name: "ner" model_version: -1 } }'
+        )
+        (folder / "config.pbtxt").write_text(config)
+        digest = hashlib.sha256(config.encode()).hexdigest()
+        (folder / "manifest.json").write_text(json.dumps({"parts": {}, "files": {"config.pbtxt": digest}}))
+        (repository / "service" / "config.pbtxt").write_text(config)
+    with pytest.raises(PublishError, match=r"service takes batches of 32, and what it joins, .*/ner, of 8:"):
+        roll_back(repository, "service")
+    assert released_version(repository, "service") == 2
 
 
 def test_a_repository_that_is_not_there_is_said(tmp_path: Path) -> None:

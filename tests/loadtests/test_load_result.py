@@ -130,6 +130,9 @@ def test_requests_of_others_are_told_from_ones_own(
     # Those that failed may have been answered, too late.
     result = _result(failing=10, stages=stages, **profile)
     assert replace(result, server=replace(SERVER, requests=answered)).others == others
+    # Or of its engine alone.
+    engine = replace(SERVER.steps[0], requests=answered)
+    assert replace(result, server=replace(SERVER, requests=200, steps=(engine,))).others == others
     assert replace(result, server=None).others == 0
 
 
@@ -175,6 +178,17 @@ def test_failures_are_slower_than_any_percentile() -> None:
 def test_a_generator_that_did_not_keep_up_is_doubted(changes: dict[str, Any], doubt: str) -> None:
     (said,) = _result(**changes).doubts
     assert said.startswith(doubt)
+
+
+def test_what_happens_while_users_change_makes_no_run_invalid() -> None:
+    stages = (Stage(seconds=6), Stage(seconds=6, load=2.0))
+    result = _result(stages=stages, loop="closed", rate=None, users=4)
+    for second in (6, 7):
+        result.recorder.health[second].lateness_ms[50.0] += 100
+        result.recorder.health[second].cpu[0] = 1.0
+    assert result.doubts == []
+    result.recorder.health[8].lateness_ms[50.0] += 100
+    assert len(replace(result).doubts) == 1
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from mooring import ConfigError, ConnectError
 from mooring._commands import Credentials
 from mooring_loadtests import demo, load_run
 from mooring_loadtests.load_profile import load_profile
-from mooring_loadtests.load_run import Workers, run_load
+from mooring_loadtests.load_run import Workers, _environment, run_load
 
 # Nothing listens on port 1.
 NO_SERVER = "grpc://127.0.0.1:1"
@@ -152,3 +152,10 @@ def test_what_generates_the_load_is_told_which_variable_has_the_token(
 def test_a_run_without_its_token_does_not_begin(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="there is no environment variable 'NO_TOKEN' with a token"):
         _load(tmp_path, credentials=Credentials(token_env="NO_TOKEN"))
+
+
+def test_a_token_reaches_locust_whatever_its_variable_is_called() -> None:
+    current = {"PATH": "/bin", "LOCUST_USERS": "900", "LOCUST_TOKEN": "secret"}
+    assert _environment(current, ["locust"]) == {"PATH": "/bin"}
+    command = ["locust", "--token-env", "LOCUST_TOKEN"]
+    assert _environment(current, command) == {"PATH": "/bin", "LOCUST_TOKEN": "secret"}

@@ -151,10 +151,11 @@ def test_results_say_when_the_clock_of_the_last_generator_began(tmp_path: Path) 
     users._write_results(environment)
     print(before_ns <= json.loads(Path(options.results).read_text())["began_ns"] <= time.time_ns())
     users._process.reset()
-    for later_ns in (5, 9, None, 7):
-        users._take_over(own | {{"mooring_began_ns": later_ns and own["mooring_began_ns"] + later_ns}})
+    # By the master's clock, whatever the others' say.
+    for ago_s in (50.0, 9.0, None, 70.0):
+        users._take_over(own | {{"mooring_ago_s": ago_s}})
     users._write_results(environment)
-    print(json.loads(Path(options.results).read_text())["began_ns"] - own["mooring_began_ns"])
+    print(round((time.time_ns() - json.loads(Path(options.results).read_text())["began_ns"]) / 1e9))
     """
     assert _run_python(_USER + code) == "True\n9\n"
 

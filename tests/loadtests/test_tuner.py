@@ -109,6 +109,12 @@ def test_the_search_finds_about_the_best_and_probes_few(seed: int) -> None:
         assert rate_within(stages, BOUND_MS) == pytest.approx(server.capacity(candidate) * 0.76, rel=0.1)
 
 
+def test_a_gpu_is_tried_with_few_instances_and_large_batches() -> None:
+    tried = grid(cores=16, variants=[ONNX], default=DEFAULT, gpu=True)[1:]
+    assert {(one.instance_count, one.intra_op_thread_count) for one in tried} == {(1, 1), (2, 1), (4, 1)}
+    assert max(one.max_batch_size for one in tried) == 128
+
+
 def test_turns_alternate_and_outvote_a_disturbed_one() -> None:
     asked: list[tuple[Candidate, int]] = []
     noted: list[Probe] = []

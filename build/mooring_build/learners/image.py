@@ -176,9 +176,15 @@ def _check_preparation(image: Image, folder: Path) -> None:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
         wanted = _prepared_by(config)
+        scale = float(config.get("rescale_factor") or 1 / 255)
         others = {name: value for name, value in wanted.items() if not _is_prepared_so(image, name, value)}
     except (AttributeError, TypeError, ValueError) as exc:
         raise CheckpointError(f"{path} can't be read: {exc!r}") from exc
+    if config.get("do_flip_channel_order") or config.get("do_rescale") is False or not 254 < 1 / scale < 256:
+        raise CheckpointError(
+            f"{path}: the model takes other values than red, green and blue from 0 to 1, which Mooring "
+            "gives it (do_flip_channel_order, do_rescale, rescale_factor)"
+        )
     if others:
         says = json.dumps({key: config[key] for key in _PROCESSOR_KEYS if key in config})
         options = " ".join(
