@@ -258,6 +258,7 @@ def test_the_reply_step_answers_each_request(load: Load) -> None:
         "templates": {"cancel": {"text": "You cancel.\n{answer}", "needs_answer": True, "handover": False}},
         "answer": "Perhaps: {answer}",
         "handover": "Ein Mensch schaut nach ö.",
+        "intents": ["cancel", "x"],
         "intent_threshold": 0.2,
         "answer_threshold": 0.5,
     }
