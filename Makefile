@@ -77,7 +77,7 @@ test: venv ## run every test: first the unit tests, then those that start a serv
 	$(BIN)/python -m pytest
 
 .PHONY: test-unit
-test-unit: venv ## run the tests that need no server (about two minutes)
+test-unit: venv ## run the tests that need no server (about ten minutes on 2 cores)
 	$(BIN)/python -m pytest -m "not integration and not gpu"
 
 .PHONY: lint
