@@ -7,7 +7,7 @@ import importlib
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -238,7 +238,13 @@ def _evaluate(
     say(f"checkpoint  {checkpoint.folder} (fine-tuned before, nothing to train)")
     metrics: dict[str, Any] = {}
     if dataset.evaluation:
-        stage = Stage(artifacts, recipe.name, "evaluated", _model_inputs(recipe, checkpoint, dataset))
+        inputs = _model_inputs(recipe, checkpoint, dataset)
+        if recipe.task == "text-ranking":
+            from mooring_build.knowledge_base import read_entries
+
+            # What is chosen from.
+            inputs["entries"] = digest_of([astuple(entry) for entry in read_entries(recipe)])
+        stage = Stage(artifacts, recipe.name, "evaluated", inputs)
         found = stage.result()
         if found is None:
             from mooring_build.training import evaluate_checkpoint

@@ -1,8 +1,8 @@
 """Find the checkpoint that a recipe names, and refuse one that can't be used.
 
-A checkpoint is looked for in this order: a local folder, the hub's cache, the wheel that was unpacked
-before, the hub, the wheel. So a hub is used where it answers, and nothing waits for one that doesn't
-once the files are here. Weights are read from safetensors only: the other formats run code on load.
+A checkpoint is looked for in this order: a local folder, the hub's cache where it is whole, the wheel that
+was unpacked before, the hub, its cache as it is, the wheel. So a hub is used where it answers, and nothing
+waits for one that doesn't once the files are here. Weights are read from safetensors only: the other formats run code on load.
 """
 
 from __future__ import annotations
@@ -14,8 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub import get_cached_repo_tree, snapshot_download
+from huggingface_hub.errors import (
+    CachedRepoTreeNotFoundError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+)
 
 from mooring import CheckpointError
 from mooring._wheels import cache_root, fetch_wheel, make_cache_folder
@@ -150,13 +155,16 @@ def _locate(recipe: Recipe) -> tuple[Path, str]:
     looks_like_path = base.checkpoint.startswith((".", "/", "~")) or base.checkpoint.count("/") > 1
     if looks_like_path:
         raise CheckpointError(f"base.checkpoint {base.checkpoint!r}: no folder {local}")
-    if (cached := _from_cache(base)) is not None:
+    cached = _from_cache(base)
+    if cached is not None and _is_listed(base):
         return cached, "hub"
     if base.wheel is not None and _unpacked(base).is_dir():
         return _unpacked(base), "wheel"
     try:
         return _download(base), "hub"
     except _HUB_ERRORS as exc:
+        if cached is not None:
+            return cached, "hub"
         if base.wheel is not None:
             return _from_wheel(base), "wheel"
         raise CheckpointError(
@@ -173,6 +181,18 @@ def _from_cache(base: Base) -> Path | None:
         return None
     # An interrupted download leaves a snapshot without its weights.
     return folder if any(folder.glob("*.safetensors")) else None
+
+
+def _is_listed(base: Base) -> bool:
+    """Whether the cache knows which files there are, and so has all of them.
+
+    What loads a model alone leaves a snapshot without the files that only others read.
+    """
+    try:
+        get_cached_repo_tree(base.checkpoint, revision=base.revision)
+    except (CachedRepoTreeNotFoundError, HFValidationError, LocalEntryNotFoundError):
+        return False
+    return True
 
 
 def _download(base: Base) -> Path:
@@ -221,6 +241,7 @@ def _from_wheel(base: Base) -> Path:
 def _relevant(folder: Path) -> list[Path]:
     names = (
         "config.json",
+        "known_items.json",
         "modules.json",
         "preprocessor_config.json",
         "tokenizer.json",

@@ -156,7 +156,12 @@ class Exports:
     def _exportable(self) -> Exportable:
         if self._loaded is None:
             learner = learner_of(self._recipe.task)
-            self._loaded = learner.exportable(self._recipe, self._folder)
+            loaded = learner.exportable(self._recipe, self._folder)
+            if loaded.tokenizer is not None:
+                from mooring_build.models import check_served_tokens
+
+                check_served_tokens(loaded.tokenizer, self._folder)
+            self._loaded = loaded
         return self._loaded
 
     def _exported_form(self) -> Exportable:

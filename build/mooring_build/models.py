@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tokenizers import Tokenizer
 from transformers import (
     AutoModel,
     AutoModelForImageClassification,
@@ -32,6 +33,13 @@ _MODEL_CLASSES = {
     "feature-extraction": AutoModel,
     "recommendation": AutoModel,
 }
+#: Case, accents, white space, full width, other scripts, marks: what normalisers differ in.
+_PROBES = (
+    "Hello, World! it's  ALL fine",
+    "\u00c0 la Caf\u00e9 na\u00efve",
+    "\uff21\uff22\uff11\uff12 \u4e2d\u6587\u5b57",
+    "e-mail: a.b@c.de (\u20ac3.50) \u2014 #1",
+)
 #: Tasks whose served answer is one label of several, and what transformers calls that.
 _ONE_LABEL_TASKS = ("text-classification", "image-classification")
 _PROBLEM = "single_label_classification"
@@ -117,6 +125,26 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     if not tokenizer.is_fast:
         raise CheckpointError(f"{folder}: its tokenizer is not a fast one (no tokenizer.json)")
     return tokenizer
+
+
+def check_served_tokens(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """Compare the tokenizer that a model was verified with to the ``tokenizer.json`` that is served.
+
+    transformers makes some tokenizers anew from the vocabulary and takes not all else from the file.
+
+    Raises:
+        CheckpointError: a text has other tokens.
+    """
+    served = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    served.no_padding()
+    served.no_truncation()
+    for text in _PROBES:
+        if tokenizer(text)["input_ids"] != served.encode(text).ids:
+            raise CheckpointError(
+                f"{folder / 'tokenizer.json'} makes other tokens of {text!r} than transformers' "
+                f"{type(tokenizer).__name__}, loaded from there: find out which is right, and save that one with "
+                "save_pretrained()"
+            )
 
 
 def load_pipeline(folder: Path, task: Task) -> Any:

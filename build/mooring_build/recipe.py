@@ -108,6 +108,8 @@ _NEEDED: dict[str, frozenset[str]] = {
     "parts": COMPOSED_TASKS,
     "service": frozenset({"customer-service"}),
 }
+# What else goes through a pipeline of heads.
+_TENSORS = frozenset({"text", "input_ids", "attention_mask", "logits"})
 # Overrides after which a recipe's [card] is no longer true.
 _OTHER_DATA = re.compile(r"(data|heads|(data|heads\.\w+)\.(train|dataset)|catalogue\.file)=")
 
@@ -189,6 +191,8 @@ class Recipe(Table):
         for table, tasks in _NEEDED.items():
             if self.task in tasks and getattr(self, table) is None:
                 raise ValueError(f"task {self.task!r} needs the table [{table}]")
+            if self.task not in tasks and getattr(self, table) is not None and table != "parts":
+                raise ValueError(f"{table}: task {self.task!r} has no such table")
         if self.task == "feature-extraction" and self.text.dimension is None:
             raise ValueError(f"task {self.task!r} needs text.dimension, the length of an embedding")
         if self.task == "recommendation" and self.catalogue is not None and self.catalogue.dimension % 2:
@@ -204,6 +208,8 @@ class Recipe(Table):
         taken = {f"{name}_score" for name in self.heads or {}} & (self.heads or {}).keys()
         if taken:
             raise ValueError(f"heads: {sorted(taken)} are what the scores of other heads are called")
+        if taken := _TENSORS & (self.heads or {}).keys():
+            raise ValueError(f"heads: {sorted(taken)} are what the pipeline's own tensors are called")
         if self.labels is not None and len(set(self.labels)) != len(self.labels):
             raise ValueError("labels names a label twice")
         return self

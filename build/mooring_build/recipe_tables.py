@@ -265,7 +265,7 @@ class Catalogue(Table):
     #: Texts of the training data stand for their items too, beside what the file says of them.
     use_training_texts: bool = False
     #: Longest history that a recommender looks at, in items; of a longer one the latest count.
-    max_history: _PositiveInt = 50
+    max_history: Annotated[int, Field(ge=2)] = 50
     #: What a recommender does with a history's items that are not in the catalogue: fail the request, or
     #: leave them out of the history.
     unknown_items: Literal["refuse", "skip"] = "refuse"

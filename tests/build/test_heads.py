@@ -155,7 +155,7 @@ def test_the_encoder_is_frozen_and_a_head_without_examples_is_left_alone(recipe:
     lesson.model(**lesson.collator(lesson.train[:3])).loss.backward()
     assert not any(parameter.requires_grad for parameter in lesson.model.encoder.parameters())
     gradients = {name: p.grad for name, p in lesson.model.heads.named_parameters()}
-    assert all(gradients[f"topic.{name}"].abs().sum() > 0 for name in ("0.weight", "3.weight"))
+    assert all(gradients[f"head_topic.{name}"].abs().sum() > 0 for name in ("0.weight", "3.weight"))
     assert all(gradients[f"sentiment.{name}"].abs().sum() == 0 for name in ("0.weight", "3.weight"))
 
 

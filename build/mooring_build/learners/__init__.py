@@ -12,7 +12,11 @@ __all__ = ["Case", "Exportable", "Learner", "Lesson", "learner_of", "learner_sou
 # By task: module and class of its learner, and the source files and folders that a trained model depends on
 # beyond the trainer's. A module is imported only when something of its task is made.
 _LEARNERS: dict[Task, tuple[str, str, tuple[str, ...]]] = {
-    "feature-extraction": ("embedding", "FeatureExtractionLearner", ("learners/embedding.py", "models.py")),
+    "feature-extraction": (
+        "embedding",
+        "FeatureExtractionLearner",
+        ("learners/embedding.py", "learners/text.py", "models.py", "checkpoints.py"),
+    ),
     "image-classification": (
         "image",
         "ImageClassificationLearner",
@@ -26,6 +30,7 @@ _LEARNERS: dict[Task, tuple[str, str, tuple[str, ...]]] = {
             "learners/recommender_model.py",
             "learners/embedding.py",
             "models.py",
+            "checkpoints.py",
             "behaviour.py",
         ),
     ),
@@ -47,7 +52,7 @@ _LEARNERS: dict[Task, tuple[str, str, tuple[str, ...]]] = {
     "text-ranking": (
         "embedding",
         "TextRankingLearner",
-        ("learners/embedding.py", "learners/text.py", "models.py", "knowledge_base.py"),
+        ("learners/embedding.py", "learners/text.py", "models.py", "checkpoints.py", "knowledge_base.py"),
     ),
     "token-classification": (
         "text",

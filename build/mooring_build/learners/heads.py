@@ -70,7 +70,7 @@ class HeadsModel(PreTrainedModel):
         width = config.hidden_size
         self.heads = nn.ModuleDict(
             {
-                name: nn.Sequential(
+                _module_name(name): nn.Sequential(
                     nn.Linear(width, width), nn.GELU(), nn.Dropout(_DROPOUT), nn.Linear(width, len(labels))
                 )
                 for name, labels in config.heads.items()
@@ -168,8 +168,14 @@ def load_heads_model(folder: Path, recipe: Recipe) -> HeadsModel:
         raise CheckpointError(f"{folder} has the heads {found or 'none'}, the recipe says {expected}")
     # A saved config has its keys sorted; the order of the logits is the recipe's.
     model.config.heads = expected
-    model.heads = nn.ModuleDict({name: model.heads[name] for name in expected})
+    names = map(_module_name, expected)
+    model.heads = nn.ModuleDict({name: model.heads[name] for name in names})
     return model
+
+
+def _module_name(head: str) -> str:
+    """A head's name among modules, where names such as ``type`` and ``keys`` are taken."""
+    return f"head_{head}"
 
 
 def _new_model(folder: Path, recipe: Recipe) -> HeadsModel:
