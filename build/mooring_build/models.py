@@ -142,8 +142,8 @@ def check_served_tokens(tokenizer: PreTrainedTokenizerFast, folder: Path) -> Non
         if tokenizer(text)["input_ids"] != served.encode(text).ids:
             raise CheckpointError(
                 f"{folder / 'tokenizer.json'} makes other tokens of {text!r} than transformers' "
-                f"{type(tokenizer).__name__}, loaded from there: find out which is right, and save that one with "
-                "save_pretrained()"
+                f"{type(tokenizer).__name__}, loaded from there: find out which is right, and save that one "
+                "with save_pretrained()"
             )
 
 

@@ -130,6 +130,33 @@ def test_the_hubs_cache_is_used_without_the_hub(
     assert (found.folder, found.source) == (snapshot, "hub")
 
 
+def test_a_snapshot_that_may_lack_files_is_completed_by_the_hub(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = Path(shutil.copytree(folder, tmp_path / "whole"))
+    asked: list[bool] = []
+    answers = True
+
+    def snapshot(base: object, *, local_files_only: bool, **options: object) -> str:
+        asked.append(local_files_only)
+        if not local_files_only and not answers:
+            raise LocalEntryNotFoundError("nobody is there")
+        return str(folder if local_files_only else whole)
+
+    monkeypatch.setattr(checkpoints, "snapshot_download", snapshot)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    assert resolve_checkpoint(recipe_for("someone/a-model")).folder == whole
+    assert asked == [True, False]
+    # Where no hub answers, it is all there is.
+    answers = False
+    assert resolve_checkpoint(recipe_for("someone/a-model")).folder == folder
+    # One that the hub's own client has listed is whole.
+    monkeypatch.setattr(checkpoints, "get_cached_repo_tree", lambda name, revision: [])
+    asked.clear()
+    assert resolve_checkpoint(recipe_for("someone/a-model")).folder == folder
+    assert asked == [True]
+
+
 def test_nowhere_to_be_had(no_hub: list[bool], tmp_path: Path) -> None:
     recipe = load_recipe("ner", fine_tuned=tmp_path)
     recipe = recipe.model_copy(

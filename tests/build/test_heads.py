@@ -16,6 +16,7 @@ from mooring_build.datasets import HeadText, load_dataset
 from mooring_build.learners import learner_of
 from mooring_build.learners.heads import HeadsLearner, HeadsModel, load_heads_model
 from mooring_build.learners.text import IGNORED
+from mooring_build.models import load_fine_tuned_model
 from mooring_build.recipe import Recipe, load_recipe
 from mooring_build.scoring import score_served
 from mooring_build.triton_config import model_configs
@@ -69,6 +70,10 @@ _SCORE_HEAD = 'heads.topic_score={labels=["a", "b"], train="a.csv", evaluation="
         ('heads.topic.labels=["a", "a"]', "heads.topic: labels names a label twice"),
         ("heads.topic.format=conll", "heads.topic.format: Input should be 'csv' or 'hub'"),
         (_SCORE_HEAD, "heads: ['topic_score'] are what the scores of other heads"),
+        (
+            'heads.logits={labels=["a", "b"], train="a.csv", evaluation="a.csv"}',
+            "heads: ['logits'] are what the pipeline's own tensors are called",
+        ),
         ('heads.sentiment={labels=["a", "b"]}', "training needs train and evaluation of each head"),
     ],
 )
@@ -156,7 +161,7 @@ def test_the_encoder_is_frozen_and_a_head_without_examples_is_left_alone(recipe:
     assert not any(parameter.requires_grad for parameter in lesson.model.encoder.parameters())
     gradients = {name: p.grad for name, p in lesson.model.heads.named_parameters()}
     assert all(gradients[f"head_topic.{name}"].abs().sum() > 0 for name in ("0.weight", "3.weight"))
-    assert all(gradients[f"sentiment.{name}"].abs().sum() == 0 for name in ("0.weight", "3.weight"))
+    assert all(gradients[f"head_sentiment.{name}"].abs().sum() == 0 for name in ("0.weight", "3.weight"))
 
 
 def test_a_saved_model_answers_in_the_order_of_the_recipe(recipe: Recipe, base: Path, tmp_path: Path) -> None:
@@ -217,3 +222,12 @@ def test_served_answers_are_scored_by_head(recipe: Recipe) -> None:
     # Without the example of money, its label was chosen all the same.
     fewer = score_served(recipe, replace(dataset, evaluation=dataset.evaluation[1:]), ask)
     assert fewer.report["topic: money"] == {"precision": 0.0, "recall": 0.0, "f1-score": 0.0, "support": 0.0}
+
+
+@pytest.mark.parametrize("name", ["type", "keys", "train"])
+def test_a_head_may_be_called_as_a_module_has_attributes(name: str, base: Path) -> None:
+    encoder = load_fine_tuned_model(base, "text-multi-classification")
+    model = HeadsModel.around(encoder, {name: ["a", "b"], "other": ["c", "d", "e"]}).eval()
+    ids = torch.tensor([[1, 2, 3]])
+    with torch.inference_mode():
+        assert model(ids, torch.ones_like(ids)).logits.shape == (1, 5)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mooring import CheckpointError
-from mooring_build.models import load_base_model, load_fine_tuned_model
+from mooring_build.models import check_served_tokens, load_base_model, load_fine_tuned_model, load_tokenizer
 from tiny_checkpoint import make_tiny_checkpoint
 
 
@@ -47,3 +47,15 @@ def test_a_classifier_without_its_pooler_is_not_fine_tuned(tmp_path: Path) -> No
     load_fine_tuned_model(tags, "text-ranking")
     _, new_pooler = load_base_model(tags, "text-classification", ["x", "y"])
     assert new_pooler
+
+
+def test_served_tokens_are_those_that_the_model_was_verified_with(folder: Path) -> None:
+    check_served_tokens(load_tokenizer(folder), folder)
+    path = folder / "tokenizer.json"
+    content = json.loads(path.read_text())
+    content["normalizer"] = {"type": "Sequence", "normalizers": [{"type": "NFKC"}, {"type": "Lowercase"}]}
+    path.write_text(json.dumps(content))
+    tokenizer = load_tokenizer(folder)
+    tokenizer.backend_tokenizer.normalizer = None
+    with pytest.raises(CheckpointError, match=r"tokenizer.json makes other tokens of \"Hello, World"):
+        check_served_tokens(tokenizer, folder)

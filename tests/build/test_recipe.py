@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -194,3 +195,21 @@ def test_adapters_are_refused_where_there_are_none(name: str) -> None:
         RecipeError, match=r"adapter: task '.+' has none; these have: text-classification, token"
     ):
         load_recipe(name, ["adapter.rank=4"])
+
+
+@pytest.mark.parametrize(
+    ("name", "override", "said"),
+    [
+        (
+            "intent",
+            'catalogue={file="x.csv", dimension=4}',
+            "catalogue: task 'text-classification' has no such",
+        ),
+        ("intent", "features.count=3", "features: task 'text-classification' has no such table"),
+        ("faq", "service.replies=r.toml", "service: task 'text-ranking' has no such table"),
+        ("recommender", "catalogue.max_history=1", "catalogue.max_history: Input should be greater than or"),
+    ],
+)
+def test_what_another_task_needs_is_refused(name: str, override: str, said: str) -> None:
+    with pytest.raises(RecipeError, match=re.escape(said)):
+        load_recipe(name, [override])
