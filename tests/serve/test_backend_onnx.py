@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+from mooring_batch import Request, answer_requests
 from mooring_model_config import BackendError, BatchInput, BatchOutput, Instance, ModelConfig, TensorConfig
 from mooring_onnx_engine import OnnxEngine
 from mooring_onnx_options import execution_providers, session_options
@@ -76,6 +77,16 @@ def test_strings_are_c_strings_of_any_bytes(tmp_path: Path) -> None:
 def test_scalars_take_the_configured_dims(tmp_path: Path) -> None:
     engine = _engine(_identity(TensorProto.FLOAT, []), tmp_path, outputs=(_tensor("y", "TYPE_FP32", [1, 1]),))
     assert engine.run({"x": np.array([7], np.float32)}, ["y"])["y"].tolist() == [[7]]
+
+
+def test_scalars_of_a_joined_batch_run_one_by_one(tmp_path: Path) -> None:
+    engine = _engine(_identity(TensorProto.FLOAT, []), tmp_path, outputs=(_tensor("y", "TYPE_FP32", [1]),))
+    requests = [Request({"x": np.array([value], np.float32)}, ["y"]) for value in (7, 8)]
+    answers = answer_requests(ModelConfig(name="m", max_batch_size=8), requests, engine.run)
+    assert [answer if isinstance(answer, BackendError) else answer["y"].tolist() for answer in answers] == [
+        [7],
+        [8],
+    ]
 
 
 def test_outputs_of_unknown_rank_are_left_as_they_come(tmp_path: Path) -> None:

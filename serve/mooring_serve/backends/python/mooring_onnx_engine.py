@@ -80,10 +80,10 @@ class OnnxEngine:
             wanted: names of the outputs to compute.
 
         Raises:
-            BackendError: with ONNX Runtime's own message.
+            BackendError: with the message of ONNX Runtime, or of NumPy where an input can't be reshaped.
         """
-        feeds = {name: self._feed(name, value) for name, value in inputs.items()}
         try:
+            feeds = {name: self._feed(name, value) for name, value in inputs.items()}
             values = self._session.run(wanted, feeds, self._run_options)
         except UnicodeDecodeError as error:
             raise BackendError(
