@@ -104,8 +104,9 @@ def test_a_parameter_of_the_wrong_kind_is_named(read: Any) -> None:
 
 @pytest.mark.parametrize("wanted", [True, False])
 def test_instance_and_model_file(tmp_path: Path, wanted: bool) -> None:
-    group = "{ count: 2 kind: KIND_GPU }" if wanted else "{ count: 2 }"
-    (tmp_path / "config.pbtxt").write_text(f"instance_group {group}", encoding="utf-8")
+    group = "{ count: 2 kind: KIND_GPU }" if wanted else "{ count: 2 }  # not KIND_GPU"
+    # A comment in Latin-1, which Triton doesn't mind.
+    (tmp_path / "config.pbtxt").write_bytes(f"instance_group {group}\n# f\xfcr".encode("latin-1"))
     instance = Instance.parse(
         {
             "model_instance_kind": "GPU",

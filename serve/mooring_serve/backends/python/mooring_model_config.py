@@ -173,12 +173,13 @@ class Instance:
             device_id=int(args["model_instance_device_id"]),
             folder=folder / args["model_version"],
             # The config that Triton hands over has its choice in place of KIND_AUTO.
-            gpu_wanted=written.is_file() and _names_gpu(written.read_text(encoding="utf-8")),
+            gpu_wanted=written.is_file() and _names_gpu(written),
         )
 
 
-def _names_gpu(config: str) -> bool:
-    return re.search(r"^[^#\n]*\bKIND_GPU\b", config, re.MULTILINE) is not None
+def _names_gpu(config: Path) -> bool:
+    text = config.read_text(encoding="utf-8", errors="replace")
+    return re.search(r"^[^#\n]*\bKIND_GPU\b", text, re.MULTILINE) is not None
 
 
 def check_model_file(config: ModelConfig, path: Path) -> Path:
