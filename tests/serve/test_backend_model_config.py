@@ -88,6 +88,7 @@ def test_a_smallest_configuration_is_enough() -> None:
             "batch_output target 'y' is missing in output",
         ),
         ({"sequence_batching": {"state": [{"input_name": "s"}]}}, r"sequence_batching\.state"),
+        ({"model_transaction_policy": {"decoupled": True}}, r"model_transaction_policy { decoupled: true } is"),
     ],
 )
 def test_refuses_what_it_can_not_serve(fields: dict[str, Any], message: str) -> None:

@@ -6,7 +6,8 @@ the server's Python. It differs in this:
 - Every instance is a process with its own session: ``share_session_between_instances`` changes nothing.
 - Threads don't spin on CPU; see ``mooring_onnx_options``.
 - When a batch fails, only the requests that fail by themselves get the error.
-- Implicit state of sequences is refused at load, and so are output strings that are not UTF-8 when they come.
+- Implicit state of sequences and a decoupled transaction policy are refused at load, and output strings that
+  are not UTF-8 when they come.
 """
 
 from __future__ import annotations

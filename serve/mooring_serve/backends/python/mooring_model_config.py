@@ -112,6 +112,12 @@ class ModelConfig:
                 "server's backends; serve this model with the official container",
                 code="UNSUPPORTED",
             )
+        if config.get("model_transaction_policy", {}).get("decoupled"):
+            raise BackendError(
+                f"model '{name}': model_transaction_policy {{ decoupled: true }} is not available to the "
+                "embedded server's backends, which send one response for each request; remove it",
+                code="UNSUPPORTED",
+            )
         max_batch_size = int(config.get("max_batch_size", 0))
         outputs = tuple(TensorConfig.parse(entry) for entry in config.get("output", ()))
         return cls(

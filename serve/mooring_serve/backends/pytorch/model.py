@@ -8,7 +8,8 @@ in this:
 - When a batch fails, only the requests that fail by themselves get the error.
 - Strings of a batch are cut by request; the official backend gives every request the first ones.
 - Inputs that don't name every argument of ``forward()`` once are refused at load.
-- Implicit state of sequences is refused at load, and so are output strings that are not UTF-8 when they come.
+- Implicit state of sequences and a decoupled transaction policy are refused at load, and output strings that
+  are not UTF-8 when they come.
 """
 
 from __future__ import annotations
