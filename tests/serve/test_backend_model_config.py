@@ -87,8 +87,20 @@ def test_a_smallest_configuration_is_enough() -> None:
             {"batch_output": [{"target_name": ["y"], "source_input": ["x"]}]},
             "batch_output target 'y' is missing in output",
         ),
+        (
+            {
+                "max_batch_size": 8,
+                "input": [_tensor("x")],
+                "output": [_tensor("y", dims=[-1, 2, -1])],
+                "batch_output": [{"target_name": ["y"], "source_input": ["x"]}],
+            },
+            r"'y' takes every -1 of its shape \[-1, -1, 2, -1\] .* input 'x', whose shape is \[-1, -1\]:",
+        ),
         ({"sequence_batching": {"state": [{"input_name": "s"}]}}, r"sequence_batching\.state"),
-        ({"model_transaction_policy": {"decoupled": True}}, r"model_transaction_policy { decoupled: true } is"),
+        (
+            {"model_transaction_policy": {"decoupled": True}},
+            r"model_transaction_policy { decoupled: true } is",
+        ),
     ],
 )
 def test_refuses_what_it_can_not_serve(fields: dict[str, Any], message: str) -> None:

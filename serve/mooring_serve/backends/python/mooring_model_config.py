@@ -119,14 +119,17 @@ class ModelConfig:
                 code="UNSUPPORTED",
             )
         max_batch_size = int(config.get("max_batch_size", 0))
+        inputs = tuple(TensorConfig.parse(entry) for entry in config.get("input", ()))
         outputs = tuple(TensorConfig.parse(entry) for entry in config.get("output", ()))
         return cls(
             name=name,
             max_batch_size=max_batch_size,
-            inputs=tuple(TensorConfig.parse(entry) for entry in config.get("input", ())),
+            inputs=inputs,
             outputs=outputs,
             batch_inputs=tuple(_parse_batch_input(name, entry) for entry in config.get("batch_input", ())),
-            batch_outputs=_parse_batch_outputs(name, max_batch_size, outputs, config.get("batch_output", ())),
+            batch_outputs=_parse_batch_outputs(
+                name, max_batch_size, inputs, outputs, config.get("batch_output", ())
+            ),
             controls=_parse_controls(config.get("sequence_batching", {})),
             model_filename=config.get("default_model_filename", ""),
             parameters={
@@ -226,20 +229,30 @@ def _parse_batch_input(model: str, entry: Mapping[str, Any]) -> BatchInput:
 
 
 def _parse_batch_outputs(
-    model: str, max_batch_size: int, outputs: Sequence[TensorConfig], entries: Sequence[Mapping[str, Any]]
+    model: str,
+    max_batch_size: int,
+    inputs: Sequence[TensorConfig],
+    outputs: Sequence[TensorConfig],
+    entries: Sequence[Mapping[str, Any]],
 ) -> dict[str, BatchOutput]:
-    shapes = {output.name: output.model_dims for output in outputs}
+    batch_axis = (-1,) if max_batch_size else ()
+    sources = {tensor.name: batch_axis + tensor.model_dims for tensor in inputs}
+    shapes = {tensor.name: batch_axis + tensor.model_dims for tensor in outputs}
     parsed = {}
     for entry in entries:
-        target = _only_target(model, "batch_output", entry)
+        target, source = _only_target(model, "batch_output", entry), entry["source_input"][0]
         if target not in shapes:
             raise BackendError(
                 f"model '{model}': batch_output target '{target}' is missing in output; list it there too"
             )
-        batch_axis = (-1,) if max_batch_size else ()
-        parsed[target] = BatchOutput(
-            target_name=target, source_input=entry["source_input"][0], shape=batch_axis + shapes[target]
-        )
+        shape = shapes[target]
+        if source in sources and -1 in shape[len(sources[source]) :]:
+            raise BackendError(
+                f"model '{model}': batch_output '{target}' takes every -1 of its shape {list(shape)} from "
+                f"the same dimension of input '{source}', whose shape is {list(sources[source])}: write "
+                f"a number for each -1 after the first {len(sources[source])} dimensions"
+            )
+        parsed[target] = BatchOutput(target_name=target, source_input=source, shape=shape)
     return parsed
 
 
