@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -105,8 +106,13 @@ def unbuilt_models(options: ServerOptions) -> set[str]:
 
 
 def _named_models(options: ServerOptions) -> set[str]:
-    option = "--load-model="
-    return {argument.removeprefix(option) for argument in options.extra_args if argument.startswith(option)}
+    """Names given by ``--load-model=NAME`` and ``--load-model NAME``."""
+    named = set()
+    for argument, following in pairwise([*options.extra_args, ""]):
+        option, equals, value = argument.partition("=")
+        if option == "--load-model":
+            named.add(value if equals else following)
+    return named
 
 
 def _model_folders(repository: Path) -> list[Path]:

@@ -87,6 +87,8 @@ def test_explicit_control_loads_everything_unless_told_what() -> None:
     assert "--load-model=*" in command(model_control_mode="explicit")
     named = command(model_control_mode="explicit", extra_args=["--load-model=ner"])
     assert [word for word in named if word.startswith("--load-model")] == ["--load-model=ner"]
+    named = command(model_control_mode="explicit", extra_args=["--load-model", "ner"])
+    assert [word for word in named if word.startswith("--load-model")] == ["--load-model"]
 
 
 @pytest.mark.parametrize(
@@ -146,8 +148,10 @@ def test_models_to_load(tmp_path: Path) -> None:
     (tmp_path / "README").touch()
     assert models_to_load(options_for(tmp_path)) == {"ner"}
     assert unbuilt_models(options_for(tmp_path)) == {"intent"}
-    only = options_for(tmp_path, model_control_mode="explicit", extra_args=["--load-model=ner"])
-    assert models_to_load(only) == {"ner"}
+    (tmp_path / "faq" / "1").mkdir(parents=True)
+    for extra_args in (["--load-model=ner"], ["--load-model", "ner", "--log-verbose=1"]):
+        only = options_for(tmp_path, model_control_mode="explicit", extra_args=extra_args)
+        assert models_to_load(only) == {"ner"}
 
 
 @pytest.fixture
