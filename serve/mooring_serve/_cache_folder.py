@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from mooring import ConfigError
 from mooring._wheels import make_cache_folder
+
+_PREFIX = ".building-"
+# Longer than any build takes.
+_ABANDONED_AFTER_S = 24 * 60 * 60
 
 
 def build_once(target: Path, build: Callable[[Path], None]) -> Path:
@@ -26,8 +33,9 @@ def build_once(target: Path, build: Callable[[Path], None]) -> Path:
     if target.is_dir():
         return target
     make_cache_folder(target.parent)
+    _remove_abandoned(target.parent)
     try:
-        with tempfile.TemporaryDirectory(prefix=".building-", dir=target.parent) as scratch:
+        with tempfile.TemporaryDirectory(prefix=_PREFIX, dir=target.parent) as scratch:
             complete = Path(scratch) / target.name
             complete.mkdir()
             build(complete)
@@ -41,3 +49,12 @@ def build_once(target: Path, build: Callable[[Path], None]) -> Path:
             f"{target} can't be made: {exc}; XDG_CACHE_HOME names another folder for caches"
         ) from exc
     return target
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """Remove what processes left behind that were killed while they built."""
+    for scratch in folder.glob(f"{_PREFIX}*"):
+        # Another process may remove it, too.
+        with suppress(FileNotFoundError):
+            if time.time() - scratch.stat().st_mtime > _ABANDONED_AFTER_S:
+                shutil.rmtree(scratch, ignore_errors=True)

@@ -5,6 +5,7 @@ import os
 import stat
 import sys
 import tempfile
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Barrier
@@ -74,6 +75,16 @@ def test_a_half_built_folder_never_counts(tmp_path: Path) -> None:
     assert list(target.parent.iterdir()) == []
     build_once(target, lambda folder: (folder / "whole").touch())
     assert [path.name for path in target.iterdir()] == ["whole"]
+
+
+def test_what_a_killed_build_left_is_removed_after_a_day(tmp_path: Path) -> None:
+    for name, hours in ((".building-old", 25), (".building-new", 23), ("built", 25)):
+        (tmp_path / name / "folder").mkdir(parents=True)
+        (tmp_path / name / "folder" / "file").touch()
+        changed_s = time.time() - 3600 * hours
+        os.utime(tmp_path / name, (changed_s, changed_s))
+    build_once(tmp_path / "folder", lambda folder: None)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".building-new", "built", "folder"]
 
 
 def test_a_full_disk_names_the_way_out(tmp_path: Path) -> None:
