@@ -31,7 +31,7 @@ _TYPES = (
     ("FP16", TensorProto.FLOAT16, "f2", [[0.5, -65504.0], [1, 2]]),
     ("FP32", TensorProto.FLOAT, "f4", [[0.1, -3e38], [1, 2]]),
     ("FP64", TensorProto.DOUBLE, "f8", [[0.1, -1e308], [1, 2]]),
-    ("STRING", TensorProto.STRING, "O", [["straße".encode(), b""], ["日本".encode(), b"a b"]]),
+    ("STRING", TensorProto.STRING, "O", [["straße".encode(), b"a b"], ["日本".encode(), b""]]),
 )
 _ARRAYS = {f"in_{kind}": np.array(values, dtype=dtype) for kind, _, dtype, values in _TYPES}
 _KINDS = (

@@ -74,6 +74,13 @@ def test_strings_are_c_strings_of_any_bytes(tmp_path: Path) -> None:
     assert raised.value.code == "UNSUPPORTED"
 
 
+@pytest.mark.parametrize("texts", [[b"abc", b"abd", b"a"], [b"x" * 1000] * 30, [b"a"]])
+def test_strings_end_where_they_end(tmp_path: Path, texts: list[bytes]) -> None:
+    engine = _engine(_identity(TensorProto.STRING), tmp_path)
+    returned = engine.run({"x": np.array(texts, dtype=np.object_)}, ["y"])["y"]
+    assert returned.tolist() == [text.decode() for text in texts]
+
+
 def test_scalars_take_the_configured_dims(tmp_path: Path) -> None:
     engine = _engine(_identity(TensorProto.FLOAT, []), tmp_path, outputs=(_tensor("y", "TYPE_FP32", [1, 1]),))
     assert engine.run({"x": np.array([7], np.float32)}, ["y"])["y"].tolist() == [[7]]

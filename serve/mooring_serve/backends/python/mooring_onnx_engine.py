@@ -103,7 +103,8 @@ class OnnxEngine:
     def _feed(self, name: str, value: Array) -> Array:
         if value.dtype == np.object_:
             # As C strings: what the official backend passes, so that content which is not UTF-8 gets through.
-            value = value.astype("S")
+            # One byte more than the longest: ONNX Runtime reads on to a NUL, into what lies behind.
+            value = value.astype(f"S{max(map(len, value.flat), default=0) + 1}")
         return value.reshape(()) if name in self._scalar_inputs else value
 
 
