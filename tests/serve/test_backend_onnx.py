@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import mooring_onnx_engine
 import numpy as np
 import onnx
 import onnxruntime as ort
@@ -79,6 +80,24 @@ def test_strings_end_where_they_end(tmp_path: Path, texts: list[bytes]) -> None:
     engine = _engine(_identity(TensorProto.STRING), tmp_path)
     returned = engine.run({"x": np.array(texts, dtype=np.object_)}, ["y"])["y"]
     assert returned.tolist() == [text.decode() for text in texts]
+
+
+def test_strings_do_not_take_many_times_their_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = _engine(_identity(TensorProto.STRING), tmp_path)
+    uneven = np.array([b"x" * 100, *[b""] * 29], dtype=np.object_)
+    assert engine.run({"x": uneven}, ["y"])["y"][0] == "x" * 100
+    monkeypatch.setattr(mooring_onnx_engine, "_PADDING_BYTES", 1429)
+    with pytest.raises(
+        BackendError, match="'x': 30 strings of 100 bytes, the longest of 100, would take 3030 bytes"
+    ) as raised:
+        engine.run({"x": uneven}, ["y"])
+    assert raised.value.code == "INVALID_ARG"
+    even = np.array([b"x" * 100] * 30, dtype=np.object_)
+    assert engine.run({"x": even}, ["y"])["y"].tolist() == ["x" * 100] * 30
+    # Requests that fit alone do not fail for being joined.
+    requests = [Request({"x": part}, ["y"]) for part in (uneven[:1], uneven[1:])]
+    answers = answer_requests(ModelConfig(name="m", max_batch_size=64), requests, engine.run)
+    assert not any(isinstance(answer, BackendError) for answer in answers)
 
 
 def test_scalars_take_the_configured_dims(tmp_path: Path) -> None:

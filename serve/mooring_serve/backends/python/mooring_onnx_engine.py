@@ -15,6 +15,9 @@ from mooring_onnx_options import execution_providers, run_options, session_optio
 from mooring_onnx_signature import Signature
 
 _DEFAULT_FILENAME = "model.onnx"
+# Strings may take so many times their own bytes, and so many more.
+_PADDING_FACTOR = 16
+_PADDING_BYTES = 64 * 1024 * 1024
 
 
 class OnnxEngine:
@@ -80,11 +83,14 @@ class OnnxEngine:
             wanted: names of the outputs to compute.
 
         Raises:
-            BackendError: with the message of ONNX Runtime, or of NumPy where an input can't be reshaped.
+            BackendError: with the message of ONNX Runtime, or of NumPy where an input can't be reshaped; or
+                strings would take too much memory.
         """
         try:
             feeds = {name: self._feed(name, value) for name, value in inputs.items()}
             values = self._session.run(wanted, feeds, self._run_options)
+        except BackendError:
+            raise
         except UnicodeDecodeError as error:
             raise BackendError(
                 "the model gave a string that is not valid UTF-8, which the embedded server can't return: "
@@ -102,10 +108,22 @@ class OnnxEngine:
 
     def _feed(self, name: str, value: Array) -> Array:
         if value.dtype == np.object_:
-            # As C strings: what the official backend passes, so that content which is not UTF-8 gets through.
-            # One byte more than the longest: ONNX Runtime reads on to a NUL, into what lies behind.
-            value = value.astype(f"S{max(map(len, value.flat), default=0) + 1}")
+            value = _to_c_strings(name, value)
         return value.reshape(()) if name in self._scalar_inputs else value
+
+
+def _to_c_strings(name: str, value: Array) -> Array:
+    """Strings as the official backend passes them, so that content which is not UTF-8 gets through."""
+    lengths = [len(text) for text in value.flat]
+    # One byte more than the longest: ONNX Runtime reads on to a NUL, into what lies behind.
+    width = max(lengths, default=0) + 1
+    total, padded = sum(lengths), width * len(lengths)
+    if padded > _PADDING_FACTOR * total + _PADDING_BYTES:
+        raise BackendError(
+            f"input '{name}': {len(lengths)} strings of {total} bytes, the longest of {width - 1}, would "
+            f"take {padded} bytes, as all are padded to the longest; send long strings apart from short ones"
+        )
+    return value.astype(f"S{width}")
 
 
 def _find_file(config: ModelConfig, folder: Path) -> Path:
