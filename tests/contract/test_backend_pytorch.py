@@ -59,10 +59,10 @@ class Lookup(torch.nn.Module):
 
 
 class Ragged(torch.nn.Module):
-    """Twice the packed ids [T], and for every item its length, from shapes [B, 1]."""
+    """Twice the packed ids [T], and for every item of shapes [B, 1] their length and T."""
 
     def forward(self, ids: torch.Tensor, shapes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return ids * 2, shapes + 0 * ids.shape[0]
+        return ids * 2, torch.cat([shapes, 0 * shapes + ids.shape[0]], dim=1)
 
 
 class Echo(torch.nn.Module):
@@ -73,10 +73,10 @@ class Echo(torch.nn.Module):
 
 
 class Loud(torch.nn.Module):
-    """Every text with an exclamation mark, and the numbers as they come."""
+    """Every text with the number of texts, and the numbers as they come."""
 
     def forward(self, texts: list[str], numbers: torch.Tensor) -> tuple[list[str], torch.Tensor]:
-        return [text + "!" for text in texts], numbers
+        return [text + str(len(texts)) for text in texts], numbers
 
 
 class Difference(torch.nn.Module):
@@ -138,7 +138,7 @@ def _write_all(repository: Path) -> None:
         _tensors("input", "ids INT64 [-1] allow_ragged_batch: true")
         + 'batch_input { kind: BATCH_ITEM_SHAPE target_name: "shapes" data_type: TYPE_INT32 '
         + 'source_input: "ids" }\n'
-        + _tensors("output", "twice__0 INT64 [-1]", "length__1 INT32 [1]")
+        + _tensors("output", "twice__0 INT64 [-1]", "lengths__1 INT32 [2]")
         + 'batch_output { target_name: "twice__0" kind: BATCH_SCATTER_WITH_INPUT_SHAPE '
         + 'source_input: "ids" }\n'
         + "max_batch_size: 8\n"
@@ -220,9 +220,9 @@ def test_only_the_wanted_outputs_come_back(client: Client) -> None:
 def test_ragged_batch(client: Client) -> None:
     first, second = infer_together(client, "ragged", [{"ids": [[1, 2, 3], [4, 5, 6]]}, {"ids": [[7, 8]]}])
     assert first.as_numpy("twice__0").tolist() == [[2, 4, 6], [8, 10, 12]]
-    assert first.as_numpy("length__1").tolist() == [[3], [3]]
+    assert first.as_numpy("lengths__1").tolist() == [[3, 8], [3, 8]]
     assert second.as_numpy("twice__0").tolist() == [[14, 16]]
-    assert second.as_numpy("length__1").tolist() == [[2]]
+    assert second.as_numpy("lengths__1").tolist() == [[2, 8]]
 
 
 def test_strings_are_lists_cut_by_request(client: Client) -> None:
@@ -235,7 +235,7 @@ def test_strings_are_lists_cut_by_request(client: Client) -> None:
         for group in texts
     ]
     for group, result in zip(texts, infer_together(client, "strings", requests), strict=True):
-        assert [row[0].decode() for row in result.as_numpy("loud")] == [f"{text}!" for text in group]
+        assert [row[0].decode() for row in result.as_numpy("loud")] == [f"{text}3" for text in group]
 
 
 def test_a_dictionary_of_tensors(client: Client) -> None:
