@@ -134,6 +134,7 @@ def test_threads_may_note_at_once() -> None:
         thread.start()
     for thread in threads:
         thread.join()
+    assert size._settled
     assert 1 <= size.current <= 16
 
 

@@ -309,7 +309,9 @@ def test_what_is_not_the_items_fault_is_the_whole_batch_s(side: Any, fake: Any) 
 
 
 def test_each_request_of_a_map_has_the_time_given(wired: Any) -> None:
-    list(wired.client.task("ner").map(TEXTS[:4], timeout_s=9))
+    for outcome in wired.client.task("ner").map(TEXTS[:4], timeout_s=9):
+        outcome.unwrap()
+    assert wired.fake.requests
     assert all(8 < request.timeout_s <= 9 for request in wired.fake.requests)
 
 
