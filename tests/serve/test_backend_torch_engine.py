@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -110,3 +111,63 @@ def test_a_gpu_that_triton_chose_is_used_where_pytorch_can(monkeypatch: pytest.M
 def test_wrong_parameters_are_named(tmp_path: Path, parameter: str) -> None:
     with pytest.raises(BackendError, match=f"parameter '{parameter}': 'much' is not a"):
         _engine(tmp_path, Several(), _tensor("y__0"), parameters={parameter: "much"})
+
+
+@pytest.mark.parametrize(
+    ("parameters", "expected"),
+    [
+        ({}, {"_set_graph_executor_optimize": True, "cudnn.enabled": True, "inference_mode": True}),
+        (
+            {
+                "DISABLE_OPTIMIZED_EXECUTION": "true",
+                "DISABLE_CUDNN": "true",
+                "INFERENCE_MODE": "false",
+                "INTRA_OP_THREAD_COUNT": "3",
+                "INTER_OP_THREAD_COUNT": "5",
+                "ENABLE_JIT_PROFILING": "true",
+                "ENABLE_JIT_EXECUTOR": "false",
+                "ENABLE_TENSOR_FUSER": "true",
+            },
+            {
+                "_set_graph_executor_optimize": False,
+                "cudnn.enabled": False,
+                "inference_mode": False,
+                "set_num_threads": 3,
+                "set_num_interop_threads": 5,
+                "_jit_set_profiling_mode": True,
+                "_jit_set_profiling_executor": False,
+                "_jit_set_texpr_fuser_enabled": True,
+            },
+        ),
+    ],
+)
+def test_parameters_reach_pytorch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parameters: dict[str, str], expected: dict[str, object]
+) -> None:
+    # Not set in truth, as it would be for every other test of the process too.
+    told: dict[str, object] = {}
+    for where, name in (
+        (torch, "set_num_threads"),
+        (torch, "set_num_interop_threads"),
+        (torch._C, "_set_graph_executor_optimize"),
+    ):
+        monkeypatch.setattr(where, name, partial(told.__setitem__, name))
+    settings = {
+        key: partial(told.__setitem__, setting.__name__)
+        for key, setting in mooring_torch_engine._JIT_SETTINGS.items()
+    }
+    monkeypatch.setattr(mooring_torch_engine, "_JIT_SETTINGS", settings)
+    monkeypatch.setattr(torch.backends.cudnn, "enabled", torch.backends.cudnn.enabled)
+    inference_mode = torch.inference_mode
+
+    def note_mode(mode: bool) -> Any:
+        told["inference_mode"] = mode
+        return inference_mode(mode)
+
+    monkeypatch.setattr(torch, "inference_mode", note_mode)
+    engine = _engine(tmp_path, Several(), _tensor("y__0"), parameters=parameters)
+    told["cudnn.enabled"] = torch.backends.cudnn.enabled
+    assert told == expected
+    del told["inference_mode"]
+    engine.run(X, ["y__0"])
+    assert told == expected
