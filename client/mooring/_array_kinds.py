@@ -17,6 +17,8 @@ from mooring._task_kind import Labels, invalid
 #: An encoded file's bytes, its path, or pixels: uint8 ``[H, W]`` or ``[H, W, 3]`` (red, green, blue).
 ImageItem = bytes | str | os.PathLike[str] | np.ndarray
 
+_SHOWN = 200
+
 
 class ImageClassification(Labels[ImageItem]):
     """Labels of an image."""
@@ -42,8 +44,9 @@ class ImageClassification(Labels[ImageItem]):
             raise invalid(model, f"{where} is {type(item).__name__}, expected bytes, a path or an array")
         if isinstance(item, bytes) and not item:
             raise invalid(model, f"{where} is empty")
-        if not isinstance(item, bytes) and not (Path(item).is_file() and os.access(item, os.R_OK)):
-            raise invalid(model, f"{where}: there is no file {os.fspath(item)!r} that can be read")
+        # Path.is_file raises where a text is too long for a path or a folder can't be searched.
+        if not isinstance(item, bytes) and not (os.path.isfile(item) and os.access(item, os.R_OK)):  # noqa: PTH113
+            raise invalid(model, f"{where}: there is no file {_shown(item)} that can be read")
 
     def _expected(self) -> str:
         return "an image (bytes, a path or an array) or a sequence of images"
@@ -58,10 +61,19 @@ def _image_bytes(item: ImageItem) -> bytes:
     if isinstance(item, bytes):
         return item
     if not isinstance(item, np.ndarray):
-        return Path(item).read_bytes()
+        try:
+            return Path(item).read_bytes()
+        except OSError as exc:
+            raise InvalidInput(f"file {_shown(item)} can't be read: {exc.strerror}") from exc
     file = io.BytesIO()
     np.save(file, item, allow_pickle=False)
     return file.getvalue()
+
+
+def _shown(path: str | os.PathLike[str]) -> str:
+    """A path for a message; what is none may be a whole file's content."""
+    text = os.fspath(path)
+    return repr(text) if len(text) <= _SHOWN else f"{text[:_SHOWN]!r}... ({len(text)} characters)"
 
 
 #: Numbers, ``[F]``.

@@ -277,6 +277,12 @@ def test_items_that_no_model_takes_spare_their_neighbours(wired: Any) -> None:
     assert sum(len(request.inputs[0].array) for request in wired.fake.requests) == 4
 
 
+def test_a_text_that_is_no_path_spares_its_neighbours(wired: Any) -> None:
+    good = b"\x89PNG"
+    outcomes = list(wired.client.task("images").map([good, "A" * 5000, good], batch_size=3))
+    assert [type(outcome.error) for outcome in outcomes] == [type(None), InvalidInput, type(None)]
+
+
 def test_a_refused_batch_is_split_to_find_the_culprit(wired: Any) -> None:
     plain = wired.fake.models_by_name["ner"].answer
 

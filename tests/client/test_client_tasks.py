@@ -152,6 +152,8 @@ def test_images_that_are_not_there_are_not_sent(wired: Any, tmp_path: Path) -> N
     for items, said in (
         (tmp_path / "nope.png", r"image 0: there is no file '.*nope\.png' that can be read"),
         ([b"x", tmp_path], "image 1: there is no file"),
+        ("A" * 5000, r"image 0: there is no file 'A{200}'\.\.\. \(5000 characters\) that can be read"),
+        ("a\0b", r"image 0: there is no file 'a\\x00b' that can be read"),
         (b"", "image 0 is empty"),
         ([b"x", 7], "image 1 is int, expected bytes, a path or an array"),
         (7, r"expected an image \(bytes, a path or an array\) or a sequence of images, got int"),
@@ -165,6 +167,15 @@ def test_images_that_are_not_there_are_not_sent(wired: Any, tmp_path: Path) -> N
         with pytest.raises(InvalidInput, match=f"^model 'images': {said}"):
             images(items)
     assert wired.fake.requests == []
+
+
+def test_an_image_that_goes_before_it_is_read_is_invalid_input(
+    wired: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.path.isfile", lambda path: True)
+    monkeypatch.setattr("os.access", lambda path, mode: True)
+    with pytest.raises(InvalidInput, match=r"file '.*gone\.png' can't be read: No such file or directory"):
+        wired.client.task("images")(tmp_path / "gone.png")
 
 
 def test_arrays_travel_as_npy_files(wired: Any) -> None:
