@@ -134,6 +134,8 @@ def _check_input(signature: Signature, spec: TensorSpec, array: np.ndarray) -> T
     metadata, limit = signature.metadata, signature.config.max_batch_size
     if not isinstance(array, np.ndarray):
         raise _invalid(metadata, f"input {spec.name!r} must be a numpy array, got {type(array).__name__}")
+    if type(array) is not np.ndarray:
+        array = _plain(metadata, spec, array)
     given = array.dtype
     is_text = given.kind in "OSU"
     datatype = "BYTES" if is_text else _datatype_of(given)
@@ -158,6 +160,17 @@ def _check_input(signature: Signature, spec: TensorSpec, array: np.ndarray) -> T
     elif array.dtype.byteorder == ">":
         array = array.astype(array.dtype.newbyteorder("<"))
     return Tensor(spec.name, datatype, array)
+
+
+def _plain(metadata: ModelMetadata, spec: TensorSpec, array: np.ndarray) -> np.ndarray:
+    """An array of a subclass as one of numpy's own; ``np.matrix`` never has one axis, for example."""
+    if isinstance(array, np.ma.MaskedArray):
+        raise _invalid(
+            metadata,
+            f"input {spec.name!r} is a masked array, and a request has no masks; give array.filled(value), "
+            "or array.data",
+        )
+    return np.asarray(array)
 
 
 def _encode_texts(metadata: ModelMetadata, spec: TensorSpec, array: np.ndarray) -> np.ndarray:

@@ -75,6 +75,22 @@ def test_big_endian_and_strided_numbers_arrive_as_they_look(wired: Any) -> None:
         np.testing.assert_array_equal(came, array)
 
 
+@pytest.mark.parametrize("datatype", ["INT32", "BF16", "BYTES"])
+def test_a_matrix_is_sent_as_an_array(wired: Any, datatype: str) -> None:
+    wired.fake.models_by_name["typed"] = echo_model(datatype, [-1, -1])
+    array = np.arange(6).reshape(2, 3).astype({"INT32": "i4", "BF16": "f4", "BYTES": "S1"}[datatype])
+    came = wired.client.infer("typed", {"t": array.view(np.matrix)})["t"]
+    np.testing.assert_array_equal(came, array)
+
+
+def test_a_masked_array_is_refused(wired: Any) -> None:
+    wired.fake.models_by_name["typed"] = echo_model("FP32", [-1])
+    masked = np.ma.masked_array(np.float32([1, 2]), mask=[True, False])
+    with pytest.raises(InvalidInput, match=r"input 't' is a masked array, .*; give array\.filled\(value\)"):
+        wired.client.infer("typed", {"t": masked})
+    assert wired.fake.requests == []
+
+
 @pytest.mark.parametrize("datatype", DTYPES)
 def test_every_other_numpy_type_is_refused(wired: Any, datatype: str) -> None:
     wired.fake.models_by_name["typed"] = echo_model(datatype, [-1])
