@@ -49,6 +49,21 @@ class Cancellation:
         with self._lock:
             self._abort = None
 
+    def sleep(self, seconds: float) -> None:
+        """Pause between requests.
+
+        Raises:
+            RequestCancelledError: cancelled before or meanwhile.
+        """
+        ended = threading.Event()
+        self.attach(ended.set)
+        try:
+            cancelled = ended.wait(seconds)
+        finally:
+            self.detach()
+        if cancelled:
+            raise RequestCancelledError("the request was cancelled in a pause")
+
 
 _of_thread = threading.local()
 

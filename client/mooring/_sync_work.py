@@ -25,7 +25,18 @@ WINDOW = 4
 _MAX_RACERS = 512
 _CLOSE_WAIT_S = 1.0
 
-sleep = time.sleep
+
+def sleep(seconds: float) -> None:
+    """Pause; ends with the requests of this thread.
+
+    Raises:
+        RequestCancelledError: they were cancelled.
+    """
+    cancellation = current_cancellation()
+    if cancellation is None:
+        time.sleep(seconds)
+    else:
+        cancellation.sleep(seconds)
 
 
 def resolved(value: T) -> T:

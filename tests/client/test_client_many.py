@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from awaited import as_async
-from mooring import ConfigError, ConnectError, InvalidInput, ModelNotFound, Outcome
+from mooring import ConfigError, ConnectError, InvalidInput, ModelNotFound, Outcome, Overloaded
 
 #: What may be begun and not yet taken, as a multiple of ``concurrency``.
 WINDOW = 4
@@ -128,6 +128,29 @@ def test_the_source_is_never_read_further_ahead_than_the_window(wired: Any, from
             # One more may have been fetched, but not begun, where items come asynchronously.
             assert len(taken) <= given - 1 + WINDOW * 3 + (wired.is_async and from_coroutines)
             assert given > 1 or len(taken) >= WINDOW * 3
+
+
+def test_leaving_early_ends_the_pauses_that_a_server_asked_for(side: Any, fake: Any) -> None:
+    paused = threading.Semaphore(0)
+    plain = fake.models_by_name["double"].answer
+
+    def answer(inputs: dict[str, np.ndarray]) -> Any:
+        if inputs["x"][0, 0] == 0:
+            return plain(inputs)
+        paused.release()
+        error = Overloaded("come back later")
+        error.retry_after_s = 30.0
+        raise error
+
+    fake.change("double", answer=answer)
+    client = side.client("grpc://fake:8001", transport=fake, timeout_s=60)
+    results = client.infer_many("double", numbers(4), concurrency=4)
+    assert value(next(results)) == 0
+    for _ in range(3):
+        assert side.is_async or paused.acquire(timeout=20)
+    began_s = time.monotonic()
+    results.close()
+    assert time.monotonic() - began_s < 10
 
 
 def test_no_more_requests_run_at_a_time_than_asked_for(wired: Any) -> None:

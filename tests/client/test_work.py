@@ -22,6 +22,7 @@ from mooring._sync_work import WINDOW as SYNC_WINDOW
 from mooring._sync_work import SyncWork
 from mooring._sync_work import resolved as sync_resolved
 from mooring._sync_work import run_apart as sync_run_apart
+from mooring._sync_work import sleep as sync_sleep
 
 #: Bounds what takes a moment unless it hangs, in seconds.
 LIMIT_S = 10.0
@@ -893,6 +894,21 @@ def test_sync_work_notices_a_fork_once_and_starts_afresh() -> None:
 
 
 # --- small things
+
+
+def test_a_pause_of_a_thread_ends_with_its_requests() -> None:
+    cancellation = Cancellation()
+    timer = threading.Timer(0.05, cancellation.cancel)
+    timer.start()
+    began_s = time.monotonic()
+    with cancelled_by(cancellation):
+        for _ in range(2):
+            with pytest.raises(RequestCancelledError):
+                sync_sleep(LIMIT_S)
+    assert time.monotonic() - began_s < LIMIT_S / 2
+    timer.join()
+    with cancelled_by(Cancellation()):
+        sync_sleep(0.01)
 
 
 def test_values_and_awaitables_are_resolved() -> None:
