@@ -154,9 +154,25 @@ def test_a_silent_server_holds_nobody_up(silent_server: str, failures: list[tupl
         webhook.send(event)  # returns, or the test's own time limit ends it
     webhook.close(timeout_s=0.2)
     # The first is under way still; its thread does not keep the process.
-    assert failures == [(END, "not sent within 0.2 s of closing")]
+    assert failures == [(event, "not sent within 0.2 s of closing") for event in (ALERT, END)]
+    assert (webhook.delivered, webhook.failed) == (0, 2)
     assert all(thread.daemon for thread in threading.enumerate() if thread.name == "mooring-webhook")
     webhook.close()
+
+
+def test_an_answer_after_the_close_does_not_count_an_event_again(failures: list[tuple[Any, str]]) -> None:
+    answered = threading.Event()
+    with receive(lambda number: 200 if answered.wait(20) else 500) as receiver:
+        webhook = Webhook(receiver.url, on_failure=lambda *failed: failures.append(failed))
+        webhook.send(ALERT)
+        thread = webhook._thread
+        assert thread is not None
+        webhook.close(timeout_s=0.1)
+        answered.set()
+        thread.join(20)
+    assert not thread.is_alive()
+    assert failures == [(ALERT, "not sent within 0.1 s of closing")]
+    assert (webhook.delivered, webhook.failed) == (0, 1)
 
 
 def test_a_silent_server_is_given_up(silent_server: str, failures: list[tuple[Any, str]]) -> None:

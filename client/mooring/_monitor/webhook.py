@@ -12,6 +12,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from types import TracebackType
 from typing import Self
 from urllib.parse import urlsplit
@@ -46,7 +47,8 @@ class Webhook:
         secret: signs each request: ``whsec_`` and a key in base64; ``None`` does not sign.
         timeout_s: how long the other side may be silent in one try, in seconds.
         max_retries: further tries of one event.
-        on_failure: gets each event that was not delivered, and why; called from the webhook's thread.
+        on_failure: gets each event that was not delivered, and why; called from the webhook's thread, from
+            ``close``, or from ``send`` where too many wait.
 
     Attributes:
         delivered: events that were delivered.
@@ -77,6 +79,8 @@ class Webhook:
         self._events: queue.Queue[AlertEvent | None] = queue.Queue(_QUEUE)
         self._hurry = threading.Event()
         self._thread: threading.Thread | None = None
+        self._lock = threading.Lock()
+        self._under_way: AlertEvent | None = None
 
     def __repr__(self) -> str:
         # The path is often the secret.
@@ -118,23 +122,37 @@ class Webhook:
             thread.join(max(0.0, until_s - time.monotonic()))
         except queue.Full:
             pass
-        while thread.is_alive():
-            try:
-                event = self._events.get_nowait()
-            except queue.Empty:
-                # For the thread that is still waiting for an answer: it ends when it is through with that.
-                self._events.put(None)
-                return
+        if not thread.is_alive():
+            return
+        left: list[AlertEvent | None] = []
+        with suppress(queue.Empty):
+            while True:
+                left.append(self._events.get_nowait())
+        # For the thread that is still waiting for an answer: it ends when it is through with that.
+        self._events.put(None)
+        # Only now, as the thread may have taken one more.
+        for event in (self._take_under_way(), *left):
             if event is not None:
                 self._fail(event, f"not sent within {timeout_s:g} s of closing")
 
     def _run(self) -> None:
         while (event := self._events.get()) is not None:
+            with self._lock:
+                self._under_way = event
             reason = self._deliver(event)
+            if self._take_under_way() is None:
+                # Given up by close, which has counted it.
+                return
             if reason is None:
                 self.delivered += 1
             else:
                 self._fail(event, reason)
+
+    def _take_under_way(self) -> AlertEvent | None:
+        """The event that is being delivered, which the caller then counts."""
+        with self._lock:
+            event, self._under_way = self._under_way, None
+        return event
 
     def _fail(self, event: AlertEvent, reason: str) -> None:
         self.failed += 1
