@@ -7,11 +7,14 @@ from typing import Any, Literal
 
 from mooring._errors import (
     CircuitOpen,
+    ConfigError,
     ConnectError,
     DeadlineExceeded,
+    DecodeError,
     ModelNotReady,
     MooringError,
     Overloaded,
+    ServerError,
     TransportError,
 )
 from mooring._jitter import JITTER
@@ -73,6 +76,16 @@ def may_repeat(error: MooringError, operation: Operation[Any], *, other_endpoint
         return other_endpoint
     # A lost connection: the server may be carrying it out.
     return isinstance(error, TransportError) and operation.repeatable
+
+
+def may_go_on(error: BaseException) -> bool:
+    """Whether a server may still be carrying out a request whose call ended so, in whichever try."""
+    for one in error.attempts if isinstance(error, MooringError) else (error,):
+        if isinstance(one, Overloaded) and _gateway_status(one) is not None:
+            return True
+        if not isinstance(one, ConfigError | ConnectError | DecodeError | ServerError):
+            return True
+    return False
 
 
 def _gateway_status(error: Overloaded) -> Literal["502", "504"] | None:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
 from typing import Any
 
 import numpy as np
@@ -37,7 +38,15 @@ from mooring import (
     TransportError,
 )
 from mooring._deadline import Deadline
-from mooring._operations import GetMetadata, GetServerReady, Infer, InferAnswer, MemorySlice
+from mooring._operations import (
+    GetMetadata,
+    GetServerReady,
+    Infer,
+    InferAnswer,
+    MemorySlice,
+    RegisterSystemMemory,
+    UnregisterSystemMemory,
+)
 from mooring.testing import FakeTransport
 from scripted_servers import DOUBLE, INPUTS, Clock, Hold, ScriptedServer, ScriptedServers, run, until
 
@@ -93,6 +102,17 @@ class Bench:
     async def infer(self, **options: Any) -> Any:
         """A call that must not run twice."""
         return await self.call(self.client.infer, "double", INPUTS, **options)
+
+    @asynccontextmanager
+    async def region(self) -> AsyncIterator[Any]:
+        """Shared memory, which the scripted server need not take."""
+        self.scripted[A].always(True, RegisterSystemMemory, UnregisterSystemMemory)
+        region = self.client.shared_memory(input_bytes=1000)
+        await self.call(region.__aenter__ if self.is_async else region.__enter__)
+        try:
+            yield region
+        finally:
+            await self.call(region.__aexit__ if self.is_async else region.__exit__, None, None, None)
 
     async def know_model(self, *urls: str, times: int = 1) -> None:
         """Have the signature asked for, and some latencies known."""
@@ -825,6 +845,75 @@ def test_received_bytes_are_the_answers(bench: Bench) -> None:
         await bench.infer()
         await bench.infer()
         assert bench.client.counters().received_bytes == 16
+
+    play(bench, scenario)
+
+
+# --- shared memory
+
+
+@pytest.mark.parametrize(
+    ("action", "may_go_on"),
+    [
+        (Hold(), True),
+        (TransportError, True),
+        (Overloaded("upstream request timeout", code="504"), True),
+        (Overloaded("Exceeds maximum queue size"), False),
+        (InvalidInput, False),
+        (ConnectError, False),
+        (DecodeError, False),
+    ],
+)
+def test_a_region_is_not_lent_again_while_a_request_may_use_it(
+    bench: Bench, action: Any, may_go_on: bool
+) -> None:
+    async def scenario() -> None:
+        server = bench.start(retry=RetryPolicy(max_retries=0))
+        async with bench.region() as region:
+            await bench.infer(shared_memory=region)
+            server.next(Infer, action)
+            with pytest.raises(MooringError):
+                await bench.infer(shared_memory=region, timeout_s=0.2)
+            for _ in range(2):
+                if may_go_on:
+                    with pytest.raises(ConfigError, match="was given up and may still use it: open another"):
+                        await bench.infer(shared_memory=region)
+                else:
+                    await bench.infer(shared_memory=region)
+        assert server.count(Infer) == (2 if may_go_on else 4)
+        async with bench.region() as another:
+            await bench.infer(shared_memory=another)
+
+    play(bench, scenario)
+
+
+def test_an_earlier_try_may_still_use_a_region(bench: Bench) -> None:
+    async def scenario() -> None:
+        server = bench.start()
+        async with bench.region() as region:
+            server.next(Infer, Overloaded("Bad Gateway", code="502"), InvalidInput)
+            with pytest.raises(InvalidInput):
+                await bench.infer(shared_memory=region)
+            with pytest.raises(ConfigError, match="may still use it"):
+                await bench.infer(shared_memory=region)
+
+    play(bench, scenario)
+
+
+def test_a_region_is_not_lent_again_after_a_cancelled_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Bench("async", monkeypatch)
+
+    async def scenario() -> None:
+        server = bench.start()
+        async with bench.region() as region:
+            server.next(Infer, Hold())
+            call = asyncio.ensure_future(bench.infer(shared_memory=region))
+            await until(lambda: server.waiting == 1)
+            call.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await call
+            with pytest.raises(ConfigError, match="may still use it"):
+                await bench.infer(shared_memory=region)
 
     play(bench, scenario)
 

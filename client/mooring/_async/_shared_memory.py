@@ -18,6 +18,7 @@ from mooring._errors import ConfigError, DecodeError, InvalidInput, ServerError,
 from mooring._log import LOG, describe_error
 from mooring._memory_regions import MemoryRegion, make_region
 from mooring._operations import Infer, InferAnswer, MemorySlice
+from mooring._retry import may_go_on
 from mooring._tensor_bytes import unpack_start, view
 from mooring._tensors import Signature
 
@@ -56,7 +57,8 @@ class AsyncLoan:
 class AsyncSharedMemory:
     """A region of memory that a server on the same machine maps too; the client's ``shared_memory`` makes it.
 
-    In its ``with`` block the server knows it; one request at a time may use it.
+    In its ``with`` block the server knows it; one request at a time may use it, and none after one that was
+    given up, which the server may still be carrying out.
     """
 
     def __init__(
@@ -91,6 +93,8 @@ class AsyncSharedMemory:
         self._byte_size = end
         self._region: MemoryRegion | None = None
         self._in_use = threading.Lock()
+        #: Whether a server may still read or write it for a request that was given up.
+        self._spent = False
 
     def __repr__(self) -> str:
         return f"AsyncSharedMemory({self.name!r}, {self.kind}, {self._byte_size} bytes)"
@@ -102,7 +106,7 @@ class AsyncSharedMemory:
         except BaseException:
             region.close()
             raise
-        self._region = region
+        self._region, self._spent = region, False
         return self
 
     async def __aexit__(
@@ -150,8 +154,15 @@ class AsyncSharedMemory:
         if not self._in_use.acquire(blocking=False):
             raise ConfigError(f"{self!r} is in use: it serves one request at a time")
         try:
+            if self._spent:
+                raise ConfigError(
+                    f"{self!r}: an earlier request was given up and may still use it: open another region"
+                )
             self._place(self._region, request, signature)
             yield AsyncLoan(self._region, request)
+        except BaseException as error:
+            self._spent = self._spent or may_go_on(error)
+            raise
         finally:
             self._in_use.release()
 

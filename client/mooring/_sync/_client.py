@@ -377,7 +377,8 @@ class Client(ServerClient):
         """A region of memory that this client shares with a server on the same machine.
 
         Use it in a ``with`` block , which registers it with the server and
-        removes it again, and pass it to ``infer``; it serves one request at a time.
+        removes it again, and pass it to ``infer``; it serves one request at a time, and none after one that
+        was given up: open another region then.
 
         Args:
             input_bytes: room for the inputs of one request.
