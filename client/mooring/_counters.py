@@ -31,7 +31,7 @@ class ClientCounters:
     calls: int
     #: Calls that ended in an error.
     failed_calls: int
-    #: Requests that were sent, extra ones included.
+    #: Requests that were sent, extra ones and those to addresses that are gone included.
     requests: int
     #: Requests that repeated a failed one.
     retries: int

@@ -629,6 +629,10 @@ def test_addresses_come_and_go(bench: Bench, names: Names) -> None:
         assert second["10.0.0.2"] is first["10.0.0.2"], "what stays keeps its connections and its circuit"
         await until(lambda: bench.scripted[first["10.0.0.1"].url].open_transports == 0)
         assert bench.scripted[first["10.0.0.2"].url].open_transports == 1
+        assert bench.servers.requests == 2, "what was sent to an address that is gone stays counted"
+        await bench.ask(second["10.0.0.3"])
+        assert bench.servers.requests == 3
+        assert sum(status.requests for status in bench.servers.status()) == 2
 
     play(bench, scenario)
 

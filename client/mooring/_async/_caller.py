@@ -62,17 +62,17 @@ class AsyncCaller:
 
     def counters(self) -> ClientCounters:
         """What was counted so far."""
-        counts, endpoints = self._counts, self.servers.status()
+        counts = self._counts
         return ClientCounters(
             calls=counts.calls,
             failed_calls=counts.failed_calls,
-            requests=sum(endpoint.requests for endpoint in endpoints),
+            requests=self.servers.requests,
             retries=counts.retries,
             hedges=counts.hedges,
             hedge_wins=counts.hedge_wins,
             sent_bytes=counts.sent_bytes,
             received_bytes=counts.received_bytes,
-            endpoints=endpoints,
+            endpoints=self.servers.status(),
         )
 
     async def call(self, operation: Operation[T], deadline: Deadline, headers: Headers = ()) -> T:

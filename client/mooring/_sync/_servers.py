@@ -67,6 +67,14 @@ class Servers:
         )
         # Replaced as a whole, so that a reader needs no lock.
         self._list = tuple(self._servers.values())
+        #: The same, and the requests that were sent to those that are gone.
+        self._counted = (self._list, 0)
+
+    @property
+    def requests(self) -> int:
+        """Requests that were sent, to addresses that are gone too."""
+        servers, gone = self._counted
+        return gone + sum(server.requests for server in servers)
 
     def status(self) -> tuple[EndpointStatus, ...]:
         """The state of each server."""
@@ -217,6 +225,7 @@ class Servers:
                 endpoint: self._servers.get(endpoint) or self._make(endpoint) for endpoint in endpoints
             }
             self._list = tuple(self._servers.values())
+            self._counted = (self._list, self._counted[1] + sum(server.requests for server in gone))
             self._look_up_at_s = time.monotonic() + self._connections.resolve_interval_s
         for server in gone:
             server.retire()
