@@ -12,6 +12,7 @@ import socket
 import threading
 from collections import Counter
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -362,6 +363,47 @@ def test_servers_that_a_call_has_no_time_to_probe_are_probed_behind_it(bench: Be
         await until(lambda: bench.circuits() | {A: ""} == {A: "", B: "closed", C: "closed"})
         assert bench.circuits()[A] != "closed"
         assert {(await bench.choose()).url for _ in range(4)} == {B, C}
+
+    play(bench, scenario)
+
+
+@pytest.mark.parametrize("back", [True, False])
+@pytest.mark.parametrize("silent", [Hold(), ConnectError], ids=["silent", "refused"])
+def test_servers_are_probed_side_by_side(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, silent: Any, back: bool
+) -> None:
+    monkeypatch.setattr(f"{__name__}.CIRCUIT", replace(CIRCUIT, probe_timeout_s=1.0))
+
+    async def scenario() -> None:
+        bench.start(A, B, C)
+        for server in [await bench.choose() for _ in range(3)]:
+            await bench.fail(server, times=3)
+        for url in (A, B):
+            bench.scripted[url].always(silent, GetServerReady)
+        bench.scripted[C].always(Hold(0.05) if back else Hold(), GetServerReady)
+        bench.clock.advance(CIRCUIT.pause_s)
+        began_s = asyncio.get_running_loop().time()
+        if back:
+            assert (await bench.choose()).url == C
+        else:
+            with pytest.raises(CircuitOpen):
+                await bench.choose()
+        took_s = asyncio.get_running_loop().time() - began_s
+        assert took_s < (0.9 if back else 1.9)
+        assert [bench.scripted[url].probes for url in (A, B, C)] == [1, 1, 1]
+
+    play(bench, scenario)
+
+
+def test_a_sequence_waits_for_the_probe_of_its_own_server(bench: Bench) -> None:
+    async def scenario() -> None:
+        bench.start(A, B)
+        own = await bench.choose(sticky=7)
+        for server in [await bench.choose() for _ in range(2)]:
+            await bench.fail(server, times=3)
+        bench.scripted[own.url].always(Hold(0.03), GetServerReady)
+        bench.clock.advance(CIRCUIT.pause_s)
+        assert await bench.choose(sticky=7) is own
 
     play(bench, scenario)
 

@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Collection
 from dataclasses import replace
+from functools import partial
 from hashlib import blake2b
 
 from mooring._async._server import AsyncServer, OpenTransport
@@ -104,14 +105,14 @@ class AsyncServers:
         if len(servers) == 1 and not servers[0].circuit.is_open:
             return servers[0]
         working = [server for server in servers if not server.circuit.is_open]
-        for server in servers:
-            if server.circuit.begin_probe():
-                if working or not deadline.allows(self._circuit.probe_timeout_s):
-                    self._work.spawn(server.probe)
-                else:
-                    # Nothing else to do for this call than to wait for it.
-                    await server.probe()
-                    working += [server] if not server.circuit.is_open else []
+        due = [server for server in servers if server.circuit.begin_probe()]
+        if working or not deadline.allows(self._circuit.probe_timeout_s):
+            for server in due:
+                self._work.spawn(server.probe)
+        elif due:
+            # Nothing else to do for this call than to wait for them.
+            await self._probe(due, deadline, all_of_them=sticky is not None)
+            working = [server for server in servers if not server.circuit.is_open]
         if sticky is not None:
             return self._stick(servers, sticky)
         if not working:
@@ -134,6 +135,23 @@ class AsyncServers:
         """Forget every connection without ending it: after a fork they are the parent's."""
         for server in self._list:
             server.abandon()
+
+    async def _probe(self, due: Collection[AsyncServer], deadline: Deadline, *, all_of_them: bool) -> None:
+        """Probe servers side by side, until one is back or all probes have ended."""
+        over = self._work.event()
+        ended: list[AsyncServer] = []
+
+        async def probe(server: AsyncServer) -> None:
+            try:
+                await server.probe()
+            finally:
+                ended.append(server)
+                if len(ended) == len(due) or not (all_of_them or server.circuit.is_open):
+                    over.set()
+
+        for server in due:
+            self._work.spawn(partial(probe, server))
+        await self._work.wait(over, timeout_s=deadline.left_s())
 
     def _stick(self, servers: Collection[AsyncServer], sticky: object) -> AsyncServer:
         # Rendezvous hashing: a server that comes or goes moves only its own sequences.
