@@ -1,7 +1,5 @@
 """Test code that calls a model, without a server: run it with pytest."""
 
-from collections.abc import Mapping
-
 import numpy as np
 import pytest
 
@@ -14,7 +12,7 @@ def shout(client: Client, text: str) -> str:
     return client.task("intent", TextClassifier)(text)[0].label.upper()
 
 
-def label_all_as_card(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def label_all_as_card(inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Answer as an intent model would."""
     rows = len(inputs["text"])
     return {"label": np.array([[b"card"]] * rows, object), "score": np.ones((rows, 1), np.float32)}
