@@ -7,6 +7,7 @@ import errno
 import hashlib
 import json
 import os
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
@@ -184,6 +185,15 @@ def test_an_interrupted_way_back_ends_at_one_of_both(
     assert versions_of(repository, "ner_onnx") == {1, 2}
 
 
+def _kill_after(step: str, steps: Generator[str, None, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Publish until the first step of a kind is done, and leave everything as a kill would."""
+    while not next(steps).startswith(step):
+        pass
+    with monkeypatch.context() as patched:
+        patched.setattr(publish, "recover", lambda repository, journal: None)
+        steps.close()
+
+
 def test_a_release_that_has_answered_is_not_taken_back(
     repository: Path,
     recipe: Recipe,
@@ -194,13 +204,7 @@ def test_a_release_that_has_answered_is_not_taken_back(
 ) -> None:
     publish_release(repository, recipe, release)
     configs = configs_of(repository)
-    steps = publish_steps(repository, recipe, next_release)
-    while not next(steps).startswith("narrowed"):
-        pass
-    with monkeypatch.context() as patched:
-        # As a kill would leave it.
-        patched.setattr(publish, "recover", lambda repository, journal: None)
-        steps.close()
+    _kill_after("narrowed", publish_steps(repository, recipe, next_release), monkeypatch)
     for name, data in configs.items():
         (repository / name).write_bytes(data)
     other = padded_recipe("intent")
@@ -248,12 +252,7 @@ def test_a_journal_of_an_earlier_version_is_recovered(
     repository: Path, recipe: Recipe, release: Release, next_release: Release, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     publish_release(repository, recipe, release)
-    steps = publish_steps(repository, recipe, next_release)
-    while not next(steps).startswith("opened"):
-        pass
-    with monkeypatch.context() as patched:
-        patched.setattr(publish, "recover", lambda repository, journal: None)
-        steps.close()
+    _kill_after("opened", publish_steps(repository, recipe, next_release), monkeypatch)
     path = repository / ".publish.lock"
     plan = json.loads(path.read_text())
     path.write_text(json.dumps({key: plan[key] for key in ("name", "version", "before", "after")}))
