@@ -54,7 +54,11 @@ def add_command(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
         "--start-timeout", type=float, default=120.0, metavar="S", help="seconds for every model to load"
     )
     parser.add_argument(
-        "--stop-timeout", type=float, default=10.0, metavar="S", help="seconds for running requests to end"
+        "--stop-timeout",
+        type=float,
+        default=10.0,
+        metavar="S",
+        help="seconds for the server to stop; running requests have two less",
     )
     parser.set_defaults(run=run)
 
