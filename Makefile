@@ -13,6 +13,14 @@ PINNED := pyproject.toml constraints.txt Makefile
 STAMP := $(VENV)/made-from.sha256
 DIGEST = { pwd; cat $(PINNED); } | sha256sum
 
+# The environment is made with --no-compile, so Python has to keep what it compiles, or each process compiles PyTorch and
+# transformers again: 15 s of a core. Images that set the variable mean to stay small, which an environment is not.
+unexport PYTHONDONTWRITEBYTECODE
+
+# Two test files at a time, a file's tests in one process, as they share servers and builds that it started.
+# A worker needs about 2 GiB.
+TEST_WORKERS := --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+
 .DEFAULT_GOAL := help
 
 .PHONY: help
@@ -74,11 +82,11 @@ bench-client: venv ## measure the client beside bare tritonclient (about eight m
 
 .PHONY: test
 test: venv ## run every test: first the unit tests, then those that start a server
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(TEST_WORKERS)
 
 .PHONY: test-unit
 test-unit: venv ## run the tests that need no server (about ten minutes on 2 cores)
-	$(BIN)/python -m pytest -m "not integration and not gpu"
+	$(BIN)/python -m pytest $(TEST_WORKERS) -m "not integration and not gpu"
 
 .PHONY: lint
 lint: venv ## check style and formatting
