@@ -368,7 +368,9 @@ def test_retries_and_pauses_spend_one_deadline(bench: Bench) -> None:
         with pytest.raises((Overloaded, DeadlineExceeded)) as caught:
             await bench.metadata(timeout_s=0.4)
         assert time.monotonic() - began_s < 2.0
-        assert len(caught.value.attempts) == server.count(GetMetadata) > 2
+        # The time may be up just before the last one leaves.
+        assert server.count(GetMetadata) - len(caught.value.attempts) in (-1, 0)
+        assert server.count(GetMetadata) > 2
         assert server.timeouts_s == sorted(server.timeouts_s, reverse=True)
         assert 0 < server.timeouts_s[-1] < server.timeouts_s[0] <= 0.4
 
