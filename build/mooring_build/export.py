@@ -66,6 +66,8 @@ def export_onnx(exportable: Exportable, recipe: Recipe, path: Path) -> None:
             f"{list(exportable.inputs)} and {[exportable.output]} are served"
         )
     _keep_name_for_output(program.graph, exportable.output)
+    if recipe.serving.kind != "gpu":
+        _keep_sums_before_normalizations(program.graph)
     program.ir_version = min(program.ir_version, MAX_IR_VERSION)
     onnx_ir.save(program, str(path))
 
@@ -77,6 +79,18 @@ def _keep_name_for_output(graph: onnx_ir.Graph, name: str) -> None:
         for value in node.outputs:
             if value.name == name and value is not graph.outputs[0]:
                 value.name = f"{name}_of_{node.name}"
+
+
+def _keep_sums_before_normalizations(graph: onnx_ir.Graph) -> None:
+    """Write ``Sum`` where a residual is added before a layer is normalized, which means the same.
+
+    ONNX Runtime joins ``Add`` and ``LayerNormalization`` to one operator, which takes a CPU longer than the
+    two: a twentieth of an fp32 engine's time and a tenth of an int8 one's, as measured with 1.31.
+    """
+    for node in graph.all_nodes():
+        added = node.inputs[0].producer() if node.op_type == "LayerNormalization" and node.inputs[0] else None
+        if added is not None and added.op_type == "Add":
+            added.op_type = "Sum"
 
 
 def export_torchscript(exportable: Exportable, recipe: Recipe, path: Path) -> None:

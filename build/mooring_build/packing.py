@@ -158,6 +158,7 @@ def attend(
     tokens: torch.Tensor,
     starts: torch.Tensor,
     scale: float,
+    exporting: bool = False,
 ) -> torch.Tensor:
     """Attention of each text's tokens to one another, ``[N, heads, D]`` to ``[N, heads, D]``.
 
@@ -168,6 +169,7 @@ def attend(
         query: ``[N, heads, D]``; ``key`` and ``value`` likewise.
         filled: as in :class:`Packing`; ``cells``, ``tokens`` and ``starts`` likewise.
         scale: what products are multiplied by.
+        exporting: whether it becomes a part of an ONNX engine.
     """
     half = query.dtype == torch.float16 or query.dtype == torch.bfloat16
     if query.is_cuda and half and query.size(2) % 8 == 0 and query.size(2) <= 256:
@@ -177,7 +179,13 @@ def attend(
     k = key[tokens].view(rows, width, heads, size).transpose(1, 2)
     v = value[tokens].view(rows, width, heads, size).transpose(1, 2)
     seen = filled[:, None, None, :]  # [B, 1, 1, L]
-    mixed = functional.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=scale)
+    if exporting:
+        # Spelled out, as an exported scaled_dot_product_attention looks for rows that see nothing.
+        # There are none.
+        hidden = torch.where(seen, 0.0, torch.finfo(q.dtype).min)
+        mixed = torch.softmax(q @ k.transpose(2, 3) * scale + hidden, -1) @ v
+    else:
+        mixed = functional.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=scale)
     return mixed.transpose(1, 2).reshape(rows * width, heads, size)[cells]
 
 
@@ -219,7 +227,7 @@ def _packed_attention(
     rows = [tensor[0].transpose(0, 1) for tensor in (query, key, value)]  # [N, heads, D]
     scale = query.size(-1) ** -0.5 if scaling is None else scaling
     run = _scripted_attend() if torch.jit.is_tracing() else attend
-    return run(*rows, *packing, scale)[None], None
+    return run(*rows, *packing, scale, torch.compiler.is_exporting())[None], None
 
 
 AttentionInterface.register(_ATTENTION, _packed_attention)

@@ -280,7 +280,7 @@ class Export(Table):
     #: ``fp16`` and ``bf16`` are for GPUs, ``int8`` for CPUs; ``[quality]`` says what they may cost.
     precision: Precision = "fp32"
     #: ONNX operator set; Triton 24.10 takes at most 21.
-    opset: Annotated[int, Field(ge=18, le=21)] = 18
+    opset: Annotated[int, Field(ge=18, le=21)] = 20
 
     @model_validator(mode="after")
     def _engine_is_exported(self) -> Export:

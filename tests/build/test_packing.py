@@ -153,10 +153,11 @@ def _attention(
     return rows, Packing.of(filled), torch.cat(alone, dim=1).transpose(0, 1)
 
 
+@pytest.mark.parametrize("exporting", [False, True])
 @pytest.mark.parametrize("lengths", LENGTHS, ids=str)
-def test_texts_attend_to_themselves_alone(lengths: list[int]) -> None:
+def test_texts_attend_to_themselves_alone(lengths: list[int], exporting: bool) -> None:
     rows, packing, expected = _attention(lengths)
-    torch.testing.assert_close(attend(*rows, *packing, 0.3), expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(attend(*rows, *packing, 0.3, exporting), expected, rtol=0, atol=1e-6)
 
 
 def _flash_stand_in(

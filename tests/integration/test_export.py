@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 
@@ -15,6 +16,7 @@ from mooring_build.export import MAX_IR_VERSION, export_engine
 from mooring_build.learners import Exportable
 from mooring_build.learners.text import LogitsOnly, text_cases, text_exportable
 from mooring_build.models import load_base_model, load_fine_tuned_model, load_tokenizer
+from mooring_build.packing import packed_exportable
 from mooring_build.recipe import Recipe, load_recipe
 from mooring_build.recipe_tables import ExportFormat
 from mooring_build.verification import Parity, verify_engine
@@ -87,6 +89,23 @@ def test_onnx_file_is_one_that_triton_reads(exported: tuple[Path, ExportFormat],
     assert {item.domain: item.version for item in graph.opset_import} == {"": recipe.export.opset}
     assert [item.name for item in graph.graph.input] == ["input_ids", "attention_mask"]
     assert [item.name for item in graph.graph.output] == ["logits"]
+
+
+@pytest.mark.parametrize(("kind", "joined"), [("auto", False), ("cpu", False), ("gpu", True)])
+def test_a_cpu_is_spared_what_it_is_slow_at(
+    kind: str, joined: bool, recipe: Recipe, model: torch.nn.Module, tmp_path: Path
+) -> None:
+    serving = recipe.serving.model_copy(update={"kind": kind})
+    recipe = recipe.model_copy(update={"serving": serving})
+    path = export_engine(packed_exportable(as_engine(recipe, model), recipe), recipe, "onnx", tmp_path)
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    options.log_severity_level = 3
+    onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    operators = {node.op_type for node in onnx.load(options.optimized_model_filepath).graph.node}
+    assert "BiasGelu" in operators
+    assert operators.isdisjoint({"Erf", "IsNaN"})
+    assert ("SkipLayerNormalization" in operators) is joined
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.load:DeprecationWarning")
