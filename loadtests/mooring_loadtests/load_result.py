@@ -32,8 +32,8 @@ _MISSING_SHARE = 0.02
 _FEW_MISSING = 2
 #: A generating process that says nothing of itself for so long before the end is gone.
 _SILENT_S = 5
-#: So large a share may leave later. A few more do no harm where they can't be what the percentile is made of, as
-#: long as they are not beyond chance (two standard deviations of a Poisson count).
+#: So large a share may leave later. A few more do no harm where the percentile can't be theirs, as long as
+#: they are not beyond chance (two standard deviations of a Poisson count).
 _LATE_SHARES = {name: 1 - share for name, share in PERCENTILES.items()}
 #: So many late requests of a stage mean nothing.
 _FEW_LATE = 2
