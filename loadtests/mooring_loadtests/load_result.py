@@ -39,7 +39,7 @@ _LATE_SHARES = {name: 1 - share for name, share in PERCENTILES.items()}
 _FEW_LATE = 2
 #: Requests of others are told where they are a larger share of one's own.
 _OTHERS_SHARE = 0.05
-#: Exit code of a run that says nothing, as its generator did not keep up.
+#: Exit code of a run that says nothing, as its generator did not keep up or the model changed.
 INVALID = 3
 
 
@@ -78,6 +78,10 @@ class LoadResult:
     items: str = ""
     #: What was asked; empty in results of before.
     urls: tuple[str, ...] = ()
+    #: How the model was served otherwise after the run than before, in words.
+    changes: tuple[str, ...] = ()
+    #: Models whose counters began anew during the run, as the server or they were started again.
+    anew: tuple[str, ...] = ()
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -199,8 +203,8 @@ class LoadResult:
 
     @cached_property
     def doubts(self) -> list[str]:
-        """Why the generator can't be trusted; empty where it can."""
-        doubts = []
+        """Why the figures can't be trusted: the generator, or two models in one run; empty where they can."""
+        doubts = list(self.changes)
         if self.profile.loop == "open":
             due, (sent, _) = self._due(), self.count()
             if sent < due * (1 - _MISSING_SHARE) - _FEW_MISSING:
@@ -301,6 +305,8 @@ class LoadResult:
             "settings": dict(self.settings),
             "items": self.items,
             "urls": list(self.urls),
+            "changes": list(self.changes),
+            "anew": list(self.anew),
             "profile": self.profile.model_dump(mode="json"),
             "figures": {
                 key: {figure: finite(asdict(value)) for figure, value in self.figures(name).items()}
@@ -341,6 +347,8 @@ def read_result(path: Path) -> LoadResult:
             slowest=_read_server(document["slowest"]),
             items=document.get("items", ""),
             urls=tuple(document.get("urls", ())),
+            changes=tuple(document.get("changes", ())),
+            anew=tuple(document.get("anew", ())),
         )
     except ConfigError:
         # Of another schema, or a profile with mistakes: that says it all.

@@ -320,10 +320,13 @@ def test_bounds_are_kept_or_broken() -> None:
 
 def test_a_result_survives_its_file(tmp_path: Path) -> None:
     path = tmp_path / "run.json"
-    result = replace(_result(failing=10), items="0a", urls=("grpc://models:8001",))
+    result = replace(
+        _result(failing=10), items="0a", urls=("grpc://models:8001",), changes=("another",), anew=("ner",)
+    )
     path.write_text(result.to_json(), encoding="utf-8")
     again = read_result(path)
     assert (again.items, again.urls) == (result.items, result.urls)
+    assert (again.changes, again.anew, again.doubts) == (("another",), ("ner",), ["another"])
     assert again.figures() == result.figures()
     assert (again.profile, again.server, again.doubts) == (result.profile, SERVER, result.doubts)
     assert again.to_json() == result.to_json()
@@ -331,12 +334,13 @@ def test_a_result_survives_its_file(tmp_path: Path) -> None:
     assert json.loads(result.to_json())["figures"]["all"]["p99_ms"]["value"] is None
 
 
-def test_a_file_without_items_and_urls_is_read(tmp_path: Path) -> None:
+def test_a_file_of_before_is_read(tmp_path: Path) -> None:
     document = json.loads(_result().to_json())
-    del document["items"], document["urls"]
+    for key in ("items", "urls", "changes", "anew"):
+        del document[key]
     (tmp_path / "run.json").write_text(json.dumps(document), encoding="utf-8")
     old = read_result(tmp_path / "run.json")
-    assert (old.items, old.urls) == ("", ())
+    assert (old.items, old.urls, old.changes, old.anew) == ("", (), (), ())
 
 
 @pytest.mark.parametrize("content", [None, "[]", "{", '{"schema": 1}', '{"schema": 99}'])
