@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import difflib
 import hashlib
 import importlib.metadata
@@ -59,6 +60,8 @@ _SCOUT_SHARES = (0.3, 0.5, 0.7, 0.9)
 _REFUSED_SHARE = 0.01
 #: So many longer runs, as a rule.
 _USUAL_CONFIRMATIONS = 2
+#: The journal's last line.
+_FINISHED = {"finished": True}
 #: How long to tune, about.
 MINUTES = 10.0
 
@@ -181,12 +184,15 @@ def _run(args: argparse.Namespace) -> int:
         "resources": sorted(args.resource),
         # What it is, not what it did at the moment.
         "machine": {key: words for key, words in machine().items() if key != "load average"},
-        "mooring": importlib.metadata.version("mooring"),
+        "software": _software(),
     }
     journal = Journal(folder / "probes.jsonl", about)
     candidates = release.candidates(usable_cores())
     plan = journal.plan or make_plan(prober, candidates, minutes=args.minutes, p99_ms=args.slo)
     journal.start(plan)
+    if journal.probes:
+        probes = f"{len(journal.probes)} probe{'s' if len(journal.probes) > 1 else ''}"
+        print(f"Going on with {probes} of a search that was interrupted", flush=True)
     more = "" if plan.first_round > 1 else ": more take more time (--minutes)"
     print(f"Trying {plan.first_round} of {len(candidates)} settings{more}", flush=True)
     outcome = find(
@@ -209,6 +215,7 @@ def _run(args: argparse.Namespace) -> int:
         "runs": [_json(candidate, one, args.slo) for candidate, one in confirmed.items()],
     }
     (folder / "result.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
+    journal.finish()
     if not confirmed[choice].rate:
         print(f"\nno settings keep p99 within {args.slo:g} ms; those that came closest:")
         print("\n".join(in_words(*one, args.slo) for one in confirmed.items()))
@@ -227,6 +234,18 @@ def _run(args: argparse.Namespace) -> int:
         release.apply(choice, artifacts=args.artifacts)
         print(f"\nwritten into {args.repository}; a server takes it up when it loads the model again")
     return 0
+
+
+def _software() -> dict[str, str]:
+    """What serves and measures, by its version."""
+    from mooring_serve._installation import server_in_use
+
+    found = {"tritonserver": server_in_use()}
+    for name in ("mooring", "onnxruntime", "onnxruntime-gpu", "torch"):
+        # A server of one's own brings its backends.
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
 
 
 def _add_variants(release: Release, args: argparse.Namespace, folder: Path) -> None:
@@ -380,7 +399,7 @@ def _proposal(release: Release, candidate: Candidate) -> Iterator[str]:
 
 
 class Journal:
-    """Probes on disk, so that a search that was interrupted goes on.
+    """Probes on disk, so that a search that was interrupted goes on; one that was finished begins anew.
 
     Args:
         path: JSON lines.
@@ -396,7 +415,7 @@ class Journal:
         self.probes: list[Probe] = []
         text = path.read_text(encoding="utf-8") if path.is_file() else ""
         entries = [entry for entry in map(_entry, text.splitlines()) if entry is not None]
-        if entries and entries[0].get("search") == self._search:
+        if entries and entries[0].get("search") == self._search and _FINISHED not in entries:
             self.plan = Plan(**entries[0]["plan"])
             probes = [_read_probe(entry) for entry in entries[1:]]
             self.probes = [probe for probe in probes if probe.error is None]
@@ -417,6 +436,10 @@ class Journal:
         entry = asdict(probe)
         entry["stages"] = [finite(stage) for stage in entry["stages"]]
         self._append(json.dumps(entry))
+
+    def finish(self) -> None:
+        """Note that the search came to its end."""
+        self._append(json.dumps(_FINISHED))
 
     def _append(self, line: str) -> None:
         with self._path.open("a", encoding="utf-8") as file:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import argparse
 import heapq
+import importlib.metadata
 import json
 import math
 import operator
@@ -332,6 +333,37 @@ def test_a_search_goes_on_where_it_was(tmp_path: Path) -> None:
     assert len(known) == sum('"error": null' in line for line in lines)
     assert all(probe.error is None for probe in known)
     assert Journal(tmp_path / "probes.jsonl", {**about, "version": 2}).probes == []
+
+
+def test_a_search_that_came_to_its_end_is_not_gone_on_with(tmp_path: Path) -> None:
+    path = tmp_path / "probes.jsonl"
+    probe = Probe(candidate=DEFAULT, round=0, stages=(Stage(rate=9.0, p99_ms=5.0),))
+    journal = Journal(path, {"model": "ner"})
+    journal.start(Plan(guess=9.0, first_round=1))
+    journal.add(probe)
+    assert Journal(path, {"model": "ner"}).probes == [probe]
+    journal.finish()
+    anew = Journal(path, {"model": "ner"})
+    assert (anew.plan, anew.probes) == (None, [])
+    anew.start(Plan(guess=8.0, first_round=1))
+    assert Journal(path, {"model": "ner"}).plan == Plan(guess=8.0, first_round=1)
+
+
+def test_what_serves_is_part_of_what_a_search_is_about(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    embedded = tune_command._software()
+    assert embedded["tritonserver"].startswith("nvidia-pytriton==")
+    assert embedded["onnxruntime"] == importlib.metadata.version("onnxruntime")
+    official = tmp_path / "tritonserver"
+    told = []
+    for content in ("#!one", "#!another"):
+        official.write_text(content, encoding="utf-8")
+        official.chmod(0o755)
+        told.append(tune_command._software()["tritonserver"])
+    assert told[0].startswith(str(official))
+    assert told[0] != told[1]
 
 
 @pytest.mark.parametrize(
