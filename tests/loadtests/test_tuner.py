@@ -373,8 +373,10 @@ def test_what_serves_is_part_of_what_a_search_is_about(
         # Half-way between 25 and 100 on a logarithmic scale.
         ([10, 25, 100], 25.0),
         ([10, 25, math.inf], 20.0),
-        # A stage that was disturbed does not end the search for the highest one.
-        ([10, 60, 40], 30.0),
+        # A stage that was disturbed does not end the search for the highest one, nor does a lucky one end it:
+        # as much as of 10, 40 and 60.
+        ([10, 60, 40], 25.5),
+        ([10, 400, 400, 40], 21.0),
         ([100, 200, 400], 5.0),
         ([math.inf, math.inf, math.inf], 0.0),
         ([], 0.0),
@@ -382,7 +384,7 @@ def test_what_serves_is_part_of_what_a_search_is_about(
 )
 def test_the_rate_within_a_bound(latencies: list[float], rate: float) -> None:
     stages = [Stage(rate=10.0 * (i + 1), p99_ms=latency) for i, latency in enumerate(latencies)]
-    assert rate_within(stages, BOUND_MS) == pytest.approx(rate)
+    assert rate_within(stages, BOUND_MS) == pytest.approx(rate, rel=0.01)
 
 
 def test_what_disturbed_one_of_several_probes_counts_for_nothing() -> None:
@@ -395,6 +397,8 @@ def test_what_disturbed_one_of_several_probes_counts_for_nothing() -> None:
     assert pooled([steady, steady, crashed]) == list(steady.stages)
     assert [stage.p99_ms for stage in pooled([steady, crashed, crashed])] == [math.inf] * 3
     assert pooled([crashed, crashed]) == []
+    # At a low rate chance may have nothing leave in a stage.
+    assert pooled([steady, probe(10, 20)]) == list(steady.stages)
 
 
 OTHER = replace(DEFAULT, max_batch_size=8)
