@@ -30,7 +30,15 @@ from mooring_loadtests.load_profile import Payload
 from mooring_loadtests.load_profile import Stage as ProfileStage
 from mooring_loadtests.load_result import finite
 from mooring_loadtests.load_run import machine
-from mooring_loadtests.tune_choice import Confirmed, Outcome, choose, confirmation_s, in_words
+from mooring_loadtests.tune_choice import (
+    USUAL_CONFIRMATIONS,
+    Confirmed,
+    Outcome,
+    TimeLeft,
+    choose,
+    confirmation_s,
+    in_words,
+)
 from mooring_loadtests.tune_probe import Prober, Release
 from mooring_loadtests.tuner import (
     LEAST_SHARE,
@@ -58,8 +66,6 @@ _SCOUT_S = 2
 _SCOUT_SHARES = (0.3, 0.5, 0.7, 0.9)
 #: Share of requests that the model may refuse as none of its inputs.
 _REFUSED_SHARE = 0.01
-#: So many longer runs, as a rule.
-_USUAL_CONFIRMATIONS = 2
 #: The journal's last line.
 _FINISHED = {"finished": True}
 #: How long to tune, about.
@@ -186,6 +192,7 @@ def _run(args: argparse.Namespace) -> int:
         "machine": {key: words for key, words in machine().items() if key != "load average"},
         "software": _software(),
     }
+    time_left = TimeLeft.of(args.minutes)
     journal = Journal(folder / "probes.jsonl", about)
     candidates = release.candidates(usable_cores())
     plan = journal.plan or make_plan(prober, candidates, minutes=args.minutes, p99_ms=args.slo)
@@ -202,6 +209,7 @@ def _run(args: argparse.Namespace) -> int:
         args.slo,
         known=list(journal.probes),
         note=lambda probe: _note(journal, probe, args.slo),
+        time_left=time_left,
     )
     plot(journal.probes, args.slo, folder / "probes.svg")
     choice, confirmed = outcome.choice, outcome.confirmed
@@ -317,7 +325,7 @@ def make_plan(prober: Prober, candidates: Sequence[Candidate], *, minutes: float
     took_s = time.monotonic() - began_s
     # Of a probe, its second of warm-up included.
     overhead_s = (took_s - _GUESS_S - seconds * len(rates)) / 2
-    later_s = _USUAL_CONFIRMATIONS * (overhead_s + 1 + confirmation_s(p99_ms))
+    later_s = USUAL_CONFIRMATIONS * (overhead_s + 1 + confirmation_s(p99_ms, minutes))
     budget_s = minutes * 60 - took_s - later_s
     first_round = affordable(len(candidates), overhead_s=overhead_s, budget_s=budget_s, guess=guess)
     return Plan(guess=guess, first_round=first_round)
@@ -331,6 +339,7 @@ def find(
     *,
     known: Sequence[Probe] = (),
     note: Callable[[Probe], None] = lambda probe: None,
+    time_left: TimeLeft = TimeLeft(),  # noqa: B008 (frozen)
 ) -> Outcome:
     """Search among candidates, let the best take turns with the first, and confirm what is best then.
 
@@ -341,6 +350,7 @@ def find(
         p99_ms: the bound.
         known: as for :func:`mooring_loadtests.tuner.search`.
         note: likewise.
+        time_left: for longer runs.
     """
     default = candidates[0]
     probes = search(
@@ -356,8 +366,8 @@ def find(
     rates = [share * rate for share in TURN_SHARES]
     last = finalists(default, probes)
     turns = TURNS if len(last) > 1 else 1
-    stages = take_turns(last, prober.run, rates=rates, turns=turns, known=known, note=note)
-    return choose(prober, default, {one: rate_within(its, p99_ms) for one, its in stages.items()}, p99_ms)
+    probes_of = take_turns(last, prober.run, rates=rates, turns=turns, known=known, note=note)
+    return choose(prober, default, probes_of, p99_ms, time_left=time_left)
 
 
 def _note(journal: Journal, probe: Probe, p99_ms: float) -> None:

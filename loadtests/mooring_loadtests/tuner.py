@@ -94,7 +94,7 @@ class Stage:
 
     #: Requests a second.
     rate: float
-    #: Infinite where more than 1 % failed.
+    #: Infinite where more than 1 % failed or answers fell behind.
     p99_ms: float
 
 
@@ -240,7 +240,7 @@ def take_turns(
     turns: int,
     known: Iterable[Probe] = (),
     note: Callable[[Probe], None] = lambda probe: None,
-) -> dict[Candidate, list[Stage]]:
+) -> dict[Candidate, list[Probe]]:
     """Probe candidates at the same rates one after the other, several times: a machine's speed drifts.
 
     Args:
@@ -252,7 +252,7 @@ def take_turns(
         note: likewise.
 
     Returns:
-        The joined stages of each; see :func:`pooled`.
+        The probes of each, one a turn; :func:`pooled` joins them.
     """
     done = {
         (probe.round, probe.candidate): probe
@@ -268,7 +268,7 @@ def take_turns(
                 probe = _probe(run, candidate, number, rates, seconds)
                 note(probe)
             probes[candidate].append(probe)
-    return {candidate: pooled(its) for candidate, its in probes.items()}
+    return probes
 
 
 def _rank(probe: Probe, p99_ms: float) -> tuple[float, float]:

@@ -40,7 +40,7 @@ def _shorten(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tune_command, "TURN_SHARES", (0.5, 1.0))
     monkeypatch.setattr(tune_command, "_SCOUT_S", 1)
     monkeypatch.setattr(tune_command, "_SCOUT_SHARES", (0.1, 0.2))
-    monkeypatch.setattr(tune_choice, "confirmation_s", lambda p99_ms: 2)
+    monkeypatch.setattr(tune_choice, "confirmation_s", lambda p99_ms, minutes: 2)
 
 
 def test_settings_are_tried_on_a_copy_and_written_when_asked(repository: Path, tmp_path: Path) -> None:
