@@ -219,8 +219,8 @@ def _generate(
             "--model",
             model,
         ]
-        # Its last requests, and users that end it late.
-        limit_s = profile.seconds + 2 * profile.timeout_s + _OVERHEAD_S
+        # What users ask before it begins, its last requests, and users that end it late.
+        limit_s = profile.seconds + 5 * profile.timeout_s + _OVERHEAD_S
         if isinstance(generators, Workers):
             command += ["--generators", str(generators.count), "--master"]
             command += ["--expect-workers", str(generators.count)]
