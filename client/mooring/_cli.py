@@ -15,6 +15,9 @@ from collections.abc import Sequence
 from mooring import _inspect, _monitor_command, _predict, _redact, _wait
 from mooring._errors import ConfigError, InvalidInput, MooringError
 
+#: What a shell reports for a command that ended as the reader of its output had left.
+_SIGPIPE = 141
+
 _Subparsers = argparse._SubParsersAction  # the only name that argparse has for it
 
 
@@ -25,13 +28,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the words after ``mooring``; ``None`` takes the process's own.
 
     Returns:
-        The exit code: 0 done, 1 a check failed or the server said no, 2 the input was wrong.
+        The exit code: 0 done, 1 a check failed or the server said no, 2 the input was wrong, and as shells
+        report them 130 for Ctrl-C and 141 where the reader of the output left before the command was done.
 
     Raises:
         SystemExit: from argparse, for ``--help``, ``--version`` and unknown arguments.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     args = _build_parser(words).parse_args(words)
+    code = None
     try:
         code = int(args.run(args))
         sys.stdout.flush()
@@ -42,10 +47,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ImportError as exc:
         return _report(_explain_import(args.command, args.run.__module__, exc), 2)
     except BrokenPipeError:
-        # The reader of our output left, as `head` does: no error. stdout is replaced because Python
-        # flushes it once more at exit (https://docs.python.org/3/library/signal.html#note-on-sigpipe).
+        # The reader of our output left, as `head` does: no error, but no success of a command that had not
+        # ended, either. stdout is replaced because Python flushes it once more at exit
+        # (https://docs.python.org/3/library/signal.html#note-on-sigpipe).
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return _SIGPIPE if code is None else code
     except OSError as exc:
         if exc.filename is None:
             raise

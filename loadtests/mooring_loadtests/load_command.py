@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from mooring import ConfigError, MooringError
 from mooring._commands import Credentials, add_credential_options
-from mooring_loadtests.load_profile import load_profile, shipped_profiles
+from mooring_loadtests.arrivals import arrival_times
+from mooring_loadtests.load_profile import Profile, load_profile, shipped_profiles
 from mooring_loadtests.load_result import INVALID, LoadResult
 from mooring_loadtests.progress import Progress
 from mooring_loadtests.slo import Bound, bounds
@@ -24,7 +25,8 @@ def add_command(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
         "load",
         help="load-test a model and hold it against its bounds",
         description="Run a load profile against a served model. Writes a report and the result as JSON. Exit "
-        "code: 0 the bounds were kept, 1 one was broken, 3 the generator did not keep up: no verdict.",
+        "code: 0 the bounds were kept, 1 one was broken, 3 no verdict: the generator did not keep up, or the "
+        "model was served otherwise at the end.",
     )
     parser.add_argument("model", metavar="MODEL", help="name of the model, such as ner")
     parser.add_argument(
@@ -88,6 +90,8 @@ def run(args: argparse.Namespace) -> int:
     urls = _by_protocol(args.url or ["grpc://127.0.0.1:8001"])
     name = Path(args.profile).stem
     workers = None if args.workers is None else _workers(args)
+    generators = args.processes if workers is None else workers.count
+    _check_that_something_is_due(profile, generators * len(urls))
     if workers is not None:
         command = shlex.join(workers.command(args.model, args.profile, args.overrides, urls, credentials))
         print(f"Waiting for {workers.count} of:\n{command}\n", flush=True)
@@ -130,6 +134,29 @@ def run(args: argparse.Namespace) -> int:
     if result.doubts:
         return INVALID
     return 0 if result.answered and all(bound.kept for bound in verdicts) else 1
+
+
+def _check_that_something_is_due(profile: Profile, sources: int) -> None:
+    """Refuse an open loop of which nothing would count, whatever the server did."""
+    if profile.loop == "closed":
+        return
+    counted = {second for span in profile.spans() if span.measured for second in span.counted}
+    times = (
+        due_s
+        for source in range(sources)
+        for due_s in arrival_times(
+            profile.spans(),
+            arrivals=profile.arrivals,
+            seed=f"{profile.payload.seed}",
+            source=source,
+            sources=sources,
+        )
+    )
+    if not any(int(due_s) in counted for due_s in times):
+        raise ConfigError(
+            f"at rate {profile.rate:g} no request is due in the {len(counted)} s of the stages that count: "
+            "raise the rate or make the stages longer"
+        )
 
 
 def _workers(args: argparse.Namespace) -> Workers:
@@ -177,7 +204,9 @@ def _verdict_lines(result: LoadResult, verdicts: list[Bound]) -> list[str]:
     for bound in verdicts:
         low, high = bound.figure.low, bound.figure.high
         interval = "" if low is None or high is None else f" [{low:.4g}, {high:.4g}]"
-        doubt = ", within the confidence interval" if interval and not bound.sure else ""
+        doubt = ", too little measured for an interval"
+        if interval:
+            doubt = "" if bound.sure else ", within the confidence interval"
         verdict = "kept" if bound.kept else "BROKEN"
         lines.append(
             f"{bound.name} {bound.figure.value:.4g}{interval}, bound {bound.limit:g}: {verdict}{doubt}"

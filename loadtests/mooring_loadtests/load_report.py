@@ -82,9 +82,12 @@ def _verdict(result: LoadResult) -> dict[str, Any]:
     held = bounds(result)
     broken = [bound for bound in held if not bound.kept]
     if result.doubts:
+        words = "Invalid: the load generator did not keep up, so the figures say nothing of the server"
+        if result.changes:
+            words = "Invalid: the model was served otherwise at the end, so the figures are of no one version"
         return {
             "state": "invalid",
-            "words": "Invalid: the load generator did not keep up, so the figures say nothing of the server",
+            "words": words,
             "reasons": result.doubts,
         }
     reasons = [

@@ -32,13 +32,14 @@ _MISSING_SHARE = 0.02
 _FEW_MISSING = 2
 #: A generating process that says nothing of itself for so long before the end is gone.
 _SILENT_S = 5
-#: So large a share may leave later; more must be beyond chance (two standard deviations of a Poisson count).
+#: So large a share may leave later. A few more do no harm where the percentile can't be theirs, as long as
+#: they are not beyond chance (two standard deviations of a Poisson count).
 _LATE_SHARES = {name: 1 - share for name, share in PERCENTILES.items()}
 #: So many late requests of a stage mean nothing.
 _FEW_LATE = 2
 #: Requests of others are told where they are a larger share of one's own.
 _OTHERS_SHARE = 0.05
-#: Exit code of a run that says nothing, as its generator did not keep up.
+#: Exit code of a run that says nothing, as its generator did not keep up or the model changed.
 INVALID = 3
 
 
@@ -77,6 +78,10 @@ class LoadResult:
     items: str = ""
     #: What was asked; empty in results of before.
     urls: tuple[str, ...] = ()
+    #: How the model was served otherwise after the run than before, in words.
+    changes: tuple[str, ...] = ()
+    #: Models whose counters began anew during the run, as the server or they were started again.
+    anew: tuple[str, ...] = ()
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -198,8 +203,8 @@ class LoadResult:
 
     @cached_property
     def doubts(self) -> list[str]:
-        """Why the generator can't be trusted; empty where it can."""
-        doubts = []
+        """Why the figures can't be trusted: the generator, or two models in one run; empty where they can."""
+        doubts = list(self.changes)
         if self.profile.loop == "open":
             due, (sent, _) = self._due(), self.count()
             if sent < due * (1 - _MISSING_SHARE) - _FEW_MISSING:
@@ -262,16 +267,28 @@ class LoadResult:
             lateness.update(health.lateness_ms)
         for name, allowed in _LATE_SHARES.items():
             figure = stage.figures[name].value
-            limit = max(_LATENESS_LIMIT_MS, figure / 10 if math.isfinite(figure) else 0.0)
+            # What failed has waited for up to its time budget.
+            waited_ms = figure if math.isfinite(figure) else self.profile.timeout_s * 1000
+            limit = max(_LATENESS_LIMIT_MS, waited_ms / 10)
             late = sum(count for value, count in lateness.items() if value > limit)
             expected = allowed * lateness.total()
-            if late > max(_FEW_LATE, expected + 2 * math.sqrt(expected)):
-                share = late / lateness.total()
+            if late <= max(_FEW_LATE, expected):
+                continue
+            share = late / lateness.total()
+            by_chance = late <= expected + 2 * math.sqrt(expected)
+            if not by_chance or figure - self._without_slowest(stage, name, share) > limit:
                 return share, (
                     f"{share:.1%} of the requests left more than {limit:.3g} ms late: the generator or its "
                     "machine was overloaded"
                 )
         return None
+
+    def _without_slowest(self, stage: StageFigures, name: str, share: float) -> float:
+        """A percentile of a stage if a share of its requests, the slowest ones, had been fast."""
+        second = together(self.seconds(spans=[stage.span]))
+        latencies = second.latencies_ms + Counter({math.inf: second.failures_ms.total()})
+        rest = PERCENTILES[name] - share
+        return percentile(latencies, rest) if rest > 0 else 0.0
 
     def to_json(self) -> str:
         """The result as JSON: what was measured, and for people the figures that follow."""
@@ -288,6 +305,8 @@ class LoadResult:
             "settings": dict(self.settings),
             "items": self.items,
             "urls": list(self.urls),
+            "changes": list(self.changes),
+            "anew": list(self.anew),
             "profile": self.profile.model_dump(mode="json"),
             "figures": {
                 key: {figure: finite(asdict(value)) for figure, value in self.figures(name).items()}
@@ -328,6 +347,8 @@ def read_result(path: Path) -> LoadResult:
             slowest=_read_server(document["slowest"]),
             items=document.get("items", ""),
             urls=tuple(document.get("urls", ())),
+            changes=tuple(document.get("changes", ())),
+            anew=tuple(document.get("anew", ())),
         )
     except ConfigError:
         # Of another schema, or a profile with mistakes: that says it all.

@@ -25,8 +25,8 @@ from mooring_loadtests.load_profile import Profile
 from mooring_loadtests.load_result import LoadResult
 from mooring_loadtests.payloads import endless_items, items_sha256
 from mooring_loadtests.recorder import Recorder
-from mooring_loadtests.served_settings import served_settings
-from mooring_loadtests.server_times import between, snapshot
+from mooring_loadtests.served_settings import changed, served_settings
+from mooring_loadtests.server_times import between, loaded_anew, snapshot, switched
 from mooring_loadtests.traces import Began, slowest
 
 _PACKAGE = Path(__file__).resolve().parent
@@ -133,6 +133,8 @@ def run_load(
             version = _try(client, model, profile)
     items = items_sha256(profile.payload)
     server_times = slowest_times = None
+    changes: list[str] = []
+    anew: list[str] = []
     with Client(urls[protocols[0]] or "", **options) as client:
         server = client.server_metadata()
         settings = served_settings(client, model)
@@ -140,9 +142,11 @@ def run_load(
         asked = [*credentials.words(), *_users(urls)]
         recorder, generated_ns = _generate(model, profile, asked, workers or processes, log, progress)
         try:
-            server_times = between(model, before, snapshot(client, model))
+            after = snapshot(client, model)
+            server_times, anew = between(model, before, after), loaded_anew(before, after)
+            changes = [*switched(before, after), *changed(settings, served_settings(client, model))]
         except MooringError as exc:
-            complain(f"no times of the server's steps: {exc}")
+            complain(f"no times of the server's steps, nor whether it served the same to the end: {exc}")
     if trace is not None:
         try:
             spans = () if generated_ns is None else began.measured(profile, generated_ns)
@@ -167,7 +171,14 @@ def run_load(
         slowest=slowest_times,
         items=items,
         urls=tuple(urls[protocol] or "" for protocol in protocols),
+        changes=tuple(changes),
+        anew=tuple(anew),
     )
+    if anew:
+        complain(
+            f"the server began anew during the run: times of its steps and sizes of its batches "
+            f"({', '.join(anew)}) are of what came after that"
+        )
     if result.others:
         complain(
             f"the server answered {result.others:,} requests of others meanwhile: times of its steps and "
@@ -208,8 +219,8 @@ def _generate(
             "--model",
             model,
         ]
-        # Its last requests, and users that end it late.
-        limit_s = profile.seconds + 2 * profile.timeout_s + _OVERHEAD_S
+        # What users ask before it begins, its last requests, and users that end it late.
+        limit_s = profile.seconds + 5 * profile.timeout_s + _OVERHEAD_S
         if isinstance(generators, Workers):
             command += ["--generators", str(generators.count), "--master"]
             command += ["--expect-workers", str(generators.count)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from mooring import Client, ModelConfig
 
@@ -33,6 +33,16 @@ def served_settings(client: Client, model: str) -> dict[str, str]:
         MooringError: as the client does.
     """
     return {config.name: ", ".join(_words(config)) for config in pipeline_models(client, model)}
+
+
+def changed(before: Mapping[str, str], after: Mapping[str, str]) -> list[str]:
+    """Which models are served with other settings than before, in words."""
+    return [
+        f"{model} was served as {before.get(model, 'nothing')!r} before the run and as "
+        f"{after.get(model, 'nothing')!r} after it"
+        for model in sorted({*before, *after})
+        if before.get(model) != after.get(model)
+    ]
 
 
 def _words(config: ModelConfig) -> Iterator[str]:

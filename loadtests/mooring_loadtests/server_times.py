@@ -43,6 +43,16 @@ class ServerTimes:
 
 
 Snapshot = Mapping[str, ModelStatistics]
+_DURATIONS = (
+    "success",
+    "fail",
+    "queue",
+    "compute_input",
+    "compute_infer",
+    "compute_output",
+    "cache_hit",
+    "cache_miss",
+)
 
 
 def snapshot(client: Client, model: str) -> Snapshot:
@@ -75,12 +85,49 @@ def between(model: str, before: Snapshot, after: Snapshot) -> ServerTimes:
     )
 
 
+def switched(before: Snapshot, after: Snapshot) -> list[str]:
+    """Which models have another version in the second snapshot, in words."""
+    return [
+        f"{name} was version {before[name].version} before the run and {now.version} after it"
+        for name, now in after.items()
+        if name in before and before[name].version != now.version
+    ]
+
+
+def loaded_anew(before: Snapshot, after: Snapshot) -> list[str]:
+    """Models of the same version whose counts began again in between, as after a restart of the server."""
+    return [
+        name
+        for name, now in after.items()
+        if name in before and before[name].version == now.version and _fell(before[name], now)
+    ]
+
+
+def _fell(before: ModelStatistics, after: ModelStatistics) -> bool:
+    """Whether any count is lower: they only grow, and after a restart some may be higher than ever."""
+    later = _counts(after)
+    return any(later.get(what, 0) < count for what, count in _counts(before).items())
+
+
+def _counts(statistics: ModelStatistics) -> dict[str | int, int]:
+    """Every count of a model by its name, executions by their size."""
+    counts: dict[str | int, int] = {
+        batch.batch_size: batch.compute_infer.count for batch in statistics.batches
+    }
+    for what in ("inference_count", "execution_count"):
+        counts[what] = getattr(statistics, what)
+    for what in _DURATIONS:
+        duration = getattr(statistics, what)
+        counts[what], counts[f"{what}_ns"] = duration.count, duration.ns
+    return counts
+
+
 class _Change:
     """Difference of one model's counts."""
 
     def __init__(self, before: ModelStatistics | None, after: ModelStatistics) -> None:
-        same = before is not None and before.version == after.version
-        self._before = before if same and before.inference_count <= after.inference_count else None
+        same = before is not None and before.version == after.version and not _fell(before, after)
+        self._before = before if same else None
         self._after = after
 
     def count(self, what: str) -> int:

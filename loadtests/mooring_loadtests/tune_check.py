@@ -23,10 +23,10 @@ from pathlib import Path
 from mooring_loadtests.commands import count, exit_code
 from mooring_loadtests.cores import usable_cores
 from mooring_loadtests.load_profile import Payload
-from mooring_loadtests.tune_choice import in_words
+from mooring_loadtests.tune_choice import TimeLeft, in_words
 from mooring_loadtests.tune_command import MINUTES, find, make_plan, request_timeout_s, slo
 from mooring_loadtests.tune_probe import Prober, Release
-from mooring_loadtests.tuner import Candidate, Probe, rate_within, take_turns
+from mooring_loadtests.tuner import Candidate, Probe, pooled, rate_within, take_turns
 
 #: Of the grid, so many are probed again beside the choice.
 _FINALISTS = 4
@@ -65,9 +65,9 @@ def _run(args: argparse.Namespace) -> int:
         print(f"  {probe.told(args.slo)}", flush=True)
 
     print(f"Searching among {len(candidates)} candidates", flush=True)
-    began_s = time.monotonic()
+    began_s, time_left = time.monotonic(), TimeLeft.of(MINUTES)
     plan = make_plan(prober, candidates, minutes=MINUTES, p99_ms=args.slo)
-    outcome = find(prober, candidates, plan, args.slo, note=say)
+    outcome = find(prober, candidates, plan, args.slo, note=say, time_left=time_left)
     choice = outcome.choice
     for candidate, rate in outcome.rates.items():
         print(f"  in turns {candidate}: {rate:.1f} requests/s", flush=True)
@@ -80,8 +80,8 @@ def _run(args: argparse.Namespace) -> int:
 
     def kept(chosen: Sequence[Candidate], turns: int) -> dict[Candidate, float]:
         rates = [share * rate for share in _SHARES]
-        joined = take_turns(chosen, prober.run, rates=rates, turns=turns, note=say)
-        return {candidate: rate_within(stages, args.slo) for candidate, stages in joined.items()}
+        probes = take_turns(chosen, prober.run, rates=rates, turns=turns, note=say)
+        return {candidate: rate_within(pooled(its), args.slo) for candidate, its in probes.items()}
 
     everything = kept(candidates, 1)
     ranked = sorted(candidates, key=lambda candidate: -everything[candidate])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import difflib
 import hashlib
 import importlib.metadata
@@ -29,7 +30,15 @@ from mooring_loadtests.load_profile import Payload
 from mooring_loadtests.load_profile import Stage as ProfileStage
 from mooring_loadtests.load_result import finite
 from mooring_loadtests.load_run import machine
-from mooring_loadtests.tune_choice import Confirmed, Outcome, choose, confirmation_s, in_words
+from mooring_loadtests.tune_choice import (
+    USUAL_CONFIRMATIONS,
+    Confirmed,
+    Outcome,
+    TimeLeft,
+    choose,
+    confirmation_s,
+    in_words,
+)
 from mooring_loadtests.tune_probe import Prober, Release
 from mooring_loadtests.tuner import (
     LEAST_SHARE,
@@ -57,8 +66,8 @@ _SCOUT_S = 2
 _SCOUT_SHARES = (0.3, 0.5, 0.7, 0.9)
 #: Share of requests that the model may refuse as none of its inputs.
 _REFUSED_SHARE = 0.01
-#: So many longer runs, as a rule.
-_USUAL_CONFIRMATIONS = 2
+#: The journal's last line.
+_FINISHED = {"finished": True}
 #: How long to tune, about.
 MINUTES = 10.0
 
@@ -181,12 +190,16 @@ def _run(args: argparse.Namespace) -> int:
         "resources": sorted(args.resource),
         # What it is, not what it did at the moment.
         "machine": {key: words for key, words in machine().items() if key != "load average"},
-        "mooring": importlib.metadata.version("mooring"),
+        "software": _software(),
     }
+    time_left = TimeLeft.of(args.minutes)
     journal = Journal(folder / "probes.jsonl", about)
     candidates = release.candidates(usable_cores())
     plan = journal.plan or make_plan(prober, candidates, minutes=args.minutes, p99_ms=args.slo)
     journal.start(plan)
+    if journal.probes:
+        probes = f"{len(journal.probes)} probe{'s' if len(journal.probes) > 1 else ''}"
+        print(f"Going on with {probes} of a search that was interrupted", flush=True)
     more = "" if plan.first_round > 1 else ": more take more time (--minutes)"
     print(f"Trying {plan.first_round} of {len(candidates)} settings{more}", flush=True)
     outcome = find(
@@ -196,6 +209,7 @@ def _run(args: argparse.Namespace) -> int:
         args.slo,
         known=list(journal.probes),
         note=lambda probe: _note(journal, probe, args.slo),
+        time_left=time_left,
     )
     plot(journal.probes, args.slo, folder / "probes.svg")
     choice, confirmed = outcome.choice, outcome.confirmed
@@ -209,6 +223,7 @@ def _run(args: argparse.Namespace) -> int:
         "runs": [_json(candidate, one, args.slo) for candidate, one in confirmed.items()],
     }
     (folder / "result.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
+    journal.finish()
     if not confirmed[choice].rate:
         print(f"\nno settings keep p99 within {args.slo:g} ms; those that came closest:")
         print("\n".join(in_words(*one, args.slo) for one in confirmed.items()))
@@ -227,6 +242,18 @@ def _run(args: argparse.Namespace) -> int:
         release.apply(choice, artifacts=args.artifacts)
         print(f"\nwritten into {args.repository}; a server takes it up when it loads the model again")
     return 0
+
+
+def _software() -> dict[str, str]:
+    """What serves and measures, by its version."""
+    from mooring_serve._installation import server_in_use
+
+    found = {"tritonserver": server_in_use()}
+    for name in ("mooring", "onnxruntime", "onnxruntime-gpu", "torch"):
+        # A server of one's own brings its backends.
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
 
 
 def _add_variants(release: Release, args: argparse.Namespace, folder: Path) -> None:
@@ -298,7 +325,7 @@ def make_plan(prober: Prober, candidates: Sequence[Candidate], *, minutes: float
     took_s = time.monotonic() - began_s
     # Of a probe, its second of warm-up included.
     overhead_s = (took_s - _GUESS_S - seconds * len(rates)) / 2
-    later_s = _USUAL_CONFIRMATIONS * (overhead_s + 1 + confirmation_s(p99_ms))
+    later_s = USUAL_CONFIRMATIONS * (overhead_s + 1 + confirmation_s(p99_ms, minutes))
     budget_s = minutes * 60 - took_s - later_s
     first_round = affordable(len(candidates), overhead_s=overhead_s, budget_s=budget_s, guess=guess)
     return Plan(guess=guess, first_round=first_round)
@@ -312,6 +339,7 @@ def find(
     *,
     known: Sequence[Probe] = (),
     note: Callable[[Probe], None] = lambda probe: None,
+    time_left: TimeLeft = TimeLeft(),  # noqa: B008 (frozen)
 ) -> Outcome:
     """Search among candidates, let the best take turns with the first, and confirm what is best then.
 
@@ -322,6 +350,7 @@ def find(
         p99_ms: the bound.
         known: as for :func:`mooring_loadtests.tuner.search`.
         note: likewise.
+        time_left: for longer runs.
     """
     default = candidates[0]
     probes = search(
@@ -337,8 +366,8 @@ def find(
     rates = [share * rate for share in TURN_SHARES]
     last = finalists(default, probes)
     turns = TURNS if len(last) > 1 else 1
-    stages = take_turns(last, prober.run, rates=rates, turns=turns, known=known, note=note)
-    return choose(prober, default, {one: rate_within(its, p99_ms) for one, its in stages.items()}, p99_ms)
+    probes_of = take_turns(last, prober.run, rates=rates, turns=turns, known=known, note=note)
+    return choose(prober, default, probes_of, p99_ms, time_left=time_left)
 
 
 def _note(journal: Journal, probe: Probe, p99_ms: float) -> None:
@@ -380,7 +409,7 @@ def _proposal(release: Release, candidate: Candidate) -> Iterator[str]:
 
 
 class Journal:
-    """Probes on disk, so that a search that was interrupted goes on.
+    """Probes on disk, so that a search that was interrupted goes on; one that was finished begins anew.
 
     Args:
         path: JSON lines.
@@ -396,7 +425,7 @@ class Journal:
         self.probes: list[Probe] = []
         text = path.read_text(encoding="utf-8") if path.is_file() else ""
         entries = [entry for entry in map(_entry, text.splitlines()) if entry is not None]
-        if entries and entries[0].get("search") == self._search:
+        if entries and entries[0].get("search") == self._search and _FINISHED not in entries:
             self.plan = Plan(**entries[0]["plan"])
             probes = [_read_probe(entry) for entry in entries[1:]]
             self.probes = [probe for probe in probes if probe.error is None]
@@ -417,6 +446,10 @@ class Journal:
         entry = asdict(probe)
         entry["stages"] = [finite(stage) for stage in entry["stages"]]
         self._append(json.dumps(entry))
+
+    def finish(self) -> None:
+        """Note that the search came to its end."""
+        self._append(json.dumps(_FINISHED))
 
     def _append(self, line: str) -> None:
         with self._path.open("a", encoding="utf-8") as file:

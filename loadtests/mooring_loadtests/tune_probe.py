@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,17 +11,21 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from pydantic import ValidationError
 
 from mooring import ConfigError, PublishError
-from mooring_loadtests.load_profile import Payload, Profile
+from mooring_loadtests.load_profile import Payload, Profile, Span
 from mooring_loadtests.load_profile import Stage as ProfileStage
 from mooring_loadtests.load_run import run_load
+from mooring_loadtests.load_statistics import together
 from mooring_loadtests.tuner import Candidate, Stage, Variant, grid
 
 if TYPE_CHECKING:
     from mooring_build.recipe import Recipe
-    from mooring_loadtests.load_result import LoadResult
+    from mooring_loadtests.load_result import LoadResult, StageFigures
 
 #: Failures of a stage that do not matter.
 _ERROR_RATE = 0.01
+#: Answers of a stage may be fewer than its requests by this share, and by so many, beside those under way.
+_BEHIND_SHARE = 0.1
+_FEW_BEHIND = 2
 #: A server that is asked no more is killed soon: unloading models takes it seconds.
 _STOP_S = 0.5
 
@@ -289,20 +294,26 @@ class Prober:
             seconds: of each rate.
             seed: of arrivals and texts.
 
+        Returns:
+            With an infinite percentile where more than 1 % failed, and where answers fell behind: within
+            seconds, a queue that grows and grows breaks no bound of seconds.
+
         Raises:
             MooringError: the server did not start, did not answer, or died.
         """
         warm_up = ProfileStage(seconds=1, load=rates[0], measured=False)
         stages = (warm_up, *(ProfileStage(seconds=seconds, load=rate) for rate in rates))
         result = self.load(candidate, loop="open", rate=1.0, stages=stages, seed=seed)
+        measured = result.stages()
+        behind = _behind(result, measured)
         return [
             Stage(
                 rate=stage.span.amount,
                 p99_ms=stage.figures["p99_ms"].value
-                if stage.figures["error_rate"].value <= _ERROR_RATE
+                if stage.figures["error_rate"].value <= _ERROR_RATE and stage.span not in behind
                 else float("inf"),
             )
-            for stage in result.stages()
+            for stage in measured
         ]
 
     def load(self, candidate: Candidate, *, seed: int = 0, **profile: Any) -> LoadResult:
@@ -329,3 +340,19 @@ class Prober:
                     grpc_url=server.grpc_url,
                     log=self._folder / "locust.log",
                 )
+
+
+def _behind(result: LoadResult, stages: Sequence[StageFigures]) -> set[Span]:
+    """Stages in which answers came clearly slower than requests."""
+    behind: set[Span] = set()
+    before = stages[0].span.amount if stages else 0.0
+    for stage in stages:
+        second = together(result.seconds(spans=[stage.span]))
+        sent = second.latencies_ms.total() + second.failures_ms.total()
+        # Of a rate that rises more are under way at the end, and chance has some more.
+        rate, answer_s = stage.span.amount, min(stages[0].figures["p50_ms"].value / 1000, 1.0)
+        under_way = (rate - before) * answer_s + 2 * math.sqrt(rate * answer_s)
+        if sent - second.answers > _BEHIND_SHARE * sent + under_way + _FEW_BEHIND:
+            behind.add(stage.span)
+        before = rate
+    return behind

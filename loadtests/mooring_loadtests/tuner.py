@@ -94,7 +94,7 @@ class Stage:
 
     #: Requests a second.
     rate: float
-    #: Infinite where more than 1 % failed.
+    #: Infinite where more than 1 % failed or answers fell behind.
     p99_ms: float
 
 
@@ -240,7 +240,7 @@ def take_turns(
     turns: int,
     known: Iterable[Probe] = (),
     note: Callable[[Probe], None] = lambda probe: None,
-) -> dict[Candidate, list[Stage]]:
+) -> dict[Candidate, list[Probe]]:
     """Probe candidates at the same rates one after the other, several times: a machine's speed drifts.
 
     Args:
@@ -252,7 +252,7 @@ def take_turns(
         note: likewise.
 
     Returns:
-        The joined stages of each; see :func:`pooled`.
+        The probes of each, one a turn; :func:`pooled` joins them.
     """
     done = {
         (probe.round, probe.candidate): probe
@@ -268,7 +268,7 @@ def take_turns(
                 probe = _probe(run, candidate, number, rates, seconds)
                 note(probe)
             probes[candidate].append(probe)
-    return {candidate: pooled(its) for candidate, its in probes.items()}
+    return probes
 
 
 def _rank(probe: Probe, p99_ms: float) -> tuple[float, float]:
@@ -319,13 +319,15 @@ def pooled(probes: Sequence[Probe]) -> list[Stage]:
     """Join a candidate's probes at the same rates, so that what disturbed one of them counts for nothing.
 
     Returns:
-        At each rate the median of the percentiles; a probe without stages counts as one that failed.
+        At each rate the median of the percentiles; a probe without stages counts as one that failed. One
+        that lacks a rate had nothing due at it.
     """
+    failed = [math.inf for probe in probes if not probe.stages]
     latencies: dict[float, list[float]] = {}
     for stage in (stage for probe in probes for stage in probe.stages):
         latencies.setdefault(stage.rate, []).append(stage.p99_ms)
     return [
-        Stage(rate=rate, p99_ms=statistics.median([*seen, *[math.inf] * (len(probes) - len(seen))]))
+        Stage(rate=rate, p99_ms=statistics.median([*seen, *failed]))
         for rate, seen in sorted(latencies.items())
     ]
 
@@ -344,9 +346,12 @@ def _probe(run: Run, candidate: Candidate, number: int, rates: Sequence[float], 
 def rate_within(stages: Sequence[Stage], p99_ms: float) -> float:
     """Highest rate at which the bound is kept, in requests a second.
 
-    Between the last stage that keeps it and the next, the logarithm of the percentile is taken to be linear
-    in the rate. Where no stage keeps it, the lowest rate is scaled down by how far it is off; where all do,
-    the highest rate is returned.
+    Latency grows with the rate, so the percentiles are put in order first (Chernozhukov, Fernández-Val and
+    Galichon, "Improving point and interval estimators of monotone functions by rearrangement", Biometrika
+    96, 2009): neither a lucky stage beyond the first break nor a disturbed one before it decides alone.
+    Between the last that keeps the bound and the next, the logarithm of the percentile is taken to be linear
+    in the rate. Where none keeps it, the lowest rate is scaled down by how far it is off; where all do, the
+    highest rate is returned.
 
     Args:
         stages: of rising rate; none gives 0.
@@ -354,14 +359,15 @@ def rate_within(stages: Sequence[Stage], p99_ms: float) -> float:
     """
     if not stages:
         return 0.0
-    kept = [place for place, stage in enumerate(stages) if stage.p99_ms <= p99_ms]
+    latencies = sorted(stage.p99_ms for stage in stages)
+    ordered = [Stage(rate=one.rate, p99_ms=latency) for one, latency in zip(stages, latencies, strict=True)]
+    kept = sum(latency <= p99_ms for latency in latencies)
     if not kept:
-        first = stages[0]
+        first = ordered[0]
         return first.rate * p99_ms / first.p99_ms if math.isfinite(first.p99_ms) else 0.0
-    last = kept[-1]
-    if last + 1 == len(stages):
-        return stages[last].rate
-    low, high = stages[last], stages[last + 1]
+    if kept == len(ordered):
+        return ordered[-1].rate
+    low, high = ordered[kept - 1], ordered[kept]
     if math.isinf(high.p99_ms):
         return low.rate
     share = math.log(p99_ms / low.p99_ms) / math.log(high.p99_ms / low.p99_ms)

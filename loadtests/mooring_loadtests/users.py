@@ -25,6 +25,7 @@ from typing import Any, ClassVar
 
 import gevent
 import psutil
+from gevent.event import Event
 from gevent.pool import Pool
 from locust.env import Environment
 from locust.exception import StopUser
@@ -72,13 +73,27 @@ class _Process:
         self.recorder = Recorder()
         self.numbers = itertools.count()
         self._began_s: float | None = None
+        self._began = Event()
+        #: Users who are to be ready before the clock starts.
+        self.awaited = 0
         #: When the clock was started, since 1970. A master has its workers', by its own time.
         self.began_ns: int | None = None
 
     def begin(self) -> None:
-        """Start the clock; as a rule the first user that is ready does."""
+        """Start the clock, if it stands."""
         if self._began_s is None:
             self._began_s, self.began_ns = time.perf_counter(), time.time_ns()
+            self._began.set()
+
+    def arrive(self) -> None:
+        """Wait until as many users as are awaited are ready or failed: the last of them starts the clock.
+
+        Else the first stage would have seconds in which its users are still starting.
+        """
+        self.awaited -= 1
+        if self.awaited <= 0:
+            self.begin()
+        self._began.wait()
 
     def now_s(self) -> float:
         """Time since the clock was started; 0 before."""
@@ -120,10 +135,13 @@ def _watch(environment: Environment, **_: Any) -> None:
     _process.reset()
     if isinstance(environment.runner, MasterRunner):
         return
-    loop = profile_of(environment).loop
+    profile = profile_of(environment)
+    loop = profile.loop
     if environment.parsed_options.generators > 1 and loop == "closed":
         # All at once, as some processes may get their first user in a later stage, or none.
         _process.begin()
+    elif loop == "closed":
+        _process.awaited = int(profile.spans()[0].amount)
     if not _process.watched:
         _process.watched = True
         gevent.spawn(_note_cpu, _generator(environment))
@@ -148,9 +166,10 @@ def _note_cpu(generator: int) -> None:
 def _note_lag() -> None:
     """In a closed loop nothing leaves late; what a user would wait for its turn is measured instead."""
     while True:
-        began_s = time.perf_counter()
+        began_s, is_measured = time.perf_counter(), _process.began_ns is not None
         gevent.sleep(_HEARTBEAT_S)
-        _process.recorder.late(_process.now_s(), time.perf_counter() - began_s - _HEARTBEAT_S)
+        if is_measured:
+            _process.recorder.late(_process.now_s(), time.perf_counter() - began_s - _HEARTBEAT_S)
 
 
 @events.report_to_master.add_listener
@@ -206,21 +225,19 @@ class ProfileShape(LoadTestShape):
         """
         environment = self.runner.environment
         profile = profile_of(environment)
-        over_s = self.get_run_time() - profile.seconds
+        now_s, spans = self.get_run_time(), profile.spans()
+        if profile.loop == "closed" and not isinstance(self.runner, MasterRunner):
+            # By the clock that requests are noted by; a master has none of its own. On Locust's page it is
+            # still that of the test before when a new one begins.
+            now_s = min(now_s, _process.now_s())
+        over_s = now_s - profile.seconds
         if (over_s >= 1 and not self.runner.user_count) or over_s >= profile.timeout_s + 2 * _SLACK_S:
             return None
         if profile.loop == "open":
             count = environment.parsed_options.generators * len(environment.user_classes)
             return count, count
-        now_s, spans = self.get_run_time(), profile.spans()
         # A worker that fell silent has its users still, as a rule, and may be back with them.
-        silent = False
-        if isinstance(self.runner, MasterRunner):
-            silent = bool(self.runner.clients.missing)
-        else:
-            # By the clock that requests are noted by; a master has none of its own. On Locust's page it is
-            # still that of the test before when a new one begins.
-            now_s = min(now_s, _process.now_s())
+        silent = isinstance(self.runner, MasterRunner) and bool(self.runner.clients.missing)
         span = next((span for span in spans if now_s < span.end_s), spans[-1])
         if now_s < profile.seconds and self.runner.user_count < span.amount and not silent:
             # Users who still waited when fewer were wanted have ended since; Locust took them for there when
@@ -258,6 +275,7 @@ class ModelUser(User):
         self._is_replacement = turn >= len(environment.user_classes)
         self._items: Iterator[Any] = iter(())
         self._ask: Any = None
+        self._arrived = False
 
     def on_stop(self) -> None:
         """Let go of the connections."""
@@ -269,12 +287,22 @@ class ModelUser(User):
         closed = self._profile.loop == "closed"
         if _process.now_s() >= self._profile.seconds if closed else self._is_replacement:
             raise StopUser
-        if self._ask is None and not self._learn():
+        if self._ask is None and not self._be_ready():
             gevent.sleep(_PAUSE_AFTER_FAILURE_S)
         elif not closed:
             self._send_at_set_times()
         elif not self._send(_process.now_s(), due=False):
             gevent.sleep(_PAUSE_AFTER_FAILURE_S)
+
+    def _be_ready(self) -> bool:
+        """Learn; a user of a closed loop then waits for the others, whatever came of it."""
+        arrives = self._profile.loop == "closed" and not self._arrived
+        self._arrived = True
+        try:
+            return self._learn()
+        finally:
+            if arrives:
+                _process.arrive()
 
     def _learn(self) -> bool:
         """Ask the model what it is for, and one item; neither is part of any request's time."""
@@ -288,7 +316,8 @@ class ModelUser(User):
             self._note(began_s, None, exc)
             return False
         self._ask = ask
-        _process.begin()
+        if self._profile.loop == "open":
+            _process.begin()
         return True
 
     def _send_at_set_times(self) -> None:

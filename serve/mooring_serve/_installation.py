@@ -81,6 +81,15 @@ def find_installation() -> Installation:
     )
 
 
+def server_in_use() -> str:
+    """Which server would be found, in words that another release changes; nothing is fetched."""
+    official = shutil.which("tritonserver")
+    if official is None:
+        return WHEEL_REQUIREMENT
+    facts = Path(official).stat()
+    return f"{official} of {facts.st_size} bytes and time {facts.st_mtime_ns}"
+
+
 def unpack_server(requirement: str, sha256: str, cache_dir: Path) -> Path:
     """Return the folder with the wheel's server and libraries; fetches and unpacks it on first use."""
     name, _, version = requirement.partition("==")

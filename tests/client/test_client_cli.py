@@ -176,14 +176,23 @@ def test_only_the_wanted_command_is_imported(monkeypatch: pytest.MonkeyPatch, se
         main(["harbour"])
 
 
-def test_a_reader_that_leaves_is_no_error() -> None:
-    program = """
+@pytest.mark.parametrize(
+    ("shown", "status"),
+    [
+        # In the buffer until the end, and at once.
+        ('print("short"); return 0', 0),
+        ('print("short"); return 1', 1),
+        ('print("short"); return 3', 3),
+        ('print("short", flush=True); return 0', 141),
+    ],
+)
+def test_a_reader_that_leaves_is_no_error_and_makes_no_success(shown: str, status: int) -> None:
+    program = f"""
 import sys
 import mooring._cli, mooring._predict
 def run(args):
     sys.stdin.read()  # until the reader of our output has gone
-    print("short")  # stays in the buffer until the end
-    return 0
+    {shown}
 mooring._predict.run = run
 sys.exit(mooring._cli.main(["predict", "ner"]))
 """
@@ -199,4 +208,4 @@ sys.exit(mooring._cli.main(["predict", "ner"]))
     process.stdout.close()
     process.stdout = None
     _, err = process.communicate(b"")
-    assert (process.returncode, err) == (0, b"")
+    assert (process.returncode, err) == (status, b"")

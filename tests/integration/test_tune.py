@@ -40,7 +40,7 @@ def _shorten(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tune_command, "TURN_SHARES", (0.5, 1.0))
     monkeypatch.setattr(tune_command, "_SCOUT_S", 1)
     monkeypatch.setattr(tune_command, "_SCOUT_SHARES", (0.1, 0.2))
-    monkeypatch.setattr(tune_choice, "confirmation_s", lambda p99_ms: 2)
+    monkeypatch.setattr(tune_choice, "confirmation_s", lambda p99_ms, minutes: 2)
 
 
 def test_settings_are_tried_on_a_copy_and_written_when_asked(repository: Path, tmp_path: Path) -> None:
@@ -89,10 +89,13 @@ def test_the_command_searches_confirms_and_proposes(
     assert ("The present settings stay" in shown) == (result["chosen"] == present)
     assert ("[serving]\n" in shown) == (result["chosen"] != present)
     assert result["turns"][0]["settings"] == present
-    # What served is known by now.
+    # What served is known where the search did not come to its end.
+    assert json.loads(journal.pop()) == {"finished": True}
+    (tmp_path / "intent-tune" / "probes.jsonl").write_text("\n".join([*journal, ""]))
     assert cli.main([*words, "--reports", str(tmp_path)]) == 0
     failed = sum('"error": null' not in line for line in journal[1:])
     resumed = capsys.readouterr().out
+    assert f"Going on with {len(journal) - 1 - failed} probe" in resumed
     assert resumed.count("  round 1  ") + resumed.count("  round 2  ") == failed
 
 

@@ -12,7 +12,7 @@ from load_results import STEPS, load_result
 from mooring import _cli as cli
 from mooring._commands import Credentials
 from mooring_loadtests import load_run
-from mooring_loadtests.load_profile import Slo
+from mooring_loadtests.load_profile import Slo, Stage
 from mooring_loadtests.load_result import LoadResult
 from mooring_loadtests.recorder import Recorder
 
@@ -28,6 +28,34 @@ def test_bounds_decide(
 ) -> None:
     assert _run(load_result(slo=Slo(p99_ms=bound_ms)), tmp_path, monkeypatch) == status
     assert (tmp_path / "ner-steady.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"), [(5, ": kept, too little measured for an interval\n"), (60, ": kept\n")]
+)
+def test_a_bound_without_an_interval_is_told(
+    seconds: int,
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    result = load_result(stages=[Stage(seconds=seconds)], slo=Slo(p99_ms=1000.0))
+    assert _run(result, tmp_path, monkeypatch) == 0
+    assert said in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("stages", ["[{seconds=1}]", "[{seconds=99, measured=false}, {seconds=1}]"])
+def test_a_run_in_which_nothing_is_due_does_not_begin(
+    stages: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(**asked: Any) -> LoadResult:
+        raise AssertionError("it began")
+
+    monkeypatch.setattr(load_run, "run_load", run)
+    words = ["load", "ner", "--profile", "steady", "--reports", str(tmp_path), "--set", f"stages={stages}"]
+    assert cli.main([*words, "--set", "rate=0.01", "--processes", "2"]) == 2
+    assert "at rate 0.01 no request is due in the 1 s of the stages that count" in capsys.readouterr().err
 
 
 def test_a_server_that_died_is_no_success_where_nothing_is_bound(

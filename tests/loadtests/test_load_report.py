@@ -111,6 +111,19 @@ def test_a_saturated_generator_has_no_verdict(tmp_path: Path) -> None:
     assert "✓ kept" not in page.words
 
 
+def test_a_model_that_changed_meanwhile_has_no_verdict(tmp_path: Path) -> None:
+    change = "ner was version 3 before the run and 4 after it"
+    result = load_result(stages=SHORT, slo=Slo(p99_ms=5000.0), changes=(change,), anew=("ner_onnx",))
+    words = _page(result, tmp_path).words
+    assert "Invalid: the model was served otherwise at the end" in words
+    assert change in words
+    assert "✓ kept" not in words
+    assert (
+        "The server began anew during the run: times of its steps and sizes of its batches (ner_onnx)"
+        in words
+    )
+
+
 @pytest.mark.parametrize(("requests", "said"), [(1000, False), (5000, True)])
 def test_requests_of_others_are_told(requests: int, said: bool, tmp_path: Path) -> None:
     words = _page(load_result(stages=SHORT, server=server_times(8.0, requests)), tmp_path).words

@@ -219,6 +219,43 @@ def test_lateness_that_matters_to_one_percentile_is_doubted(every: int, doubt: s
     assert [words.partition(":")[0] for words in said] == ([doubt] if doubt else [])
 
 
+@pytest.mark.parametrize(("late_s", "doubted"), [(0.02, False), (2.0, True)])
+def test_lateness_is_held_against_the_time_budget_where_most_requests_fail(
+    late_s: float, doubted: bool
+) -> None:
+    # A server that crashes breaks its bounds, whatever a few milliseconds of the generator's are.
+    result = _result(failing=150, late_s=late_s, slo=Slo(error_rate=0.01))
+    assert all(math.isinf(result.figures()[name].value) for name in ("p50_ms", "p95_ms", "p99_ms"))
+    assert any("more than 1e+03 ms late" in doubt for doubt in result.doubts) == doubted
+    assert bool(result.doubts) == doubted
+
+
+@pytest.mark.parametrize(
+    ("late", "late_ms", "p99_ms", "doubted"),
+    [
+        (27, 280.0, 284.0, True),
+        # As many, by what is nothing to a percentile of others.
+        (27, 6.0, 20.0, False),
+        # No more than there may be, and more than chance.
+        (19, 280.0, 20.0, False),
+        (29, 6.0, 20.0, True),
+    ],
+)
+def test_late_requests_that_make_a_percentile_are_no_chance(
+    late: int, late_ms: float, p99_ms: float, doubted: bool
+) -> None:
+    result = replace(_result(rate=95.0, stages=(Stage(seconds=20),)), recorder=Recorder())
+    for number in range(1900):
+        at_s = number / 95
+        by_s = late_ms / 1000 if 500 <= number < 500 + late else 0.0
+        latency_s = 0.020 if late_ms < 20 else 0.004 + max(by_s, 0.016)
+        result.recorder.request("ner grpc", intended_s=at_s, sent_s=at_s + by_s, ended_s=at_s + latency_s)
+    for second in range(20):
+        result.recorder.health[second].cpu = {0: 0.3}
+    assert result.figures()["p99_ms"].value == p99_ms
+    assert bool(result.doubts) == doubted
+
+
 def test_one_busy_process_is_seen_among_idle_ones() -> None:
     result = replace(_result(), processes=4)
     for second in range(12):
@@ -283,10 +320,13 @@ def test_bounds_are_kept_or_broken() -> None:
 
 def test_a_result_survives_its_file(tmp_path: Path) -> None:
     path = tmp_path / "run.json"
-    result = replace(_result(failing=10), items="0a", urls=("grpc://models:8001",))
+    result = replace(
+        _result(failing=10), items="0a", urls=("grpc://models:8001",), changes=("another",), anew=("ner",)
+    )
     path.write_text(result.to_json(), encoding="utf-8")
     again = read_result(path)
     assert (again.items, again.urls) == (result.items, result.urls)
+    assert (again.changes, again.anew, again.doubts) == (("another",), ("ner",), ["another"])
     assert again.figures() == result.figures()
     assert (again.profile, again.server, again.doubts) == (result.profile, SERVER, result.doubts)
     assert again.to_json() == result.to_json()
@@ -294,12 +334,13 @@ def test_a_result_survives_its_file(tmp_path: Path) -> None:
     assert json.loads(result.to_json())["figures"]["all"]["p99_ms"]["value"] is None
 
 
-def test_a_file_without_items_and_urls_is_read(tmp_path: Path) -> None:
+def test_a_file_of_before_is_read(tmp_path: Path) -> None:
     document = json.loads(_result().to_json())
-    del document["items"], document["urls"]
+    for key in ("items", "urls", "changes", "anew"):
+        del document[key]
     (tmp_path / "run.json").write_text(json.dumps(document), encoding="utf-8")
     old = read_result(tmp_path / "run.json")
-    assert (old.items, old.urls) == ("", ())
+    assert (old.items, old.urls, old.changes, old.anew) == ("", (), (), ())
 
 
 @pytest.mark.parametrize("content", [None, "[]", "{", '{"schema": 1}', '{"schema": 99}'])

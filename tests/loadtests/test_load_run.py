@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
-from mooring import ConfigError, ConnectError
+from load_results import load_result
+from mooring import ConfigError, ConnectError, DurationStatistics, ModelStatistics
 from mooring._commands import Credentials
-from mooring_loadtests import demo, load_run
+from mooring_loadtests import demo, load_run, server_times
 from mooring_loadtests.load_profile import load_profile
 from mooring_loadtests.load_run import Workers, _environment, run_load
 
@@ -147,6 +148,57 @@ def test_what_generates_the_load_is_told_which_variable_has_the_token(
     urls = {"grpc": "grpcs://models:8001"}
     workers = Workers(count=2, host="10.0.0.5", port=5557).command("ner", "steady", [], urls, credentials)
     assert workers[workers.index("--ca-file") :][:4] == words
+
+
+def test_a_run_says_what_changed_of_the_server_meanwhile(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    class Stub:
+        def __init__(self, url: str, **options: Any) -> None: ...
+
+        def __enter__(self) -> Any:
+            return SimpleNamespace(server_metadata=lambda: SimpleNamespace(name="triton", version="2.51.0"))
+
+        def __exit__(self, *exc: object) -> None: ...
+
+    def statistics(model: str, version: str, executions: int) -> ModelStatistics:
+        spent = DurationStatistics(count=9, ns=9)
+        return ModelStatistics(
+            name=model,
+            version=version,
+            last_inference_ms=0,
+            inference_count=9,
+            execution_count=executions,
+            **dict.fromkeys(server_times._DURATIONS, spent),
+            batches=(),
+        )
+
+    snapshots = [
+        {"ner": statistics("ner", version, 1), "ner_onnx": statistics("ner_onnx", "7", executions)}
+        for version, executions in (("3", 5), ("4", 2))
+    ]
+    settings = [{"ner": "ensemble", "ner_onnx": words} for words in ("1 instance", "2 instances")]
+    monkeypatch.setattr(load_run, "Client", Stub)
+    monkeypatch.setattr(load_run, "_try", lambda *rest: "3")
+    monkeypatch.setattr(load_run, "snapshot", lambda *rest: snapshots.pop(0))
+    monkeypatch.setattr(load_run, "served_settings", lambda *rest: settings.pop(0))
+    monkeypatch.setattr(load_run, "_generate", lambda *rest: (load_result().recorder, None))
+    complaints: list[str] = []
+    result = run_load(
+        model="ner",
+        name="steady",
+        profile=load_result().profile,
+        grpc_url=NO_SERVER,
+        log=tmp_path / "ner.log",
+        complain=complaints.append,
+    )
+    changes = [
+        "ner was version 3 before the run and 4 after it",
+        "ner_onnx was served as '1 instance' before the run and as '2 instances' after it",
+    ]
+    assert (result.version, list(result.changes), result.doubts) == ("3", changes, changes)
+    assert result.anew == ("ner_onnx",)
+    assert [words.partition(":")[0] for words in complaints] == ["the server began anew during the run"]
 
 
 def test_a_run_without_its_token_does_not_begin(tmp_path: Path) -> None:

@@ -160,6 +160,52 @@ def test_results_say_when_the_clock_of_the_last_generator_began(tmp_path: Path) 
     assert _run_python(_USER + code) == "True\n9\n"
 
 
+def test_the_clock_of_a_closed_loop_starts_when_all_users_of_its_first_stage_are_ready() -> None:
+    code = """
+    import gevent
+
+    options.load_profile = "smoke"
+    options.overrides = ["users=3", "stages=[{seconds=1}, {seconds=1, load=2}]"]
+    environment.runner = None
+    users._watch(environment)
+    learned, sent = [], []
+
+    def answer(item):
+        sent.append(len(learned))
+        gevent.sleep(0.02)
+
+    def learn(user):
+        gevent.sleep(0.2 * user._number)
+        learned.append(users._process.began_ns)
+        if user._number == 1 and len(learned) < 4:
+            raise KeyError("one crashes at first")
+        user._items, user._ask = iter(range(1000)), answer
+        return True
+
+    def live(user):
+        while True:
+            try:
+                user.run_loop()
+            except KeyError:
+                pass
+            except StopUser:
+                return
+
+    users.GrpcUser._learn = learn
+    gevent.joinall([gevent.spawn(live, users.GrpcUser(environment)) for _ in range(3)], raise_error=True)
+    print(learned[:3], min(sent), len(learned))
+    # Some 40 heartbeats from then on, and none of before.
+    print(users._process.recorder.health[0].lateness_ms.total() <= 20)
+    # One who comes later is waited for by nobody.
+    users._process.reset()
+    users._process.begin()
+    late = users.GrpcUser(environment)
+    late.run_loop()
+    print(late._ask is answer)
+    """
+    assert _run_python(_USER + code) == "[None, None, None] 3 4\nTrue\nTrue\n"
+
+
 def test_users_show_what_the_options_name() -> None:
     code = """
     import os

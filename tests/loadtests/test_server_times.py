@@ -6,7 +6,7 @@ from typing import ClassVar, cast
 import pytest
 
 from mooring import BatchStatistics, Client, DurationStatistics, EnsembleStep, ModelConfig, ModelStatistics
-from mooring_loadtests.server_times import between, snapshot
+from mooring_loadtests.server_times import between, loaded_anew, snapshot, switched
 
 NONE = DurationStatistics(count=0, ns=0)
 
@@ -139,12 +139,25 @@ def test_where_nothing_happened_all_is_zero() -> None:
         _statistics("m", requests=100, success_ms=7.0, version="2"),
         # Loaded anew under the same version: its counts began again.
         _statistics("m", requests=3, success_ms=7.0),
+        # It has answered more than before since then, in less time or in other batches.
+        _statistics("m", requests=101, success_ms=7.0),
+        _statistics("m", requests=900, success_ms=7.0, batches={2: 450}),
     ],
 )
 def test_a_model_that_was_loaded_anew_counts_from_its_loading(after: ModelStatistics) -> None:
-    before = {"m": _statistics("m", requests=100, success_ms=50.0)}
+    before = {"m": _statistics("m", requests=100, success_ms=50.0, batches={1: 80, 2: 10})}
     times = between("m", before, {"m": after})
     assert (times.requests, times.total_ms) == (after.inference_count, pytest.approx(7.0))
+    sizes = {batch.batch_size: batch.compute_infer.count for batch in after.batches}
+    assert times.steps[0].batches == sizes
+    (said,) = [*switched(before, {"m": after}), *loaded_anew(before, {"m": after})]
+    assert said == ("m" if after.version == "1" else "m was version 1 before the run and 2 after it")
+
+
+def test_a_server_that_goes_on_is_not_taken_for_another() -> None:
+    after = {name: _add(counted, counted) for name, counted in BEFORE.items()}
+    for later in (BEFORE, after):
+        assert loaded_anew(BEFORE, later) == switched(BEFORE, later) == []
 
 
 def test_a_model_that_was_not_there_before_counts_too() -> None:
