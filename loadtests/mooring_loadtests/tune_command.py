@@ -12,8 +12,8 @@ import json
 import math
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ from mooring_loadtests.tune_choice import (
     confirmation_s,
     in_words,
 )
+from mooring_loadtests.tune_journal import Journal, Plan
 from mooring_loadtests.tune_probe import Prober, Release
 from mooring_loadtests.tuner import (
     LEAST_SHARE,
@@ -46,7 +47,6 @@ from mooring_loadtests.tuner import (
     TURNS,
     Candidate,
     Probe,
-    Stage,
     affordable,
     finalists,
     rate_within,
@@ -66,20 +66,8 @@ _SCOUT_S = 2
 _SCOUT_SHARES = (0.3, 0.5, 0.7, 0.9)
 #: Share of requests that the model may refuse as none of its inputs.
 _REFUSED_SHARE = 0.01
-#: The journal's last line.
-_FINISHED = {"finished": True}
 #: How long to tune, about.
 MINUTES = 10.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """How a search begins."""
-
-    #: About what the present settings take within the bound, in requests a second.
-    guess: float
-    #: Candidates of the first round.
-    first_round: int
 
 
 def add_command(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -408,77 +396,8 @@ def _proposal(release: Release, candidate: Candidate) -> Iterator[str]:
         yield from ("", *lines) if before[model] != text else ()
 
 
-class Journal:
-    """Probes on disk, so that a search that was interrupted goes on; one that was finished begins anew.
-
-    Args:
-        path: JSON lines.
-        search: what the search is about; probes of another are dropped. Those that failed are, too: what
-            failed may have been the machine.
-    """
-
-    def __init__(self, path: Path, search: Mapping[str, Any]) -> None:
-        self._path = path
-        self._search = dict(search)
-        #: Of the search that goes on.
-        self.plan: Plan | None = None
-        self.probes: list[Probe] = []
-        text = path.read_text(encoding="utf-8") if path.is_file() else ""
-        entries = [entry for entry in map(_entry, text.splitlines()) if entry is not None]
-        if entries and entries[0].get("search") == self._search and _FINISHED not in entries:
-            self.plan = Plan(**entries[0]["plan"])
-            probes = [_read_probe(entry) for entry in entries[1:]]
-            self.probes = [probe for probe in probes if probe.error is None]
-            if not text.endswith("\n"):
-                # Ends the line that was cut off, so that what follows can be read.
-                self._append("")
-
-    def start(self, plan: Plan) -> None:
-        """Begin a search, or go on with the one that is there."""
-        if self.plan is None:
-            self.plan = plan
-            begin = {"search": self._search, "plan": asdict(plan)}
-            self._path.write_text(json.dumps(begin) + "\n", encoding="utf-8")
-
-    def add(self, probe: Probe) -> None:
-        """Note a probe."""
-        self.probes.append(probe)
-        entry = asdict(probe)
-        entry["stages"] = [finite(stage) for stage in entry["stages"]]
-        self._append(json.dumps(entry))
-
-    def finish(self) -> None:
-        """Note that the search came to its end."""
-        self._append(json.dumps(_FINISHED))
-
-    def _append(self, line: str) -> None:
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(f"{line}\n")
-
-
 def _digest(path: Path) -> str:
     try:
         return hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError as exc:
         raise ConfigError(f"--items {path} can't be read: {exc.strerror}") from exc
-
-
-def _entry(line: str) -> dict[str, Any] | None:
-    try:
-        entry: dict[str, Any] = json.loads(line)
-    except ValueError:
-        # The last line of a search that was killed while it wrote.
-        return None
-    return entry
-
-
-def _read_probe(entry: Mapping[str, Any]) -> Probe:
-    candidate = dict(entry["candidate"])
-    candidate["preferred_batch_size"] = tuple(candidate["preferred_batch_size"])
-    stages = (
-        Stage(rate=stage["rate"], p99_ms=math.inf if stage["p99_ms"] is None else stage["p99_ms"])
-        for stage in entry["stages"]
-    )
-    return Probe(
-        candidate=Candidate(**candidate), round=entry["round"], stages=tuple(stages), error=entry["error"]
-    )

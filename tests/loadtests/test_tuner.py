@@ -28,7 +28,8 @@ from mooring_loadtests.load_result import LoadResult
 from mooring_loadtests.load_statistics import Estimate
 from mooring_loadtests.recorder import Recorder
 from mooring_loadtests.tune_choice import Confirmed, Outcome, TimeLeft, choose, confirmation_s, in_words
-from mooring_loadtests.tune_command import Journal, Plan, find, make_plan, number_of_minutes, slo
+from mooring_loadtests.tune_command import find, make_plan, number_of_minutes, slo
+from mooring_loadtests.tune_journal import Journal, Plan
 from mooring_loadtests.tune_plot import plot
 from mooring_loadtests.tune_probe import Prober, Release
 from mooring_loadtests.tuner import (
