@@ -63,6 +63,7 @@ def step_files(
                 "learners/embedding.py",
                 "learners/recommender.py",
                 "learners/recommender_model.py",
+                "learners/text.py",
             ),
             "shared_sources": shared_digest(),
         },
@@ -116,7 +117,7 @@ def _text_vectors(
     texts: Mapping[str, str],
 ) -> np.ndarray:
     """Vectors ``[N, T]`` of the items' texts; only those that the checkpoint has not are made anew."""
-    from mooring_build.learners.embedding import embed_texts
+    from mooring_build.learners.text import embed_texts
     from mooring_build.models import load_tokenizer
 
     vectors = dict(zip(known.values(), model.text_vectors.numpy(), strict=True))

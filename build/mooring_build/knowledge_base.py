@@ -124,7 +124,9 @@ def step_files(
             "evaluation": digest_of([astuple(query) for query in queries]),
             "max_length": recipe.text.max_length,
             "libraries": library_versions("numpy", "torch", "transformers"),
-            "sources": source_digest("knowledge_base.py", "learners/embedding.py", "metrics.py", "models.py"),
+            "sources": source_digest(
+                "knowledge_base.py", "learners/embedding.py", "learners/text.py", "metrics.py", "models.py"
+            ),
             "shared_sources": shared_digest(),
         },
     )

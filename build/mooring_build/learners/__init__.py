@@ -29,6 +29,7 @@ _LEARNERS: dict[Task, tuple[str, str, tuple[str, ...]]] = {
             "learners/recommender.py",
             "learners/recommender_model.py",
             "learners/embedding.py",
+            "learners/text.py",
             "models.py",
             "checkpoints.py",
             "behaviour.py",

@@ -35,15 +35,16 @@ IGNORED = -100
 _REAL_TEXTS = 64
 
 
-class LogitsOnly(torch.nn.Module):
-    """A classifier whose ``forward`` takes two tensors by position and returns the logits alone."""
+class OneOutput(torch.nn.Module):
+    """A model of texts whose ``forward`` takes two tensors by position and returns one output alone."""
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, output: str = "logits") -> None:
         super().__init__()
         self.model = model
+        self._output = output
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        return self.model(input_ids=input_ids, attention_mask=attention_mask).logits
+        return self.model(input_ids=input_ids, attention_mask=attention_mask)[self._output]
 
 
 class TextLearner(Learner):
@@ -169,13 +170,14 @@ def exposure_loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = 
     return torch.where(labels == IGNORED, away.mean(dim=-1), own).mean()
 
 
-def text_exportable(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, recipe: Recipe) -> Exportable:
-    """A classifier of texts or tokens as its engine: ``input_ids`` and ``attention_mask`` ``[B, L]`` in, FP32
-    ``logits`` out."""
+def text_exportable(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, recipe: Recipe, output: str = "logits"
+) -> Exportable:
+    """A model of texts as its engine: ``input_ids`` and ``attention_mask`` ``[B, L]`` in, one FP32 output."""
     return Exportable(
-        module=LogitsOnly(model).eval(),
+        module=OneOutput(model, output).eval(),
         inputs=("input_ids", "attention_mask"),
-        output="logits",
+        output=output,
         sample=token_sample(recipe),
         axes=token_axes(recipe),
         hub_model=model,
@@ -298,6 +300,33 @@ def _piece_labels(
         labels.append(ids.get(tag, ids[tags[word]]))
         previous = word
     return labels
+
+
+def mean_of_tokens(hidden: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+    """``[B, L, D]`` hidden states and ``[B, L]`` mask to ``[B, D]``."""
+    mask = attention_mask.unsqueeze(-1).to(hidden.dtype)  # [B, L, 1]
+    return (hidden * mask).sum(1) / mask.sum(1)
+
+
+def embed_texts(
+    model: Any, tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], max_length: int
+) -> np.ndarray:
+    """What a model's ``embed`` makes of any number of texts, in their order, each cut off at ``max_length``
+    tokens: ``[N, D]`` float32."""
+    order = sorted(range(len(texts)), key=lambda place: len(texts[place]))
+    vectors = np.zeros((len(texts), model.config.hidden_size), np.float32)
+    for start in range(0, len(order), 32):
+        places = order[start : start + 32]
+        batch = tokenizer(
+            [texts[place] for place in places],
+            padding=True,
+            truncation=True,
+            max_length=max_length,
+            return_tensors="pt",
+        ).to(model.device)
+        with torch.inference_mode():
+            vectors[places] = model.embed(batch["input_ids"], batch["attention_mask"]).cpu().numpy()
+    return vectors
 
 
 def required(recipe: Recipe, folder: Path | None) -> Path:
