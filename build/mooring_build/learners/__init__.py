@@ -38,7 +38,7 @@ _LEARNERS: dict[Task, tuple[str, str, tuple[str, ...]]] = {
     "tabular-classification": (
         "tabular",
         "TabularClassificationLearner",
-        ("learners/tabular.py", "learners/_one_label.py"),
+        ("learners/tabular.py", "learners/_one_label.py", "models.py"),
     ),
     "text-classification": (
         "text",
