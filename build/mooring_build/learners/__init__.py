@@ -43,7 +43,7 @@ _LEARNERS: dict[Task, tuple[str, str, tuple[str, ...]]] = {
     "text-classification": (
         "text",
         "TextClassificationLearner",
-        ("learners/text.py", "learners/adapters.py", "models.py"),
+        ("learners/text.py", "learners/_one_label.py", "learners/adapters.py", "models.py"),
     ),
     "text-multi-classification": (
         "heads",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import accumulate, chain
 from pathlib import Path
@@ -24,8 +24,9 @@ from transformers import (
 from mooring import CheckpointError
 from mooring_build.datasets import Dataset, Example, LabelledText, TaggedSentence
 from mooring_build.learners._learner import Case, Exportable, Learner, Lesson, verified_batches
+from mooring_build.learners._one_label import label_scores
 from mooring_build.learners.adapters import add_adapter, merge_adapter
-from mooring_build.metrics import label_metrics, label_report, token_metrics
+from mooring_build.metrics import label_report, token_metrics
 from mooring_build.models import load_base_model, load_fine_tuned_model, load_tokenizer
 from mooring_build.recipe import Recipe
 
@@ -80,8 +81,7 @@ class _ClassificationLearner(TextLearner):
                 dataset.evaluation, tokenizer, recipe, dataset.labels, first_pieces_only=True
             ),
             collator=self._collator(tokenizer),
-            metrics=lambda prediction: self._metrics(*self._read(prediction, dataset.labels)),
-            report=lambda prediction: self._report(prediction, dataset.labels),
+            **self._scores(dataset.labels),
             processor=tokenizer,
             arguments={"train_sampling_strategy": "group_by_length"},
         )
@@ -89,21 +89,12 @@ class _ClassificationLearner(TextLearner):
     def exportable(self, recipe: Recipe, folder: Path) -> Exportable:
         return text_exportable(load_fine_tuned_model(folder, recipe.task), load_tokenizer(folder), recipe)
 
-    def _report(self, prediction: EvalPrediction, labels: list[str]) -> dict[str, dict[str, float]]:
-        truth, chosen = self._read(prediction, labels)
-        if self.headline == "entity_f1":
-            truth, chosen = list(chain(*truth)), list(chain(*chosen))
-        return label_report(truth, chosen, labels)
-
     @abstractmethod
     def _collator(self, tokenizer: PreTrainedTokenizerFast) -> Any: ...
 
     @abstractmethod
-    def _read(self, prediction: EvalPrediction, labels: list[str]) -> tuple[list[Any], list[Any]]:
-        """Right and chosen labels, one an example; or one list of tags an example."""
-
-    @abstractmethod
-    def _metrics(self, truth: list[Any], chosen: list[Any]) -> dict[str, float]: ...
+    def _scores(self, labels: list[str]) -> dict[str, Callable[[EvalPrediction], Any]]:
+        """``metrics`` and ``report`` of the lesson."""
 
 
 class TextClassificationLearner(_ClassificationLearner):
@@ -127,12 +118,8 @@ class TextClassificationLearner(_ClassificationLearner):
     def _collator(self, tokenizer: PreTrainedTokenizerFast) -> Any:
         return DataCollatorWithPadding(tokenizer)
 
-    def _read(self, prediction: EvalPrediction, labels: list[str]) -> tuple[list[Any], list[Any]]:
-        chosen = np.asarray(prediction.predictions).argmax(-1)
-        return [labels[i] for i in np.asarray(prediction.label_ids)], [labels[i] for i in chosen]
-
-    def _metrics(self, truth: list[Any], chosen: list[Any]) -> dict[str, float]:
-        return label_metrics(truth, chosen)
+    def _scores(self, labels: list[str]) -> dict[str, Callable[[EvalPrediction], Any]]:
+        return label_scores(labels)
 
 
 class TokenClassificationLearner(_ClassificationLearner):
@@ -143,17 +130,20 @@ class TokenClassificationLearner(_ClassificationLearner):
     def _collator(self, tokenizer: PreTrainedTokenizerFast) -> Any:
         return DataCollatorForTokenClassification(tokenizer, label_pad_token_id=IGNORED)
 
-    def _read(self, prediction: EvalPrediction, labels: list[str]) -> tuple[list[Any], list[Any]]:
-        chosen = np.asarray(prediction.predictions).argmax(-1)
-        truth = np.asarray(prediction.label_ids)
-        rows = [row != IGNORED for row in truth]
-        return (
-            [[labels[i] for i in row[keep]] for row, keep in zip(truth, rows, strict=True)],
-            [[labels[i] for i in row[keep]] for row, keep in zip(chosen, rows, strict=True)],
-        )
+    def _scores(self, labels: list[str]) -> dict[str, Callable[[EvalPrediction], Any]]:
+        def read(prediction: EvalPrediction) -> Iterator[list[list[str]]]:
+            """Right and chosen tags, a list of them an example."""
+            truth, logits = np.asarray(prediction.label_ids), np.asarray(prediction.predictions)
+            counted = truth != IGNORED
+            for tags in (truth, logits.argmax(-1)):
+                yield [[labels[i] for i in row[keep]] for row, keep in zip(tags, counted, strict=True)]
 
-    def _metrics(self, truth: list[Any], chosen: list[Any]) -> dict[str, float]:
-        return token_metrics(truth, chosen)
+        return {
+            "metrics": lambda prediction: token_metrics(*read(prediction)),
+            "report": lambda prediction: label_report(
+                *(list(chain(*tags)) for tags in read(prediction)), labels
+            ),
+        }
 
 
 def exposure_loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
