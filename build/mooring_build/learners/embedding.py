@@ -23,7 +23,7 @@ from transformers.utils import ModelOutput
 from mooring import CheckpointError, RecipeError
 from mooring_build.checkpoints import Pooling, read_pooling
 from mooring_build.datasets import Dataset
-from mooring_build.knowledge_base import Entry, of_known_items, read_entries
+from mooring_build.knowledge_base import Entry, of_known_items
 from mooring_build.learners._learner import Exportable, Lesson
 from mooring_build.learners.text import (
     TextLearner,
@@ -170,7 +170,7 @@ class TextRankingLearner(_EmbeddingLearner):
     ) -> Lesson:
         folder = required(recipe, folder)
         tokenizer = load_tokenizer(folder)
-        entries = read_entries(recipe)
+        entries = dataset.entries
         encode = _Encoder(tokenizer, recipe)
         train = of_known_items(entries, dataset.train, "data.train")
         asked = of_known_items(entries, dataset.evaluation, "data.evaluation")
