@@ -30,7 +30,7 @@ def compose(recipe: Recipe, *, repository: Path, artifacts: Path, say: Callable[
     parts = _released_parts(recipe, repository)
     for name, manifest in parts.items():
         say(f"{name:<11} {recipe.parts[name]} version {manifest['version']}")
-    key, step_files, more = _files(recipe, repository, artifacts, say)
+    key, step_files, more = _files(recipe, parts, repository, artifacts, say)
     inputs_digest = digest_of(
         {
             "parts": recipe.parts,
@@ -96,11 +96,15 @@ def _released_parts(recipe: Recipe, repository: Path) -> dict[str, dict[str, Any
 
 
 def _files(
-    recipe: Recipe, repository: Path, artifacts: Path, say: Callable[[str], None]
+    recipe: Recipe,
+    parts: Mapping[str, Mapping[str, Any]],
+    repository: Path,
+    artifacts: Path,
+    say: Callable[[str], None],
 ) -> tuple[str | None, Mapping[str, Mapping[str, Path | str]], Mapping[str, Any]]:
     """What a release holds beside its steps' sources, with its digest and further facts of the manifest."""
     if recipe.task not in _FILES:
         return None, {}, {}
     make = importlib.import_module(f"mooring_build.{_FILES[recipe.task]}").compose_files
-    key, files, facts = make(recipe, repository, artifacts, say)
+    key, files, facts = make(recipe, parts, repository, artifacts, say)
     return key, files, facts
