@@ -31,7 +31,7 @@ from mooring_build.learners.text import (
     required,
     text_exportable,
 )
-from mooring_build.metrics import heads_metrics, label_report
+from mooring_build.metrics import heads_metrics, heads_report
 from mooring_build.models import load_fine_tuned_model, load_tokenizer
 from mooring_build.recipe import Recipe
 
@@ -145,15 +145,14 @@ class HeadsLearner(TextLearner):
         tokenizer = load_tokenizer(folder)
         model = load_heads_model(folder, recipe) if fine_tuned else _new_model(folder, recipe)
         model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+        heads = model.config.heads
         return Lesson(
             model=model,
             train=_items(model, tokenizer, recipe, dataset.train),
             evaluation=_items(model, tokenizer, recipe, dataset.evaluation),
             collator=_collate,
-            metrics=lambda prediction: heads_metrics(
-                *_read(prediction, model.config.heads), model.config.heads
-            ),
-            report=lambda prediction: _report(prediction, model.config.heads),
+            metrics=lambda prediction: heads_metrics(*_read(prediction, heads), heads),
+            report=lambda prediction: heads_report(*_read(prediction, heads), heads),
             processor=tokenizer,
         )
 
@@ -234,12 +233,3 @@ def _read(
             truth[name] = [labels[i] for i in ids[own, column]]
             chosen[name] = [labels[i] for i in best]
     return truth, chosen
-
-
-def _report(prediction: EvalPrediction, heads: dict[str, list[str]]) -> dict[str, dict[str, float]]:
-    truth, chosen = _read(prediction, heads)
-    return {
-        f"{name}: {row}": figures
-        for name, right in truth.items()
-        for row, figures in label_report(right, chosen[name], heads[name]).items()
-    }
