@@ -92,10 +92,7 @@ def build(
                 # scikit-learn comes with it, which takes a while.
                 from mooring_build.knowledge_base import known_examples
 
-                whole, dataset = dataset, known_examples(recipe, dataset)
-                left_out = _count(whole) - _count(dataset)
-                if left_out:
-                    say(f"            {left_out} texts are for items that are not in the catalogue: left out")
+                dataset = known_examples(recipe, dataset, say)
             searched: dict[str, Any] | None = None
             if search_trials:
                 recipe, searched = _search(recipe, checkpoint, dataset, artifacts, search_trials, say)
@@ -255,10 +252,6 @@ def _evaluate(
         metrics = found
         say(f"evaluated   {_figures(metrics)}")
     return FineTuned(folder=checkpoint.folder, key=checkpoint.digest, metrics=metrics)
-
-
-def _count(dataset: Dataset) -> int:
-    return len(dataset.train) + len(dataset.evaluation)
 
 
 def _tell_cut(recipe: Recipe, checkpoint: Checkpoint, dataset: Dataset, say: Callable[[str], None]) -> None:

@@ -69,9 +69,11 @@ def of_known_items(
     return kept
 
 
-def known_examples(recipe: Recipe, dataset: Dataset) -> Dataset:
+def known_examples(
+    recipe: Recipe, dataset: Dataset, say: Callable[[str], None] = lambda line: None
+) -> Dataset:
     """The examples that :func:`of_known_items` keeps, those that are trained on and asked for, with the
-    catalogue's entries.
+    catalogue's entries; ``say`` receives a line where some are left out.
 
     Raises:
         DataError: as there, or the catalogue can't be read.
@@ -81,6 +83,9 @@ def known_examples(recipe: Recipe, dataset: Dataset) -> Dataset:
         [example for example, _ in of_known_items(entries, examples, source)]
         for examples, source in ((dataset.train, "data.train"), (dataset.evaluation, "data.evaluation"))
     )
+    left_out = len(dataset.train) + len(dataset.evaluation) - len(train) - len(evaluation)
+    if left_out:
+        say(f"            {left_out} texts are for items that are not in the catalogue: left out")
     return replace(dataset, train=train, evaluation=evaluation, entries=entries)
 
 
