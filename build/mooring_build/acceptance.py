@@ -14,8 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from mooring._served.classification import Acceptance, confidence
-from mooring_build.checkpoints import read_labels_of
-from mooring_build.datasets import load_dataset, read_texts
+from mooring_build.datasets import Dataset, read_texts
 from mooring_build.digests import digest_of
 from mooring_build.engines import run_texts
 from mooring_build.exports import LIBRARIES
@@ -29,23 +28,26 @@ _STEPS = 1000
 
 
 def step_files(
-    recipe: Recipe, engine: EngineFiles, folder: Path, artifacts: Path, say: Callable[[str], None]
+    recipe: Recipe,
+    engine: EngineFiles,
+    folder: Path,
+    dataset: Dataset,
+    artifacts: Path,
+    say: Callable[[str], None],
 ) -> StepFiles:
     """The calibration of a classifier as it is served, and how many texts out of scope it recalls.
 
     Args:
-        recipe: names the texts.
+        recipe: names the texts out of scope.
         engine: of ``export.engine``; a lower precision has logits of its own.
         folder: the checkpoint.
+        dataset: its evaluation split is in scope.
         artifacts: working folder; a calibration that is up to date there is used again.
         say: receives a line.
     """
     if recipe.data is None or recipe.data.out_of_scope is None:
         return StepFiles(key=None, files={})
-    labels = read_labels_of(folder) or recipe.labels
-    inside = [
-        example.text for example in load_dataset(recipe, labels=labels, evaluation_only=True).evaluation
-    ]
+    inside = [example.text for example in dataset.evaluation]
     outside = read_texts(recipe, recipe.data.out_of_scope)
     stage = Stage(
         artifacts,
@@ -63,7 +65,7 @@ def step_files(
     )
     metrics = stage.result()
     if metrics is None:
-        opened, encoder = open_engine_and_tokenizer(recipe, engine, labels, folder)
+        opened, encoder = open_engine_and_tokenizer(recipe, engine, dataset.labels, folder)
         logits = (
             np.concatenate([rows for _, _, rows in run_texts(opened, encoder, texts, f"data.{key}")])
             for texts, key in ((inside, "evaluation"), (outside, "out_of_scope"))

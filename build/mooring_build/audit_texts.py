@@ -18,8 +18,8 @@ from typing import Any
 from mooring import ConfigError, DataError
 
 _FOLDER = Path(__file__).resolve().parent / "audit_templates"
-#: What is put into the slots.
-FILLS = _FOLDER / "fills.toml"
+# What is put into the slots.
+_FILLS = _FOLDER / "fills.toml"
 _SLOT = re.compile(r"\{(\w+)\}")
 _PRONOUNS = {
     "female": {"he": "she", "his": "her", "him": "her"},
@@ -50,13 +50,16 @@ class Axis:
     groups: Mapping[str, Sequence[Sequence[Probe]]]
 
 
-def template_axes(task: str, names: Sequence[str | Path] | None = None) -> list[Axis]:
+def template_axes(
+    task: str, names: Sequence[str] | None = None, path_of: Callable[[str], Path] = Path
+) -> list[Axis]:
     """Axes of templates.
 
     Args:
         task: of the model.
         names: shipped templates, or paths of TOML files with a table ``[texts]`` of lists; ``None`` takes
             all that are shipped for the task.
+        path_of: resolves the path of an own one.
 
     Raises:
         ConfigError: the task can't be audited, there are no such templates, or they have no slot that fits.
@@ -64,11 +67,9 @@ def template_axes(task: str, names: Sequence[str | Path] | None = None) -> list[
     """
     if task not in SHIPPED:
         raise ConfigError(f"models for {task!r} can't be audited; those for {', '.join(SHIPPED)} can")
-    texts = [
-        text for path in template_files(SHIPPED[task] if names is None else names) for text in _texts(path)
-    ]
-    fills = _read_toml(FILLS)
-    axes = list(_axes(texts, fills))
+    files = _template_files(SHIPPED[task] if names is None else names, path_of)
+    texts = [text for path in files for text in _texts(path)]
+    axes = list(_axes(texts, _read_toml(_FILLS)))
     if task == "token-classification":
         axes = [axis for axis in axes if axis.name.startswith("names: ")]
     if texts and not axes:
@@ -180,16 +181,7 @@ def _fill(template: str, fill: Mapping[str, str]) -> Probe:
     return Probe("".join(parts), name)
 
 
-def template_files(names: Sequence[str | Path], path_of: Callable[[str | Path], Path] = Path) -> list[Path]:
-    """The file of each template, shipped or own.
-
-    Args:
-        names: as in :func:`template_axes`.
-        path_of: resolves the path of an own one.
-
-    Raises:
-        ConfigError: one is neither.
-    """
+def _template_files(names: Sequence[str], path_of: Callable[[str], Path]) -> list[Path]:
     shipped = {name for names in SHIPPED.values() for name in names}
     paths = [_FOLDER / f"{name}.toml" if name in shipped else path_of(name) for name in names]
     for name, path in zip(names, paths, strict=True):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mooring import DataError
 from mooring._monitor.texts import read_seconds
-from mooring_build.datasets import NextItem, Split, Visits, data_file, read_rows
+from mooring_build.datasets import NextItem, Split, Visits, data_file, read_catalogue, read_rows
 from mooring_build.digests import digest_of
 from mooring_build.hub_data import read_hub_rows
 from mooring_build.recipe import Recipe
@@ -104,15 +104,7 @@ def read_items(recipe: Recipe) -> dict[str, str]:
     Raises:
         DataError: with path and row.
     """
-    path = recipe.path(recipe.catalogue.file)
-    if not path.is_file():
-        raise DataError(f"catalogue.file {recipe.catalogue.file!r}: no file {path}")
-    texts: dict[str, str] = {}
-    for number, row in enumerate(read_rows(path, ("item", "text")), start=1):
-        if row["item"] in texts:
-            raise DataError(f"{path}, row {number} after the header: item {row['item']!r} is there twice")
-        texts[row["item"]] = row["text"]
-    return texts
+    return {row["item"]: row["text"] for row in read_catalogue(recipe, ("item", "text"))}
 
 
 def count_events(histories: Iterable[Sequence[str]]) -> dict[str, int]:

@@ -92,7 +92,7 @@ def build(
                 # scikit-learn comes with it, which takes a while.
                 from mooring_build.knowledge_base import known_examples
 
-                dataset = known_examples(recipe, dataset)
+                dataset = known_examples(recipe, dataset, say)
             searched: dict[str, Any] | None = None
             if search_trials:
                 recipe, searched = _search(recipe, checkpoint, dataset, artifacts, search_trials, say)
@@ -239,11 +239,8 @@ def _evaluate(
     metrics: dict[str, Any] = {}
     if dataset.evaluation:
         inputs = _model_inputs(recipe, checkpoint, dataset)
-        if recipe.task == "text-ranking":
-            from mooring_build.knowledge_base import read_entries
-
-            # What is chosen from.
-            inputs["entries"] = digest_of([astuple(entry) for entry in read_entries(recipe)])
+        if dataset.entries:
+            inputs["entries"] = digest_of([astuple(entry) for entry in dataset.entries])
         stage = Stage(artifacts, recipe.name, "evaluated", inputs)
         found = stage.result()
         if found is None:
@@ -275,7 +272,7 @@ def _publish(
     say: Callable[[str], None],
 ) -> int:
     strategy = batch_strategy(recipe, artifacts, say)
-    extra = _step_files(recipe, fine_tuned, engines[recipe.export.engine], artifacts, say)
+    extra = _step_files(recipe, fine_tuned, engines[recipe.export.engine], dataset, artifacts, say)
     audited = audit_release(
         recipe, engines[recipe.export.engine], dataset.labels, fine_tuned.folder, artifacts, say
     )
@@ -324,17 +321,22 @@ def _publish(
 
 
 def _step_files(
-    recipe: Recipe, fine_tuned: FineTuned, engine: EngineFiles, artifacts: Path, say: Callable[[str], None]
+    recipe: Recipe,
+    fine_tuned: FineTuned,
+    engine: EngineFiles,
+    dataset: Dataset,
+    artifacts: Path,
+    say: Callable[[str], None],
 ) -> StepFiles:
     """What a release holds besides engines and tokenizer."""
     if recipe.task == "text-classification":
         from mooring_build.acceptance import step_files
 
-        return step_files(recipe, engine, fine_tuned.folder, artifacts, say)
+        return step_files(recipe, engine, fine_tuned.folder, dataset, artifacts, say)
     if recipe.task not in _STEP_FILES:
         return StepFiles(key=None, files={})
     make = importlib.import_module(f"mooring_build.{_STEP_FILES[recipe.task]}").step_files
-    return StepFiles(*make(recipe, fine_tuned.folder, fine_tuned.key, artifacts, say))
+    return make(recipe, fine_tuned.folder, fine_tuned.key, dataset, artifacts, say)
 
 
 def _facts(

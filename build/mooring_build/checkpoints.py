@@ -162,7 +162,7 @@ def _locate(recipe: Recipe) -> tuple[Path, str]:
     if base.wheel is not None and _unpacked(base).is_dir():
         return _unpacked(base), "wheel"
     try:
-        return _download(base), "hub"
+        return _snapshot(base, local_files_only=False), "hub"
     except _HUB_ERRORS as exc:
         if cached is not None:
             return cached, "hub"
@@ -194,10 +194,6 @@ def _is_listed(base: Base) -> bool:
     except (CachedRepoTreeNotFoundError, HFValidationError, LocalEntryNotFoundError):
         return False
     return True
-
-
-def _download(base: Base) -> Path:
-    return _snapshot(base, local_files_only=False)
 
 
 def _snapshot(base: Base, *, local_files_only: bool) -> Path:

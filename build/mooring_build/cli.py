@@ -8,6 +8,8 @@ from pathlib import Path
 
 def add_command(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add ``mooring build`` to the command line."""
+    from mooring._toml_files import add_override_option
+
     parser = subparsers.add_parser(
         "build",
         help="fine-tune, export, verify and publish a recipe",
@@ -16,13 +18,9 @@ def add_command(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
     parser.add_argument(
         "recipes", nargs="+", metavar="RECIPE", help="path of a TOML file, or a shipped recipe's name"
     )
-    parser.add_argument(
-        "--set",
-        dest="overrides",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="change one key of the recipe, e.g. data.train=my.csv or training.epochs=3; no VALUE takes it "
+    add_override_option(
+        parser,
+        "change one key of the recipe, e.g. data.train=my.csv or training.epochs=3; no VALUE takes it "
         "away; may be repeated",
     )
     parser.add_argument(
@@ -56,8 +54,7 @@ def run(args: argparse.Namespace) -> int:
 
     if args.checkpoint is not None and len(args.recipes) > 1:
         raise ConfigError(f"--checkpoint fits one recipe, not {' and '.join(args.recipes)}")
-    overrides = list(args.overrides)
-    recipes = [load_recipe(name, overrides, fine_tuned=args.checkpoint) for name in args.recipes]
+    recipes = [load_recipe(name, args.overrides, fine_tuned=args.checkpoint) for name in args.recipes]
     joined = [recipe.name for recipe in recipes if recipe.task in COMPOSED_TASKS]
     if args.search and joined:
         raise ConfigError(f"--search: {' and '.join(joined)} train nothing; search for their parts")

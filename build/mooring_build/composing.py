@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from mooring import BuildError
+from mooring_build.customer_service import compose_files
 from mooring_build.digests import digest_of
 from mooring_build.model_card import model_card
 from mooring_build.publish import Release, is_up_to_date, publish_release, released_version
-from mooring_build.recipe import PART_TASKS, Recipe, Task
+from mooring_build.recipe import PART_TASKS, Recipe
 from mooring_build.repository import read_config, read_manifest
 from mooring_build.stages import git_commit, library_versions, shared_digest, source_digest
-
-# Tasks that need more than their parts: the module whose ``compose_files`` makes the rest.
-_FILES: dict[Task, str] = {"customer-service": "customer_service"}
 
 
 def compose(recipe: Recipe, *, repository: Path, artifacts: Path, say: Callable[[str], None]) -> int:
@@ -30,7 +27,12 @@ def compose(recipe: Recipe, *, repository: Path, artifacts: Path, say: Callable[
     parts = _released_parts(recipe, repository)
     for name, manifest in parts.items():
         say(f"{name:<11} {recipe.parts[name]} version {manifest['version']}")
-    key, step_files, more = _files(recipe, repository, artifacts, say)
+    # What the release holds beside its steps' sources, its digest, and further facts of the manifest.
+    key: str | None = None
+    step_files: dict[str, dict[str, Path | str]] = {}
+    more: dict[str, Any] = {}
+    if recipe.task == "customer-service":
+        key, step_files, more = compose_files(recipe, parts, repository, artifacts, say)
     inputs_digest = digest_of(
         {
             "parts": recipe.parts,
@@ -93,14 +95,3 @@ def _released_parts(recipe: Recipe, repository: Path) -> dict[str, dict[str, Any
             )
         manifests[name] = read_manifest(repository, model, version)
     return manifests
-
-
-def _files(
-    recipe: Recipe, repository: Path, artifacts: Path, say: Callable[[str], None]
-) -> tuple[str | None, Mapping[str, Mapping[str, Path | str]], Mapping[str, Any]]:
-    """What a release holds beside its steps' sources, with its digest and further facts of the manifest."""
-    if recipe.task not in _FILES:
-        return None, {}, {}
-    make = importlib.import_module(f"mooring_build.{_FILES[recipe.task]}").compose_files
-    key, files, facts = make(recipe, repository, artifacts, say)
-    return key, files, facts

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -22,11 +22,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from mooring import BuildError, DataError
 from mooring._served.ranking import Catalogue
 from mooring._served.replies import PLACEHOLDER, Replies, Reply
-from mooring_build.datasets import Message, read_rows, read_text
+from mooring_build.datasets import Message, data_file, read_rows, read_text
 from mooring_build.digests import digest_of
 from mooring_build.recipe import Recipe
 from mooring_build.released import Classified, Ranked, ReleasedPipeline, classify, rank
-from mooring_build.repository import read_manifest, released_version
 from mooring_build.stages import Stage, shared_digest, source_digest
 
 _COLUMNS = ("text", "intent", "item", "handover")
@@ -82,12 +81,17 @@ class Thresholds(NamedTuple):
 
 
 def compose_files(
-    recipe: Recipe, repository: Path, artifacts: Path, say: Callable[[str], None]
+    recipe: Recipe,
+    parts: Mapping[str, Mapping[str, Any]],
+    repository: Path,
+    artifacts: Path,
+    say: Callable[[str], None],
 ) -> tuple[str, dict[str, dict[str, Path | str]], dict[str, Any]]:
     """Make ``replies.json`` of the reply step.
 
     Args:
         recipe: names replies, evaluation data and parts.
+        parts: manifests of the parts' releases, by what they do.
         repository: has the parts' releases, which are asked here.
         artifacts: working folder; what was decided there for the same parts and data is used again.
         say: receives a line.
@@ -99,11 +103,7 @@ def compose_files(
         BuildError: a part can't say what is needed.
         DataError: the replies or the evaluation data can't be used.
     """
-    manifests = {}
-    for name in recipe.parts.values():
-        version = released_version(repository, name)
-        manifests[name] = read_manifest(repository, name, version or 0)
-    intents = manifests[recipe.parts["intent"]]["labels"]
+    intents = parts["intent"]["labels"]
     content = _read_replies(recipe, intents)
     texts = {
         "intents": intents,
@@ -117,7 +117,7 @@ def compose_files(
         recipe.name,
         "decided",
         {
-            "parts": {name: manifest["inputs_digest"] for name, manifest in manifests.items()},
+            "parts": {recipe.parts[name]: part["inputs_digest"] for name, part in parts.items()},
             "replies": texts,
             "messages": messages_digest(messages),
             "service": recipe.service.model_dump(),
@@ -175,9 +175,7 @@ def read_messages(recipe: Recipe) -> list[Message]:
     """
     if recipe.data is None or recipe.data.evaluation is None:
         raise DataError(f"{recipe.name} needs data.evaluation, to find out when its parts are sure")
-    path = recipe.path(recipe.data.evaluation)
-    if not path.is_file():
-        raise DataError(f"data.evaluation {recipe.data.evaluation!r}: no file {path}")
+    path = data_file(recipe, recipe.data, "evaluation")
     rows = read_rows(path, _COLUMNS, optional=("intent", "item"))
     wrong = {row["handover"] for row in rows} - {"true", "false"}
     if wrong:

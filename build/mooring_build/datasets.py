@@ -116,6 +116,8 @@ class Dataset:
     evaluation_digest: str = ""
     #: Texts for training that fit no label.
     out_of_scope: Sequence[str] = ()
+    #: What a text ranking chooses from.
+    entries: Sequence[Any] = ()
 
 
 def load_dataset(
@@ -359,6 +361,23 @@ def read_rows(path: Path, columns: Sequence[str], *, optional: Sequence[str] = (
             raise DataError(f"{path}:{reader.line_num}: empty {empty[0]}")
     if not rows:
         raise DataError(f"{path} holds no row")
+    return rows
+
+
+def read_catalogue(recipe: Recipe, columns: Sequence[str]) -> list[dict[str, str]]:
+    """Read columns of the recipe's catalogue, of which ``item`` names each row.
+
+    Raises:
+        DataError: with path and row.
+    """
+    path = recipe.path(recipe.catalogue.file)
+    if not path.is_file():
+        raise DataError(f"catalogue.file {recipe.catalogue.file!r}: no file {path}")
+    rows, known = read_rows(path, columns), set()
+    for number, row in enumerate(rows, start=1):
+        if row["item"] in known:
+            raise DataError(f"{path}, row {number} after the header: item {row['item']!r} is there twice")
+        known.add(row["item"])
     return rows
 
 

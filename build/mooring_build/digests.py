@@ -8,11 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-
-def file_sha256(path: Path) -> str:
-    """Lower-case hex digest of a file's content."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+from mooring._wheels import file_sha256
 
 
 def digest_files(files: Iterable[Path], *, root: Path) -> str:

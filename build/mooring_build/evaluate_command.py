@@ -23,6 +23,7 @@ _OTHER_EXAMPLES = re.compile(r"(data|heads|catalogue)[.=]")
 def add_command(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add ``mooring evaluate`` to the command line."""
     from mooring._commands import add_server_options
+    from mooring._toml_files import add_override_option
 
     parser = subparsers.add_parser(
         "evaluate",
@@ -38,14 +39,7 @@ def add_command(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
     parser.add_argument(
         "--recipe", metavar="RECIPE", help="path of a TOML file, or a shipped recipe's name (default: MODEL)"
     )
-    parser.add_argument(
-        "--set",
-        dest="overrides",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="change one key of the recipe, e.g. data.evaluation=my.csv; may be repeated",
-    )
+    add_override_option(parser, "change one key of the recipe, e.g. data.evaluation=my.csv; may be repeated")
     parser.add_argument(
         "--repository",
         type=Path,

@@ -15,7 +15,7 @@ import numpy as np
 
 from mooring._served.recommendation import ItemCatalogue
 from mooring_build.behaviour import count_events, read_items
-from mooring_build.datasets import Dataset, NextItem, Visits, load_dataset
+from mooring_build.datasets import Dataset, NextItem, Visits
 from mooring_build.digests import digest_of
 from mooring_build.metrics import ranking_metrics
 from mooring_build.recipe import Recipe
@@ -29,7 +29,7 @@ _SHOWN = ("ndcg_at_10", "recall_at_50", "ndcg_over_popularity")
 
 
 def step_files(
-    recipe: Recipe, folder: Path, key: str, artifacts: Path, say: Callable[[str], None]
+    recipe: Recipe, folder: Path, key: str, dataset: Dataset, artifacts: Path, say: Callable[[str], None]
 ) -> StepFiles:
     """The catalogue's vectors, made by a checkpoint, and how well it recommends.
 
@@ -37,6 +37,7 @@ def step_files(
         recipe: names the catalogue.
         folder: the checkpoint.
         key: its digest.
+        dataset: its evaluation split is asked for.
         artifacts: working folder; vectors that are up to date there are used again.
         say: receives a line.
 
@@ -44,7 +45,6 @@ def step_files(
         DataError: the catalogue can't be used, or lacks an item of the events.
     """
     texts = read_items(recipe)
-    dataset = load_dataset(recipe)
     stage = Stage(
         artifacts,
         recipe.name,
@@ -63,6 +63,7 @@ def step_files(
                 "learners/embedding.py",
                 "learners/recommender.py",
                 "learners/recommender_model.py",
+                "learners/text.py",
             ),
             "shared_sources": shared_digest(),
         },
@@ -116,7 +117,7 @@ def _text_vectors(
     texts: Mapping[str, str],
 ) -> np.ndarray:
     """Vectors ``[N, T]`` of the items' texts; only those that the checkpoint has not are made anew."""
-    from mooring_build.learners.embedding import embed_texts
+    from mooring_build.learners.text import embed_texts
     from mooring_build.models import load_tokenizer
 
     vectors = dict(zip(known.values(), model.text_vectors.numpy(), strict=True))

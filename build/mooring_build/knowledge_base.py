@@ -8,7 +8,6 @@ only its vectors.
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple, dataclass, replace
 from pathlib import Path
@@ -18,7 +17,7 @@ import numpy as np
 
 from mooring import DataError
 from mooring._served.ranking import Catalogue
-from mooring_build.datasets import Dataset, LabelledText, load_dataset, read_rows, read_split
+from mooring_build.datasets import Dataset, LabelledText, read_catalogue, read_split
 from mooring_build.digests import digest_of
 from mooring_build.metrics import ranking_metrics
 from mooring_build.recipe import Recipe
@@ -48,16 +47,9 @@ def read_entries(recipe: Recipe) -> list[Entry]:
     """Read the recipe's catalogue: CSV with the columns ``item``, ``question`` and ``answer``.
 
     Raises:
-        DataError: with path and line number.
+        DataError: with path and row.
     """
-    path = recipe.path(recipe.catalogue.file)
-    if not path.is_file():
-        raise DataError(f"catalogue.file {recipe.catalogue.file!r}: no file {path}")
-    entries = [Entry(**row) for row in read_rows(path, ("item", "question", "answer"))]
-    twice = [item for item, count in Counter(entry.item for entry in entries).items() if count > 1]
-    if twice:
-        raise DataError(f"{path}: item {twice[0]!r} is there twice")
-    return entries
+    return [Entry(**row) for row in read_catalogue(recipe, ("item", "question", "answer"))]
 
 
 def of_known_items(
@@ -77,8 +69,11 @@ def of_known_items(
     return kept
 
 
-def known_examples(recipe: Recipe, dataset: Dataset) -> Dataset:
-    """The examples that :func:`of_known_items` keeps: those that are trained on, and asked for.
+def known_examples(
+    recipe: Recipe, dataset: Dataset, say: Callable[[str], None] = lambda line: None
+) -> Dataset:
+    """The examples that :func:`of_known_items` keeps, those that are trained on and asked for, with the
+    catalogue's entries; ``say`` receives a line where some are left out.
 
     Raises:
         DataError: as there, or the catalogue can't be read.
@@ -88,31 +83,29 @@ def known_examples(recipe: Recipe, dataset: Dataset) -> Dataset:
         [example for example, _ in of_known_items(entries, examples, source)]
         for examples, source in ((dataset.train, "data.train"), (dataset.evaluation, "data.evaluation"))
     )
-    return replace(dataset, train=train, evaluation=evaluation)
+    left_out = len(dataset.train) + len(dataset.evaluation) - len(train) - len(evaluation)
+    if left_out:
+        say(f"            {left_out} texts are for items that are not in the catalogue: left out")
+    return replace(dataset, train=train, evaluation=evaluation, entries=entries)
 
 
 def step_files(
-    recipe: Recipe, folder: Path, key: str, artifacts: Path, say: Callable[[str], None]
+    recipe: Recipe, folder: Path, key: str, dataset: Dataset, artifacts: Path, say: Callable[[str], None]
 ) -> StepFiles:
     """The catalogue's vectors, made by a checkpoint, and how well they are found.
 
     Args:
-        recipe: names the catalogue.
+        recipe: whose catalogue it is.
         folder: the checkpoint.
         key: its digest.
+        dataset: of :func:`known_examples`; its evaluation split is asked for.
         artifacts: working folder; vectors that are up to date there are used again.
         say: receives a line.
     """
-    entries = read_entries(recipe)
+    entries, queries = dataset.entries, dataset.evaluation
     phrasings = [(place, text) for place, entry in enumerate(entries) for text in entry.phrasings]
     if recipe.catalogue.use_training_texts:
-        phrasings = sorted([*phrasings, *_training_texts(recipe, entries)], key=lambda pair: pair[0])
-    dataset = load_dataset(recipe)
-    queries = [query for query, _ in of_known_items(entries, dataset.evaluation, "data.evaluation")]
-    trained = of_known_items(entries, dataset.train, "data.train")
-    left_out = len(dataset.evaluation) + len(dataset.train) - len(queries) - len(trained)
-    if left_out:
-        say(f"            {left_out} texts are for items that are not in the catalogue: left out")
+        phrasings = sorted([*phrasings, *_training_texts(recipe, dataset)], key=lambda pair: pair[0])
     stage = Stage(
         artifacts,
         recipe.name,
@@ -124,7 +117,9 @@ def step_files(
             "evaluation": digest_of([astuple(query) for query in queries]),
             "max_length": recipe.text.max_length,
             "libraries": library_versions("numpy", "torch", "transformers"),
-            "sources": source_digest("knowledge_base.py", "learners/embedding.py", "metrics.py", "models.py"),
+            "sources": source_digest(
+                "knowledge_base.py", "learners/embedding.py", "learners/text.py", "metrics.py", "models.py"
+            ),
             "shared_sources": shared_digest(),
         },
     )
@@ -139,11 +134,13 @@ def step_files(
     return StepFiles(key=stage.key, files={"catalogue": files}, metrics=metrics)
 
 
-def _training_texts(recipe: Recipe, entries: Sequence[Entry]) -> list[tuple[int, str]]:
+def _training_texts(recipe: Recipe, dataset: Dataset) -> list[tuple[int, str]]:
     if recipe.data is None or recipe.data.train is None:
         raise DataError("catalogue.use_training_texts needs data.train")
-    split = read_split(recipe, recipe.data, "train")
-    return [(place, example.text) for example, place in of_known_items(entries, split.examples, split.source)]
+    # A recipe that does not train may name some all the same.
+    train = dataset.train or read_split(recipe, recipe.data, "train").examples
+    known = of_known_items(dataset.entries, train, "data.train")
+    return [(place, example.text) for example, place in known]
 
 
 def _make(

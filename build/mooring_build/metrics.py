@@ -91,6 +91,19 @@ def label_report(
     }
 
 
+def heads_report(
+    truth: Mapping[str, Sequence[str]],
+    chosen: Mapping[str, Sequence[str]],
+    labels: Mapping[str, Sequence[str]],
+) -> dict[str, dict[str, float]]:
+    """The reports of all heads, arguments as of :func:`heads_metrics`; a row is called ``head: label``."""
+    return {
+        f"{name}: {row}": figures
+        for name, right in truth.items()
+        for row, figures in label_report(right, chosen[name], labels[name]).items()
+    }
+
+
 def format_report(report: dict[str, dict[str, float]]) -> list[str]:
     """The report as lines of a table."""
     width = max(map(len, report))
@@ -101,20 +114,18 @@ def format_report(report: dict[str, dict[str, float]]) -> list[str]:
     return lines
 
 
-def ranking_metrics(ranks: Sequence[int | None], *, cutoff: int = 10, depth: int = 50) -> dict[str, float]:
-    """How high the one right item stands.
+def ranking_metrics(ranks: Sequence[int | None]) -> dict[str, float]:
+    """How high the one right item stands. With one right item the ideal gain is 1, so NDCG is
+    ``1 / log2(rank + 2)``.
 
     Args:
         ranks: of each query, place of the right item from 0; ``None`` where it is not in the ranking.
-        cutoff: places that NDCG looks at. With one right item the ideal gain is 1, so NDCG is
-            ``1 / log2(rank + 2)``.
-        depth: places that recall looks at.
     """
     found = [rank for rank in ranks if rank is not None]
     count = max(1, len(ranks))
     return {
         "hit_at_1": sum(rank == 0 for rank in found) / count,
         "mrr": sum(1 / (rank + 1) for rank in found) / count,
-        f"ndcg_at_{cutoff}": sum(float(1 / np.log2(rank + 2)) for rank in found if rank < cutoff) / count,
-        f"recall_at_{depth}": sum(rank < depth for rank in found) / count,
+        "ndcg_at_10": sum(float(1 / np.log2(rank + 2)) for rank in found if rank < 10) / count,
+        "recall_at_50": sum(rank < 50 for rank in found) / count,
     }

@@ -28,6 +28,7 @@ _MODEL_CLASSES = {
     "token-classification": AutoModelForTokenClassification,
     "text-classification": AutoModelForSequenceClassification,
     "image-classification": AutoModelForImageClassification,
+    "tabular-classification": AutoModel,
     "text-multi-classification": AutoModel,
     "text-ranking": AutoModel,
     "feature-extraction": AutoModel,
@@ -169,8 +170,8 @@ def _load(folder: Path, task: Task, **options: object) -> tuple[PreTrainedModel,
         except Exception as exc:
             # transformers lets through whatever a malformed file makes its parsers raise.
             raise CheckpointError(f"{folder} can't be loaded for {task}: {exc}") from exc
-    for name, parameter in model.named_parameters():
-        if not torch.isfinite(parameter).all():
+    for name, tensor in model.state_dict().items():
+        if not torch.isfinite(tensor).all():
             raise CheckpointError(f"{folder}: weight {name!r} holds NaN or infinity")
     # What has another shape than the config says is drawn anew, as what is missing is.
     lacking = {*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])}

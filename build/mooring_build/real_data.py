@@ -133,7 +133,9 @@ def _write_bio(target: Path, path: Path) -> Path:
         bio = "O" if tag == "O" else f"{'I' if place in 'ME' and inside == kind else 'B'}-{kind}"
         lines.append(f"{token} {bio}")
         inside = kind if place in "BM" else ""
-    return _write(target, "\n".join(lines) + "\n")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return target
 
 
 def movielens(folder: Path, target: Path) -> dict[str, Path]:
@@ -219,12 +221,6 @@ def _write_csv(
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(columns)
         writer.writerows(rows)
-    return path
-
-
-def _write(path: Path, text: str) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
     return path
 
 

@@ -22,6 +22,7 @@ from pydantic import (
 )
 
 from mooring import RecipeError
+from mooring._toml_files import find_file, find_override
 from mooring_build.recipe_tables import (
     Adapter,
     Audit,
@@ -329,7 +330,7 @@ def load_recipe(
         RecipeError: the file is missing or not TOML, or has unknown keys or wrong values; the message
             lists every mistake with its key.
     """
-    path = _find_recipe(recipe)
+    path = find_file("recipe", recipe, shipped_recipes(), RecipeError)
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
@@ -356,31 +357,9 @@ def load_recipe(
     return recipe
 
 
-def _find_recipe(recipe: str | Path) -> Path:
-    path = Path(recipe).expanduser()
-    if path.is_file():
-        return path
-    shipped = shipped_recipes()
-    if str(recipe) in shipped:
-        return shipped[str(recipe)]
-    raise RecipeError(
-        f"no recipe {str(recipe)!r}: give the path of a TOML file, or one of {', '.join(shipped)}"
-    )
-
-
 def _apply_override(table: dict[str, Any], override: str) -> None:
-    key, separator, text = override.partition("=")
-    if not separator or not re.fullmatch(r"[a-z0-9_]+(\.[a-z0-9_]+)*", key):
-        raise RecipeError(f"override {override!r} is not of the form key.path=value")
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text
-    *tables, last = key.split(".")
-    for name in tables:
-        table = table.setdefault(name, {})
-        if not isinstance(table, dict):
-            raise RecipeError(f"override {override!r}: {name!r} is a value, not a table")
+    table, last, value = find_override(table, override, RecipeError)
+    key, _, text = override.partition("=")
     if text == "":
         table.pop(last, None)
         return

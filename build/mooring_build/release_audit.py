@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from mooring import VerificationError
-from mooring_build.audit_texts import FILLS, template_axes, template_files
-from mooring_build.digests import digest_of, file_sha256
+from mooring_build.audit_texts import Axis, template_axes
+from mooring_build.digests import digest_of
 from mooring_build.publish import EngineFiles
 from mooring_build.recipe import Recipe
 from mooring_build.release import open_engine_and_tokenizer
@@ -54,7 +55,7 @@ def audit_release(
     if recipe.task == "token-classification" and not any(label.endswith("-PER") for label in labels):
         say("audited     not: the names of people are compared, and no label is PER")
         return None
-    templates = template_files(recipe.audit.templates, recipe.path)
+    axes = template_axes(recipe.task, recipe.audit.templates, recipe.path)
     stage = Stage(
         artifacts,
         recipe.name,
@@ -64,14 +65,14 @@ def audit_release(
             "labels": list(labels),
             "text": recipe.text.model_dump(),
             "audit": recipe.audit.model_dump(exclude={"required"}),
-            "templates": digest_of([file_sha256(path) for path in [*templates, FILLS]]),
+            "axes": digest_of([asdict(axis) for axis in axes]),
             "sources": source_digest(*_SOURCES),
             "shared_sources": shared_digest(),
         },
     )
     summary = stage.result()
     if summary is None:
-        summary = _audit(recipe, templates, engine, labels, checkpoint)
+        summary = _audit(recipe, axes, engine, labels, checkpoint)
         stage.finish(summary)
     broken = [name for name, axis in summary["axes"].items() if axis["verdict"] == "broken"]
     say(f"audited     {summary['texts']} texts, limits broken for: {', '.join(broken) or 'none'}")
@@ -84,7 +85,7 @@ def audit_release(
 
 
 def _audit(
-    recipe: Recipe, templates: Sequence[Path], engine: EngineFiles, labels: Sequence[str], checkpoint: Path
+    recipe: Recipe, axes: Sequence[Axis], engine: EngineFiles, labels: Sequence[str], checkpoint: Path
 ) -> dict[str, Any]:
     from mooring_build.audit import AuditLimits, audit
     from mooring_build.audit_engine import ask_engine
@@ -93,4 +94,4 @@ def _audit(
     opened, encoder = open_engine_and_tokenizer(recipe, engine, labels, checkpoint)
     ask = ask_engine(opened, encoder, labels, recipe.task)
     limits = AuditLimits(max_gap=recipe.audit.max_gap, max_flips=recipe.audit.max_flips)
-    return audit(ask, recipe.task, template_axes(recipe.task, templates), limits=limits).summary()
+    return audit(ask, recipe.task, axes, limits=limits).summary()

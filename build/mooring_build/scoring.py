@@ -11,7 +11,14 @@ from mooring import ConfigError, CustomerServiceAnswer, Entity, Label, Outcome, 
 from mooring_build.customer_service import messages_digest, read_messages
 from mooring_build.datasets import Dataset, HeadText, LabelledText, Message, TaggedSentence, load_dataset
 from mooring_build.knowledge_base import known_examples
-from mooring_build.metrics import heads_metrics, label_metrics, label_report, ranking_metrics, token_metrics
+from mooring_build.metrics import (
+    heads_metrics,
+    heads_report,
+    label_metrics,
+    label_report,
+    ranking_metrics,
+    token_metrics,
+)
 from mooring_build.recipe import Recipe, Task
 
 #: The figure of each task that is held against the manifest's.
@@ -162,12 +169,7 @@ def _score_heads(
     for example, answer in zip(examples, answers, strict=True):
         truth.setdefault(example.head, []).append(example.label)
         chosen.setdefault(example.head, []).append(answer[example.head][0].label if answer else "")
-    report = {
-        f"{head}: {row}": figures
-        for head, right in truth.items()
-        for row, figures in label_report(right, chosen[head], labels[head]).items()
-    }
-    return heads_metrics(truth, chosen, labels), report
+    return heads_metrics(truth, chosen, labels), heads_report(truth, chosen, labels)
 
 
 def _score_ranking(

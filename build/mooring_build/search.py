@@ -36,7 +36,7 @@ from mooring_build.learners import learner_of
 from mooring_build.models import quiet_transformers
 from mooring_build.recipe import Recipe
 from mooring_build.recipe_tables import Search, Training
-from mooring_build.training import check_smoothing
+from mooring_build.training import check_smoothing, trainer_arguments
 
 # Names of the recipe's training values in TrainingArguments.
 _ARGUMENTS = {
@@ -169,12 +169,7 @@ def _run(
             dataloader_pin_memory=False,
             **lesson.arguments,
         ),
-        train_dataset=lesson.train,
-        eval_dataset=lesson.evaluation,
-        data_collator=lesson.collator,
-        processing_class=lesson.processor,
-        compute_metrics=lesson.metrics,
-        compute_loss_func=lesson.loss,
+        **trainer_arguments(lesson),
     )
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(current)

@@ -76,17 +76,7 @@ def fine_tune(recipe: Recipe, base: Path | None, dataset: Dataset, folder: Path)
     callbacks: list[TrainerCallback] = trackers(recipe, folder)
     if training.early_stopping_patience:
         callbacks.append(EarlyStoppingCallback(training.early_stopping_patience))
-    trainer = Trainer(
-        model=lesson.model,
-        args=arguments,
-        train_dataset=lesson.train,
-        eval_dataset=lesson.evaluation,
-        data_collator=lesson.collator,
-        processing_class=lesson.processor,
-        compute_metrics=lesson.metrics,
-        compute_loss_func=lesson.loss,
-        callbacks=callbacks,
-    )
+    trainer = Trainer(model=lesson.model, args=arguments, callbacks=callbacks, **trainer_arguments(lesson))
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(EpochProgress(learner.headline))
     with quiet_transformers():
@@ -97,6 +87,18 @@ def fine_tune(recipe: Recipe, base: Path | None, dataset: Dataset, folder: Path)
         trainer.save_model(str(folder))
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=2), encoding="utf-8")
     return metrics
+
+
+def trainer_arguments(lesson: Lesson) -> dict[str, Any]:
+    """What transformers' Trainer takes of a lesson as it is."""
+    return {
+        "train_dataset": lesson.train,
+        "eval_dataset": lesson.evaluation,
+        "data_collator": lesson.collator,
+        "processing_class": lesson.processor,
+        "compute_metrics": lesson.metrics,
+        "compute_loss_func": lesson.loss,
+    }
 
 
 def trackers(recipe: Recipe, folder: Path) -> list[TrainerCallback]:
@@ -191,11 +193,7 @@ def evaluate_checkpoint(recipe: Recipe, checkpoint: Path, dataset: Dataset, fold
         args=TrainingArguments(
             output_dir=str(folder), report_to="none", dataloader_pin_memory=False, disable_tqdm=True
         ),
-        eval_dataset=lesson.evaluation,
-        data_collator=lesson.collator,
-        processing_class=lesson.processor,
-        compute_metrics=lesson.metrics,
-        compute_loss_func=lesson.loss,
+        **trainer_arguments(lesson),
     )
     return _score(trainer, lesson)
 

@@ -66,7 +66,7 @@ def fetch_wheel(requirement: str, sha256: str, *, cache_dir: Path | None = None)
     """
     folder = (cache_dir if cache_dir is not None else cache_root()) / "wheels" / sha256
     for wheel in folder.glob("*.whl"):
-        if _sha256_of(wheel) == sha256:
+        if file_sha256(wheel) == sha256:
             return wheel
     make_cache_folder(folder)
     with tempfile.TemporaryDirectory(prefix=".fetch-", dir=folder.parent) as scratch:
@@ -78,7 +78,8 @@ def fetch_wheel(requirement: str, sha256: str, *, cache_dir: Path | None = None)
     return wheel
 
 
-def _sha256_of(path: Path) -> str:
+def file_sha256(path: Path) -> str:
+    """Lower-case hex digest of a file's content."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

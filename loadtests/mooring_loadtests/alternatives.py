@@ -24,7 +24,7 @@ import tempfile
 import time
 import urllib.request
 import venv
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,6 +110,14 @@ class Alternative:
         return [*command, "--max-wait-ms", str(settings.max_wait_ms)]
 
 
+def post_text(
+    model: str, text: str, *, name: str = "text", shape: Sequence[int] = (1, 1)
+) -> tuple[str, bytes]:
+    """Path and body of the request that asks an HTTP service such as Triton's about a text."""
+    tensor = {"name": name, "shape": shape, "datatype": "BYTES", "data": [text]}
+    return f"/v2/models/{model}/infer", json.dumps({"inputs": [tensor]}).encode("utf-8")
+
+
 def _text_to(path: str) -> Callable[[str], tuple[str, bytes]]:
     return lambda text: (path, json.dumps({"text": text}).encode("utf-8"))
 
@@ -131,8 +139,7 @@ def _read_bentoml(body: bytes) -> Answer:
 
 
 def _ask_mlserver(text: str) -> tuple[str, bytes]:
-    tensor = {"name": "array_inputs", "shape": [1], "datatype": "BYTES", "data": [text]}
-    return "/v2/models/classifier/infer", json.dumps({"inputs": [tensor]}).encode("utf-8")
+    return post_text("classifier", text, name="array_inputs", shape=[1])
 
 
 def _read_mlserver(body: bytes) -> Answer:
@@ -149,8 +156,7 @@ def _read_infinity(body: bytes) -> Answer:
 
 
 def _ask_pytriton(text: str) -> tuple[str, bytes]:
-    tensor = {"name": "text", "shape": [1, 1], "datatype": "BYTES", "data": [text]}
-    return "/v2/models/classifier/infer", json.dumps({"inputs": [tensor]}).encode("utf-8")
+    return post_text("classifier", text)
 
 
 def _read_pytriton(body: bytes) -> Answer:

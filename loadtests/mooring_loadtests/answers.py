@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
+from typing import Any
+
+import numpy as np
 
 from mooring import Client, Entity, Label
 
 #: Scores may differ in the last bits: the server may put the two requests into different batches.
-_SCORE_TOLERANCE = 1e-4
+_TOLERANCE = 1e-4
 
 Answer = list[Entity] | list[Label]
 
@@ -25,7 +28,7 @@ class AnswerPair:
     @property
     def agree(self) -> bool:
         """Whether both say the same, scores within 1e-4."""
-        return len(self.grpc) == len(self.http) and all(map(_same, self.grpc, self.http))
+        return same(self.grpc, self.http)
 
 
 def ask_both(grpc: Client, http: Client, model: str, texts: Sequence[str]) -> list[AnswerPair]:
@@ -38,9 +41,16 @@ def ask_both(grpc: Client, http: Client, model: str, texts: Sequence[str]) -> li
     return [AnswerPair(text=text, grpc=over_grpc(text), http=over_http(text)) for text in texts]
 
 
-def _same(one: Entity | Label, other: Entity | Label) -> bool:
-    return _place(one) == _place(other) and math.isclose(one.score, other.score, abs_tol=_SCORE_TOLERANCE)
-
-
-def _place(item: Entity | Label) -> tuple[object, ...]:
-    return (item.label, item.start, item.end) if isinstance(item, Entity) else (item.label,)
+def same(one: Any, other: Any) -> bool:
+    """Whether two answers say the same, numbers within 1e-4."""
+    if isinstance(one, np.ndarray):
+        return bool(np.allclose(one, other, atol=_TOLERANCE))
+    if isinstance(one, float):
+        return math.isclose(one, other, abs_tol=_TOLERANCE)
+    if is_dataclass(one):
+        return type(one) is type(other) and same(vars(one), vars(other))
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(same, one, other))
+    return bool(one == other)

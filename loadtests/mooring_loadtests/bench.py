@@ -35,6 +35,7 @@ from mooring_loadtests.alternatives import (
     ServingSettings,
     candidate_settings,
     install,
+    post_text,
 )
 from mooring_loadtests.bench_clients import (
     CONCURRENCIES,
@@ -55,7 +56,6 @@ from mooring_loadtests.bench_sides import (
     best_labels,
     drive_alternative,
     drive_mooring,
-    post_text,
 )
 from mooring_loadtests.commands import count, exit_code
 from mooring_loadtests.cores import usable_cores

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,7 +15,7 @@ import numpy as np
 import psutil
 
 from mooring import AsyncClient, MooringError, RetryPolicy
-from mooring_loadtests.alternatives import Alternative, ServingSettings, serve
+from mooring_loadtests.alternatives import Alternative, ServingSettings, post_text, serve
 from mooring_loadtests.bench_clients import CONCURRENCIES, Run, drive, http_caller
 from mooring_serve import TritonServer
 
@@ -168,12 +167,6 @@ class CoresUsed:
             name = {"onnx": "engine", "": "tritonserver"}.get(step, step)
             used[name] = used.get(name, 0.0) + sum(process.cpu_times()[:2])
         return used
-
-
-def post_text(name: str, text: str) -> tuple[str, bytes]:
-    """Path and body of the request that asks Triton's HTTP service about a text."""
-    tensor = {"name": "text", "shape": [1, 1], "datatype": "BYTES", "data": [text]}
-    return f"/v2/models/{name}/infer", json.dumps({"inputs": [tensor]}).encode("utf-8")
 
 
 def best_labels(built: Built, texts: Sequence[str]) -> list[list[str]]:

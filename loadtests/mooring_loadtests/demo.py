@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mooring import Client
-from mooring_loadtests.answers import AnswerPair, ask_both
+from mooring_loadtests.answers import ask_both
 from mooring_loadtests.commands import count, exit_code
 from mooring_loadtests.cores import usable_cores
 from mooring_loadtests.load_command import figure_lines
@@ -104,7 +104,8 @@ def _run(repository: Path, reports: Path, seconds: int) -> int:
         )
     )
     _, failures = load.count()
-    return 0 if not failures and _all_agree(answers) else 1
+    agree = all(pair.agree for pairs in answers.values() for pair in pairs)
+    return 0 if agree and not failures else 1
 
 
 def _served_release(client: Client, repository: Path, model: str) -> ReleaseFacts:
@@ -118,10 +119,6 @@ def _mooring_command() -> str:
     if shutil.which("mooring") == str(installed) or not installed.exists():
         return "mooring"
     return os.path.relpath(installed) if installed.is_relative_to(Path.cwd()) else str(installed)
-
-
-def _all_agree(answers: dict[str, list[AnswerPair]]) -> bool:
-    return all(pair.agree for pairs in answers.values() for pair in pairs)
 
 
 if __name__ == "__main__":

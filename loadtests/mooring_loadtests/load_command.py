@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from mooring import ConfigError, MooringError
 from mooring._commands import Credentials, add_credential_options
+from mooring._toml_files import add_override_option
 from mooring_loadtests.arrivals import arrival_times
 from mooring_loadtests.load_profile import Profile, load_profile, shipped_profiles
 from mooring_loadtests.load_result import INVALID, LoadResult
@@ -35,13 +36,8 @@ def add_command(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
         metavar="PROFILE",
         help=f"path of a TOML file, or one of {', '.join(shipped_profiles())} (default: smoke)",
     )
-    parser.add_argument(
-        "--set",
-        dest="overrides",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="change one key of the profile, e.g. rate=40 or slo.p99_ms=50; may be repeated",
+    add_override_option(
+        parser, "change one key of the profile, e.g. rate=40 or slo.p99_ms=50; may be repeated"
     )
     parser.add_argument(
         "--url",

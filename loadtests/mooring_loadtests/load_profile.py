@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from mooring import ConfigError
+from mooring._toml_files import find_file, find_override
 
 _Positive = Annotated[float, Field(gt=0)]
 _Share = Annotated[float, Field(ge=0, le=1)]
@@ -150,14 +151,15 @@ def load_profile(profile: str | Path, overrides: Sequence[str] = ()) -> Profile:
     Raises:
         ConfigError: there is none, or it has mistakes; the message lists every one with its key.
     """
-    path = _find(profile)
+    path = find_file("profile", profile, shipped_profiles())
     read = json.loads if path.suffix == ".json" else tomllib.loads
     try:
         table = read(path.read_text(encoding="utf-8"))
     except ValueError as exc:
         raise ConfigError(f"{path} is not a {path.suffix[1:].upper() or 'TOML'} file: {exc}") from exc
     for override in overrides:
-        _override(table, override)
+        place, key, value = find_override(table, override)
+        place[key] = value
     return read_profile(table, str(path))
 
 
@@ -185,30 +187,3 @@ def shipped_profiles() -> dict[str, Path]:
         if folder.is_dir():
             return {path.stem: path for path in sorted(folder.glob("*.toml"))}
     return {}
-
-
-def _override(table: dict[str, Any], override: str) -> None:
-    key, separator, text = override.partition("=")
-    first, _, second = key.partition(".")
-    if not separator or not first or (second and not isinstance(table.setdefault(first, {}), dict)):
-        raise ConfigError(f"override {override!r} is not of the form key=value or table.key=value")
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text
-    if second:
-        table[first][second] = value
-    else:
-        table[first] = value
-
-
-def _find(profile: str | Path) -> Path:
-    path = Path(profile).expanduser()
-    if path.is_file():
-        return path
-    shipped = shipped_profiles()
-    if str(profile) in shipped:
-        return shipped[str(profile)]
-    raise ConfigError(
-        f"no profile {str(profile)!r}: give the path of a TOML file, or one of {', '.join(shipped)}"
-    )

@@ -21,7 +21,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -187,14 +187,12 @@ def measure_false_alarms(
     seed: int,
     allowed: Sequence[float] = ALLOWED_A_DAY,
     correlation: float = 0.0,
-    policy: MonitorPolicy | None = None,
 ) -> list[FalseAlarms]:
     """Count alerts on quiet days, after a warm-up of a week, for several allowed rates at once.
 
     Only hours in which a topic has texts enough to be judged count as its days.
     """
-    base = policy or MonitorPolicy()
-    monitors = [OpinionMonitor(replace(base, false_alarms_per_day=rate)) for rate in allowed]
+    monitors = [OpinionMonitor(MonitorPolicy(false_alarms_per_day=rate)) for rate in allowed]
     rng = np.random.default_rng(seed)
     warm_up = 7
     before = [0] * len(monitors)
@@ -214,21 +212,13 @@ def measure_false_alarms(
     ]
 
 
-def measure_delays(
-    data: RealData,
-    *,
-    surges: int,
-    seed: int,
-    texts_per_hour: float,
-    share: float,
-    policy: MonitorPolicy | None = None,
-) -> Delays:
+def measure_delays(data: RealData, *, surges: int, seed: int, texts_per_hour: float, share: float) -> Delays:
     """Let a topic surge after a quiet week, again and again, and see when it is noticed."""
     rng = np.random.default_rng(seed)
     delays, alerts = [], []
     for number in range(surges):
         if number % SURGES_A_WEEK == 0:
-            calm = OpinionMonitor(policy)
+            calm = OpinionMonitor()
             for day in range(-7, 0):
                 for time_s, opinion in surging_day(
                     data, rng, day=day, texts_per_hour=texts_per_hour, share=data.negative_share
@@ -249,13 +239,13 @@ def measure_delays(
     return Delays(texts_per_hour, share, delays, alerts)
 
 
-def poisson_upper(count: int, confidence: float = 0.95) -> float:
-    """Upper end of the exact two-sided confidence interval of a Poisson distribution's mean."""
+def poisson_upper(count: int) -> float:
+    """Upper end of the exact two-sided 95 % confidence interval of a Poisson distribution's mean."""
     low, high = float(count), count + 10 * math.sqrt(count + 1) + 10
     for _ in range(60):
         middle = (low + high) / 2
         below = sum(math.exp(k * math.log(middle) - middle - math.lgamma(k + 1)) for k in range(count + 1))
-        low, high = (middle, high) if below > (1 - confidence) / 2 else (low, middle)
+        low, high = (middle, high) if below > 0.025 else (low, middle)
     return high
 
 

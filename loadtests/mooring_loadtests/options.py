@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from mooring import Client, ConfigError
 from mooring._commands import add_credential_options
+from mooring._toml_files import add_override_option
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -23,14 +24,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--load-profile", default="smoke", help="Load: path of a TOML file, or the name of a shipped profile"
     )
-    group.add_argument(
-        "--set",
-        dest="overrides",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="Change one key of the profile, such as rate=40 or payload.seed=1",
-    )
+    add_override_option(group, "Change one key of the profile, such as rate=40 or payload.seed=1")
     group.add_argument(
         "--generators",
         type=int,

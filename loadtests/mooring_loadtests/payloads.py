@@ -51,7 +51,8 @@ def endless_items(
     if task == "tabular-classification":
         width = metadata.inputs[0].shape[-1]
         return _draw(lambda: random.standard_normal(width, dtype=np.float32))
-    return _draw_texts(payload, Random(f"{payload.seed}/{source}"))
+    of_texts = Random(f"{payload.seed}/{source}")
+    return _draw(lambda: draw_text(of_texts, payload))
 
 
 def read_items(path: Path) -> list[Any]:
@@ -89,11 +90,6 @@ def draw_text(random: Random, payload: Payload) -> str:
     return " ".join(words)
 
 
-def _draw_texts(payload: Payload, random: Random) -> Iterator[str]:
-    while True:
-        yield draw_text(random, payload)
-
-
-def _draw(one: Callable[[], np.ndarray]) -> Iterator[np.ndarray]:
+def _draw(one: Callable[[], Any]) -> Iterator[Any]:
     while True:
         yield one()

@@ -10,18 +10,15 @@ A system for opinions also watches the shipped stream of headlines, and shows th
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import math
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from mooring import Client
 from mooring._answers import format_readable
 from mooring.monitor import MonitorPolicy, OpinionMonitor, Timeline, read_texts, watch
+from mooring_loadtests.answers import same
 from mooring_loadtests.commands import exit_code
 from mooring_loadtests.releases import check_built
 
@@ -38,8 +35,6 @@ _POLICY = MonitorPolicy(
     min_texts=5,
     min_baseline_texts=15,
 )
-#: Scores may differ in the last bits: the server may put the two requests into different batches.
-_TOLERANCE = 1e-4
 _SHOWN = 3
 
 # Items that show what a system is for; the others show examples of their evaluation sets.
@@ -151,27 +146,7 @@ def _items(recipe: Recipe) -> list[tuple[str, Any]]:
 def _describe(example: Any) -> str:
     if hasattr(example, "history"):
         return ", ".join(example.history)
-    return f"{_kind(example)} labelled {example.label}"
-
-
-def _kind(example: Any) -> str:
-    """What kind of thing an evaluation example is."""
-    return "an image" if hasattr(example, "image") else "a row"
-
-
-def same(one: Any, other: Any) -> bool:
-    """Whether two answers say the same, numbers within 1e-4."""
-    if isinstance(one, np.ndarray):
-        return bool(np.allclose(one, other, atol=_TOLERANCE))
-    if isinstance(one, float):
-        return math.isclose(one, other, abs_tol=_TOLERANCE)
-    if dataclasses.is_dataclass(one):
-        return type(one) is type(other) and same(vars(one), vars(other))
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
-    if isinstance(one, list | tuple):
-        return len(one) == len(other) and all(map(same, one, other))
-    return bool(one == other)
+    return f"{'an image' if hasattr(example, 'image') else 'a row'} labelled {example.label}"
 
 
 if __name__ == "__main__":

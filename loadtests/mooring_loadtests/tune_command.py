@@ -25,6 +25,7 @@ from mooring import (
     RecipeError,
     VerificationError,
 )
+from mooring._toml_files import add_override_option
 from mooring_loadtests.cores import usable_cores
 from mooring_loadtests.load_profile import Payload
 from mooring_loadtests.load_profile import Stage as ProfileStage
@@ -101,9 +102,7 @@ def add_command(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
         "--recipe", metavar="RECIPE", help="what the release was built from (default: the recipe MODEL)"
     )
     parser.add_argument("--checkpoint", metavar="PATH", help="as it was built")
-    parser.add_argument(
-        "--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE", help="as it was built"
-    )
+    add_override_option(parser, "as it was built")
     parser.add_argument("--artifacts", type=Path, default=Path("artifacts"), metavar="FOLDER")
     parser.add_argument(
         "--minutes",

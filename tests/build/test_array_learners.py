@@ -84,7 +84,7 @@ def test_a_dense_checkpoint_that_does_not_fit_is_refused(tmp_path: Path) -> None
         learner.exportable(tabular(), tmp_path)
     del weights["classifier.bias"]
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(CheckpointError, match=r"its weights lack \['classifier.bias'\]"):
+    with pytest.raises(CheckpointError, match=r"its weights lack classifier.bias\."):
         learner.exportable(tabular(), tmp_path)
 
 

@@ -62,8 +62,9 @@ def test_the_examples_are_of_items_that_are_there(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("item,question,answer\na,?,!\nb,?,!\n", encoding="utf-8")
     texts = [LabelledText("x", "b"), LabelledText("y", "c")]
     dataset = Dataset(train=texts[::-1], evaluation=texts, labels=[], digest="d", evaluation_digest="e")
-    kept = known_examples(load_recipe("faq", [f"catalogue.file={tmp_path / 'a.csv'}"]), dataset)
-    assert kept == replace(dataset, train=texts[:1], evaluation=texts[:1])
+    recipe = load_recipe("faq", [f"catalogue.file={tmp_path / 'a.csv'}"])
+    kept = known_examples(recipe, dataset)
+    assert kept == replace(dataset, train=texts[:1], evaluation=texts[:1], entries=read_entries(recipe))
 
 
 def test_a_build_counts_the_examples_that_it_trains_on(

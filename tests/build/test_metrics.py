@@ -57,7 +57,7 @@ def test_labels_may_be_called_as_the_figures_are() -> None:
 
 
 def test_ranking_metrics_by_hand() -> None:
-    metrics = ranking_metrics([0, 1, None, 20], cutoff=10, depth=50)
+    metrics = ranking_metrics([0, 1, None, 20])
     assert metrics == pytest.approx(
         {
             "hit_at_1": 1 / 4,

@@ -108,9 +108,9 @@ def test_what_is_in_scope_is_told_by_the_engine_that_answers(files: Path) -> Non
         files / "release", recipe, {"refund": "pay", "card": "ask"}, labels=["ask", "pay"], runnable=True
     )
     engine, folder = release.engines["onnx"], release.tokenizer_file.parent
-    (folder / "config.json").write_text('{"model_type": "bert", "id2label": {"0": "ask", "1": "pay"}}')
-    assert step_files(plain, engine, folder, files / "artifacts", print).files == {}
-    found = step_files(recipe, engine, folder, files / "artifacts", print)
+    dataset = load_dataset(recipe, evaluation_only=True)
+    assert step_files(plain, engine, folder, dataset, files / "artifacts", print).files == {}
+    found = step_files(recipe, engine, folder, dataset, files / "artifacts", print)
     opened, encoder = open_engine_and_tokenizer(recipe, engine, ["ask", "pay"], folder)
     encoded = encoder.encode(["refund", "my card", "anna"])
     served = confidence(opened(encoded.input_ids, encoded.attention_mask))
@@ -118,7 +118,7 @@ def test_what_is_in_scope_is_told_by_the_engine_that_answers(files: Path) -> Non
     assert calibration["confidences"] == pytest.approx(sorted(served.tolist()))
     assert len(set(calibration["confidences"])) > 1
     # Another engine, such as one in a lower precision, has a calibration of its own.
-    other = step_files(recipe, replace(engine, key="other"), folder, files / "artifacts", print)
+    other = step_files(recipe, replace(engine, key="other"), folder, dataset, files / "artifacts", print)
     assert other.key != found.key
 
 

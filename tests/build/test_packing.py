@@ -11,9 +11,9 @@ from torch.nn import functional
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
 
 from mooring import CheckpointError
-from mooring_build.learners.embedding import EmbeddingModel, EmbeddingOnly
+from mooring_build.learners.embedding import EmbeddingModel
 from mooring_build.learners.heads import HeadsModel
-from mooring_build.learners.text import LogitsOnly
+from mooring_build.learners.text import OneOutput
 from mooring_build.models import load_fine_tuned_model
 from mooring_build.packing import PackedTexts, Packing, attend, attend_unpadded
 from tiny_checkpoint import make_tiny_checkpoint
@@ -74,7 +74,7 @@ LENGTHS = [[5, 1, 30, 7], [1], [1, 1], [48], [2, 48, 2], [9, 9, 9]]
 @pytest.mark.parametrize("task", ["token-classification", "text-classification"])
 def test_packed_texts_get_the_answers_of_single_ones(task: str, lengths: list[int], tmp_path: Path) -> None:
     folder = make_tiny_checkpoint(tmp_path, task, ["a", "b", "c"])
-    module = LogitsOnly(load_fine_tuned_model(folder, task)).eval()
+    module = OneOutput(load_fine_tuned_model(folder, task)).eval()
     _check(module, lengths, per_token=task == "token-classification")
 
 
@@ -83,24 +83,24 @@ def test_other_encoders_and_what_is_made_of_one(kind: str) -> None:
     torch.manual_seed(0)
     config = AutoConfig.for_model(kind, **(_DISTILBERT if kind == "distilbert" else _SIZE))
     lengths = LENGTHS[0]
-    _check(LogitsOnly(AutoModelForSequenceClassification.from_config(config)).eval(), lengths)
+    _check(OneOutput(AutoModelForSequenceClassification.from_config(config)).eval(), lengths)
     if kind == "bert":
         encoder = AutoModel.from_config(config)
         for pooling in ("mean", "cls"):
-            _check(EmbeddingOnly(EmbeddingModel.around(encoder, pooling)).eval(), lengths)
-        _check(LogitsOnly(HeadsModel.around(encoder, {"x": ["a", "b"], "y": ["c", "d"]})).eval(), lengths)
+            _check(OneOutput(EmbeddingModel.around(encoder, pooling), "embedding").eval(), lengths)
+        _check(OneOutput(HeadsModel.around(encoder, {"x": ["a", "b"], "y": ["c", "d"]})).eval(), lengths)
 
 
 @pytest.mark.parametrize("kind", ["mpnet", "albert"])
 def test_an_encoder_that_can_not_be_packed_is_refused(kind: str) -> None:
     model = AutoModelForSequenceClassification.from_config(AutoConfig.for_model(kind, **_SIZE))
     with pytest.raises(CheckpointError, match=f"'ragged': '{kind}' models have no exchangeable attention"):
-        PackedTexts(LogitsOnly(model), max_length=MAX_LENGTH, per_token=False)
+        PackedTexts(OneOutput(model), max_length=MAX_LENGTH, per_token=False)
 
 
 def test_the_model_itself_stays_as_it_is(tmp_path: Path) -> None:
     folder = make_tiny_checkpoint(tmp_path, "text-classification", ["a", "b"])
-    module = LogitsOnly(load_fine_tuned_model(folder, "text-classification")).eval()
+    module = OneOutput(load_fine_tuned_model(folder, "text-classification")).eval()
     before = _alone(module, _texts([9])[0])
     PackedTexts(module, max_length=MAX_LENGTH, per_token=False)
     assert module.model.config._attn_implementation == "sdpa"
@@ -109,7 +109,7 @@ def test_the_model_itself_stays_as_it_is(tmp_path: Path) -> None:
 
 def test_padding_inside_a_request_changes_nothing(tmp_path: Path) -> None:
     folder = make_tiny_checkpoint(tmp_path, "token-classification", ["a", "b", "c"])
-    module = LogitsOnly(load_fine_tuned_model(folder, "token-classification")).eval()
+    module = OneOutput(load_fine_tuned_model(folder, "token-classification")).eval()
     packed = PackedTexts(module, max_length=MAX_LENGTH, per_token=True).eval()
     short, long = _texts([4, 9])
     ids = torch.cat([short, torch.full((5,), 99), long])
@@ -123,7 +123,7 @@ def test_padding_inside_a_request_changes_nothing(tmp_path: Path) -> None:
 def test_a_mask_that_is_not_as_long_as_its_ids_is_refused(tmp_path: Path) -> None:
     # Triton looks at each input by itself: a surplus of one request would become the next one's mask.
     folder = make_tiny_checkpoint(tmp_path, "text-classification", ["a", "b"])
-    module = LogitsOnly(load_fine_tuned_model(folder, "text-classification")).eval()
+    module = OneOutput(load_fine_tuned_model(folder, "text-classification")).eval()
     packed = PackedTexts(module, max_length=MAX_LENGTH, per_token=False).eval()
     ids, mask, lengths = torch.arange(11) + 5, torch.ones(15).long(), torch.tensor([[4], [7]])
     with pytest.raises(RuntimeError, match="must match the size"), torch.no_grad():
@@ -132,7 +132,7 @@ def test_a_mask_that_is_not_as_long_as_its_ids_is_refused(tmp_path: Path) -> Non
 
 def test_a_warm_up_of_zeros_is_finite(tmp_path: Path) -> None:
     folder = make_tiny_checkpoint(tmp_path, "text-classification", ["a", "b"])
-    module = LogitsOnly(load_fine_tuned_model(folder, "text-classification")).eval()
+    module = OneOutput(load_fine_tuned_model(folder, "text-classification")).eval()
     packed = PackedTexts(module, max_length=MAX_LENGTH, per_token=False).eval()
     zeros = torch.zeros(12, dtype=torch.int64)
     with torch.no_grad():

@@ -14,7 +14,7 @@ from mooring import CheckpointError, VerificationError
 from mooring_build.engines import Engine, open_engine
 from mooring_build.export import MAX_IR_VERSION, export_engine
 from mooring_build.learners import Exportable
-from mooring_build.learners.text import LogitsOnly, text_cases, text_exportable
+from mooring_build.learners.text import OneOutput, text_cases, text_exportable
 from mooring_build.models import load_base_model, load_fine_tuned_model, load_tokenizer
 from mooring_build.packing import packed_exportable
 from mooring_build.recipe import Recipe, load_recipe
@@ -148,7 +148,7 @@ def test_baked_in_batch_size_is_found(recipe: Recipe, model: torch.nn.Module, tm
     path = tmp_path / "model.pt"
     inputs = torch.ones(2, 8, dtype=torch.int64)
 
-    class Baked(LogitsOnly):
+    class Baked(OneOutput):
         def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
             return super().forward(input_ids.view(2, -1), attention_mask.view(2, -1))
 

@@ -29,6 +29,7 @@ _LEARNERS: dict[Task, tuple[str, str, tuple[str, ...]]] = {
             "learners/recommender.py",
             "learners/recommender_model.py",
             "learners/embedding.py",
+            "learners/text.py",
             "models.py",
             "checkpoints.py",
             "behaviour.py",
@@ -37,12 +38,12 @@ _LEARNERS: dict[Task, tuple[str, str, tuple[str, ...]]] = {
     "tabular-classification": (
         "tabular",
         "TabularClassificationLearner",
-        ("learners/tabular.py", "learners/_one_label.py"),
+        ("learners/tabular.py", "learners/_one_label.py", "models.py"),
     ),
     "text-classification": (
         "text",
         "TextClassificationLearner",
-        ("learners/text.py", "learners/adapters.py", "models.py"),
+        ("learners/text.py", "learners/_one_label.py", "learners/adapters.py", "models.py"),
     ),
     "text-multi-classification": (
         "heads",

@@ -23,9 +23,15 @@ from transformers.utils import ModelOutput
 from mooring import CheckpointError, RecipeError
 from mooring_build.checkpoints import Pooling, read_pooling
 from mooring_build.datasets import Dataset
-from mooring_build.knowledge_base import Entry, of_known_items, read_entries
+from mooring_build.knowledge_base import Entry, of_known_items
 from mooring_build.learners._learner import Exportable, Lesson
-from mooring_build.learners.text import TextLearner, required, token_axes, token_sample
+from mooring_build.learners.text import (
+    TextLearner,
+    embed_texts,
+    mean_of_tokens,
+    required,
+    text_exportable,
+)
 from mooring_build.metrics import ranking_metrics
 from mooring_build.models import load_fine_tuned_model, load_tokenizer
 from mooring_build.recipe import Recipe
@@ -84,10 +90,9 @@ class EmbeddingModel(PreTrainedModel):
     def embed(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """``[B, L]`` ids and mask to ``[B, D]``."""
         hidden = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-        if self.config.pooling == "cls":
-            return functional.normalize(hidden[:, 0], dim=-1)
-        mask = attention_mask.unsqueeze(-1).to(hidden.dtype)  # [B, L, 1]
-        return functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1)
+        first_only = self.config.pooling == "cls"
+        pooled = hidden[:, 0] if first_only else mean_of_tokens(hidden, attention_mask)
+        return functional.normalize(pooled, dim=-1)
 
     def forward(
         self,
@@ -122,17 +127,6 @@ AutoConfig.register(EmbeddingConfig.model_type, EmbeddingConfig)
 AutoModel.register(EmbeddingConfig, EmbeddingModel)
 
 
-class EmbeddingOnly(torch.nn.Module):
-    """An embedding model whose ``forward`` takes two tensors by position and returns the vectors alone."""
-
-    def __init__(self, model: EmbeddingModel) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        return self.model.embed(input_ids, attention_mask)
-
-
 class Embedder:
     """Embeds texts with a checkpoint, as many as there are.
 
@@ -151,42 +145,12 @@ class Embedder:
         return embed_texts(self._model, self._tokenizer, texts, self._max_length)
 
 
-def embed_texts(
-    model: EmbeddingModel, tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], max_length: int
-) -> np.ndarray:
-    """Vectors ``[N, D]`` float32 of any number of texts, in their order, each cut off at ``max_length``
-    tokens."""
-    order = sorted(range(len(texts)), key=lambda place: len(texts[place]))
-    vectors = np.zeros((len(texts), model.config.hidden_size), np.float32)
-    for start in range(0, len(order), 32):
-        places = order[start : start + 32]
-        batch = tokenizer(
-            [texts[place] for place in places],
-            padding=True,
-            truncation=True,
-            max_length=max_length,
-            return_tensors="pt",
-        )
-        with torch.inference_mode():
-            embedded = model.embed(batch["input_ids"], batch["attention_mask"])
-        vectors[places] = embedded.numpy()
-    return vectors
-
-
 class _EmbeddingLearner(TextLearner):
     headline = "mrr"
 
     def exportable(self, recipe: Recipe, folder: Path) -> Exportable:
         model = load_embedding_model(folder, recipe)
-        return Exportable(
-            module=EmbeddingOnly(model).eval(),
-            inputs=("input_ids", "attention_mask"),
-            output="embedding",
-            sample=token_sample(recipe),
-            axes=token_axes(recipe),
-            hub_model=model,
-            tokenizer=load_tokenizer(folder),
-        )
+        return text_exportable(model, load_tokenizer(folder), recipe, "embedding")
 
 
 class FeatureExtractionLearner(_EmbeddingLearner):
@@ -206,7 +170,7 @@ class TextRankingLearner(_EmbeddingLearner):
     ) -> Lesson:
         folder = required(recipe, folder)
         tokenizer = load_tokenizer(folder)
-        entries = read_entries(recipe)
+        entries = dataset.entries
         encode = _Encoder(tokenizer, recipe)
         train = of_known_items(entries, dataset.train, "data.train")
         asked = of_known_items(entries, dataset.evaluation, "data.evaluation")

@@ -23,8 +23,15 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 from mooring import CheckpointError
 from mooring_build.datasets import Dataset, HeadText
 from mooring_build.learners._learner import Exportable, Lesson
-from mooring_build.learners.text import IGNORED, TextLearner, required, text_exportable
-from mooring_build.metrics import heads_metrics, label_report
+from mooring_build.learners.text import (
+    IGNORED,
+    TextLearner,
+    embed_texts,
+    mean_of_tokens,
+    required,
+    text_exportable,
+)
+from mooring_build.metrics import heads_metrics, heads_report
 from mooring_build.models import load_fine_tuned_model, load_tokenizer
 from mooring_build.recipe import Recipe
 
@@ -85,11 +92,10 @@ class HeadsModel(PreTrainedModel):
         model.encoder = encoder.requires_grad_(False)
         return model
 
-    def encode(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+    def embed(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """``[B, L]`` ids and mask to ``[B, D]``, the mean over the tokens."""
         hidden = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-        mask = attention_mask.unsqueeze(-1).to(hidden.dtype)  # [B, L, 1]
-        return (hidden * mask).sum(1) / mask.sum(1)
+        return mean_of_tokens(hidden, attention_mask)
 
     def forward(
         self,
@@ -103,14 +109,14 @@ class HeadsModel(PreTrainedModel):
         Args:
             input_ids: ``[B, L]``.
             attention_mask: ``[B, L]``.
-            features: ``[B, D]`` of :meth:`encode`, instead of the two.
+            features: ``[B, D]`` of :meth:`embed`, instead of the two.
             labels: ``[B, heads]`` label ids, ``IGNORED`` where a text has no label for a head.
 
         Returns:
             ``logits`` ``[B, sum of labels]``, and the ``loss`` where there are labels.
         """
         if features is None:
-            features = self.encode(input_ids, attention_mask)
+            features = self.embed(input_ids, attention_mask)
         answers = [head(features) for head in self.heads.values()]
         loss = None
         if labels is not None:
@@ -138,16 +144,15 @@ class HeadsLearner(TextLearner):
         folder = required(recipe, folder)
         tokenizer = load_tokenizer(folder)
         model = load_heads_model(folder, recipe) if fine_tuned else _new_model(folder, recipe)
-        encode = _Encoder(model, tokenizer, recipe)
+        model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+        heads = model.config.heads
         return Lesson(
             model=model,
-            train=encode(dataset.train),
-            evaluation=encode(dataset.evaluation),
+            train=_items(model, tokenizer, recipe, dataset.train),
+            evaluation=_items(model, tokenizer, recipe, dataset.evaluation),
             collator=_collate,
-            metrics=lambda prediction: heads_metrics(
-                *_read(prediction, model.config.heads), model.config.heads
-            ),
-            report=lambda prediction: _report(prediction, model.config.heads),
+            metrics=lambda prediction: heads_metrics(*_read(prediction, heads), heads),
+            report=lambda prediction: heads_report(*_read(prediction, heads), heads),
             processor=tokenizer,
         )
 
@@ -189,45 +194,22 @@ def _heads_of(recipe: Recipe) -> dict[str, list[str]]:
     return {name: head.labels for name, head in (recipe.heads or {}).items()}
 
 
-class _Encoder:
-    """Makes a lesson's items: the frozen encoder runs once a text, not once an epoch."""
-
-    def __init__(self, model: HeadsModel, tokenizer: PreTrainedTokenizerFast, recipe: Recipe) -> None:
-        self._model = model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
-        self._tokenizer = tokenizer
-        self._max_length = recipe.text.max_length
-
-    def __call__(self, examples: Sequence[HeadText]) -> list[dict[str, Any]]:
-        features = self._features([example.text for example in examples])
-        heads = self._model.config.heads
-        return [
-            {
-                "features": features[place],
-                "labels": [
-                    labels.index(example.label) if name == example.head else IGNORED
-                    for name, labels in heads.items()
-                ],
-            }
-            for place, example in enumerate(examples)
-        ]
-
-    def _features(self, texts: Sequence[str]) -> np.ndarray:
-        """``[N, D]`` float32."""
-        features = np.zeros((len(texts), self._model.config.hidden_size), np.float32)
-        order = sorted(range(len(texts)), key=lambda place: len(texts[place]))
-        for start in range(0, len(order), 32):
-            places = order[start : start + 32]
-            batch = self._tokenizer(
-                [texts[place] for place in places],
-                padding=True,
-                truncation=True,
-                max_length=self._max_length,
-                return_tensors="pt",
-            ).to(self._model.device)
-            with torch.no_grad():
-                encoded = self._model.encode(batch["input_ids"], batch["attention_mask"])
-            features[places] = encoded.cpu().numpy()
-        return features
+def _items(
+    model: HeadsModel, tokenizer: PreTrainedTokenizerFast, recipe: Recipe, examples: Sequence[HeadText]
+) -> list[dict[str, Any]]:
+    """A lesson's items: the frozen encoder runs once a text, not once an epoch."""
+    texts = [example.text for example in examples]
+    features = embed_texts(model, tokenizer, texts, recipe.text.max_length)
+    return [
+        {
+            "features": own,
+            "labels": [
+                labels.index(example.label) if name == example.head else IGNORED
+                for name, labels in model.config.heads.items()
+            ],
+        }
+        for own, example in zip(features, examples, strict=True)
+    ]
 
 
 def _collate(items: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
@@ -251,12 +233,3 @@ def _read(
             truth[name] = [labels[i] for i in ids[own, column]]
             chosen[name] = [labels[i] for i in best]
     return truth, chosen
-
-
-def _report(prediction: EvalPrediction, heads: dict[str, list[str]]) -> dict[str, dict[str, float]]:
-    truth, chosen = _read(prediction, heads)
-    return {
-        f"{name}: {row}": figures
-        for name, right in truth.items()
-        for row, figures in label_report(right, chosen[name], heads[name]).items()
-    }

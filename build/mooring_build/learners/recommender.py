@@ -17,14 +17,14 @@ from mooring_build.behaviour import count_events, read_items
 from mooring_build.checkpoints import read_pooling
 from mooring_build.datasets import Dataset, NextItem, Visits
 from mooring_build.learners._learner import Case, Exportable, Learner, Lesson, verified_batches
-from mooring_build.learners.embedding import EmbeddingModel, embed_texts
+from mooring_build.learners.embedding import EmbeddingModel
 from mooring_build.learners.recommender_model import (
     IGNORED,
     RecommenderConfig,
     RecommenderModel,
     UserTower,
 )
-from mooring_build.learners.text import required
+from mooring_build.learners.text import embed_texts, required
 from mooring_build.metrics import ranking_metrics
 from mooring_build.models import load_fine_tuned_model, load_tokenizer
 from mooring_build.recipe import Recipe

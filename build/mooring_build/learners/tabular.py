@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import PreTrainedConfig, PreTrainedModel, default_data_collator
+from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel, default_data_collator
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from mooring import CheckpointError
 from mooring_build.datasets import Dataset, Example
 from mooring_build.learners._learner import Case, Exportable, Learner, Lesson, verified_batches
 from mooring_build.learners._one_label import label_scores
-from mooring_build.models import quiet_transformers
+from mooring_build.models import load_fine_tuned_model
 from mooring_build.recipe import Recipe
 
 _REAL_ROWS = 64
@@ -65,6 +65,11 @@ class DenseClassifier(PreTrainedModel):
         logits = self.classifier(hidden)  # [B, labels]
         loss = None if labels is None else torch.nn.functional.cross_entropy(logits, labels)
         return SequenceClassifierOutput(loss=loss, logits=logits)
+
+
+AutoConfig.register(DenseConfig.model_type, DenseConfig)
+AutoModel.register(DenseConfig, DenseClassifier)
+_EXPECTED = f"a tabular model is a {DenseConfig.model_type!r}"
 
 
 class LogitsOnly(torch.nn.Module):
@@ -128,10 +133,7 @@ class TabularClassificationLearner(Learner):
 def _new(recipe: Recipe, dataset: Dataset) -> DenseClassifier:
     config = dict(recipe.base.config)
     if config.pop("model_type") != DenseConfig.model_type:
-        raise CheckpointError(
-            f"base.config.model_type {recipe.base.config['model_type']!r}: a tabular model is a "
-            f"{DenseConfig.model_type!r}"
-        )
+        raise CheckpointError(f"base.config.model_type {recipe.base.config['model_type']!r}: {_EXPECTED}")
     try:
         model = DenseClassifier(
             DenseConfig(
@@ -149,25 +151,15 @@ def _new(recipe: Recipe, dataset: Dataset) -> DenseClassifier:
 
 
 def _load(recipe: Recipe, folder: Path) -> DenseClassifier:
-    try:
-        with quiet_transformers():
-            model, report = DenseClassifier.from_pretrained(
-                folder, use_safetensors=True, local_files_only=True, output_loading_info=True
-            )
-    except Exception as exc:
-        # transformers lets through whatever a malformed file makes its parsers raise.
-        raise CheckpointError(f"{folder} can't be loaded for {recipe.task}: {exc}") from exc
-    if report["missing_keys"]:
-        raise CheckpointError(f"{folder}: its weights lack {sorted(report['missing_keys'])}")
-    for name, tensor in model.state_dict().items():
-        if not torch.isfinite(tensor).all():
-            raise CheckpointError(f"{folder}: weight {name!r} holds NaN or infinity")
+    model = load_fine_tuned_model(folder, recipe.task)
+    if not isinstance(model, DenseClassifier):
+        raise CheckpointError(f"{folder} is a {model.config.model_type!r}, {_EXPECTED}")
     if model.config.num_features != recipe.features.count:
         raise CheckpointError(
             f"{folder} takes {model.config.num_features} features, the recipe says "
             f"{recipe.features.count} (features.count)"
         )
-    return model.eval()
+    return model
 
 
 def _matrix(rows: Sequence[Example]) -> np.ndarray:

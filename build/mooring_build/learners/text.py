@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import accumulate, chain
 from pathlib import Path
@@ -24,8 +24,9 @@ from transformers import (
 from mooring import CheckpointError
 from mooring_build.datasets import Dataset, Example, LabelledText, TaggedSentence
 from mooring_build.learners._learner import Case, Exportable, Learner, Lesson, verified_batches
+from mooring_build.learners._one_label import label_scores
 from mooring_build.learners.adapters import add_adapter, merge_adapter
-from mooring_build.metrics import label_metrics, label_report, token_metrics
+from mooring_build.metrics import label_report, token_metrics
 from mooring_build.models import load_base_model, load_fine_tuned_model, load_tokenizer
 from mooring_build.recipe import Recipe
 
@@ -35,15 +36,16 @@ IGNORED = -100
 _REAL_TEXTS = 64
 
 
-class LogitsOnly(torch.nn.Module):
-    """A classifier whose ``forward`` takes two tensors by position and returns the logits alone."""
+class OneOutput(torch.nn.Module):
+    """A model of texts whose ``forward`` takes two tensors by position and returns one output alone."""
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, output: str = "logits") -> None:
         super().__init__()
         self.model = model
+        self._output = output
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        return self.model(input_ids=input_ids, attention_mask=attention_mask).logits
+        return self.model(input_ids=input_ids, attention_mask=attention_mask)[self._output]
 
 
 class TextLearner(Learner):
@@ -79,8 +81,7 @@ class _ClassificationLearner(TextLearner):
                 dataset.evaluation, tokenizer, recipe, dataset.labels, first_pieces_only=True
             ),
             collator=self._collator(tokenizer),
-            metrics=lambda prediction: self._metrics(*self._read(prediction, dataset.labels)),
-            report=lambda prediction: self._report(prediction, dataset.labels),
+            **self._scores(dataset.labels),
             processor=tokenizer,
             arguments={"train_sampling_strategy": "group_by_length"},
         )
@@ -88,21 +89,12 @@ class _ClassificationLearner(TextLearner):
     def exportable(self, recipe: Recipe, folder: Path) -> Exportable:
         return text_exportable(load_fine_tuned_model(folder, recipe.task), load_tokenizer(folder), recipe)
 
-    def _report(self, prediction: EvalPrediction, labels: list[str]) -> dict[str, dict[str, float]]:
-        truth, chosen = self._read(prediction, labels)
-        if self.headline == "entity_f1":
-            truth, chosen = list(chain(*truth)), list(chain(*chosen))
-        return label_report(truth, chosen, labels)
-
     @abstractmethod
     def _collator(self, tokenizer: PreTrainedTokenizerFast) -> Any: ...
 
     @abstractmethod
-    def _read(self, prediction: EvalPrediction, labels: list[str]) -> tuple[list[Any], list[Any]]:
-        """Right and chosen labels, one an example; or one list of tags an example."""
-
-    @abstractmethod
-    def _metrics(self, truth: list[Any], chosen: list[Any]) -> dict[str, float]: ...
+    def _scores(self, labels: list[str]) -> dict[str, Callable[[EvalPrediction], Any]]:
+        """``metrics`` and ``report`` of the lesson."""
 
 
 class TextClassificationLearner(_ClassificationLearner):
@@ -126,12 +118,8 @@ class TextClassificationLearner(_ClassificationLearner):
     def _collator(self, tokenizer: PreTrainedTokenizerFast) -> Any:
         return DataCollatorWithPadding(tokenizer)
 
-    def _read(self, prediction: EvalPrediction, labels: list[str]) -> tuple[list[Any], list[Any]]:
-        chosen = np.asarray(prediction.predictions).argmax(-1)
-        return [labels[i] for i in np.asarray(prediction.label_ids)], [labels[i] for i in chosen]
-
-    def _metrics(self, truth: list[Any], chosen: list[Any]) -> dict[str, float]:
-        return label_metrics(truth, chosen)
+    def _scores(self, labels: list[str]) -> dict[str, Callable[[EvalPrediction], Any]]:
+        return label_scores(labels)
 
 
 class TokenClassificationLearner(_ClassificationLearner):
@@ -142,17 +130,20 @@ class TokenClassificationLearner(_ClassificationLearner):
     def _collator(self, tokenizer: PreTrainedTokenizerFast) -> Any:
         return DataCollatorForTokenClassification(tokenizer, label_pad_token_id=IGNORED)
 
-    def _read(self, prediction: EvalPrediction, labels: list[str]) -> tuple[list[Any], list[Any]]:
-        chosen = np.asarray(prediction.predictions).argmax(-1)
-        truth = np.asarray(prediction.label_ids)
-        rows = [row != IGNORED for row in truth]
-        return (
-            [[labels[i] for i in row[keep]] for row, keep in zip(truth, rows, strict=True)],
-            [[labels[i] for i in row[keep]] for row, keep in zip(chosen, rows, strict=True)],
-        )
+    def _scores(self, labels: list[str]) -> dict[str, Callable[[EvalPrediction], Any]]:
+        def read(prediction: EvalPrediction) -> Iterator[list[list[str]]]:
+            """Right and chosen tags, a list of them an example."""
+            truth, logits = np.asarray(prediction.label_ids), np.asarray(prediction.predictions)
+            counted = truth != IGNORED
+            for tags in (truth, logits.argmax(-1)):
+                yield [[labels[i] for i in row[keep]] for row, keep in zip(tags, counted, strict=True)]
 
-    def _metrics(self, truth: list[Any], chosen: list[Any]) -> dict[str, float]:
-        return token_metrics(truth, chosen)
+        return {
+            "metrics": lambda prediction: token_metrics(*read(prediction)),
+            "report": lambda prediction: label_report(
+                *(list(chain(*tags)) for tags in read(prediction)), labels
+            ),
+        }
 
 
 def exposure_loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
@@ -169,13 +160,14 @@ def exposure_loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = 
     return torch.where(labels == IGNORED, away.mean(dim=-1), own).mean()
 
 
-def text_exportable(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, recipe: Recipe) -> Exportable:
-    """A classifier of texts or tokens as its engine: ``input_ids`` and ``attention_mask`` ``[B, L]`` in, FP32
-    ``logits`` out."""
+def text_exportable(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, recipe: Recipe, output: str = "logits"
+) -> Exportable:
+    """A model of texts as its engine: ``input_ids`` and ``attention_mask`` ``[B, L]`` in, one FP32 output."""
     return Exportable(
-        module=LogitsOnly(model).eval(),
+        module=OneOutput(model, output).eval(),
         inputs=("input_ids", "attention_mask"),
-        output="logits",
+        output=output,
         sample=token_sample(recipe),
         axes=token_axes(recipe),
         hub_model=model,
@@ -298,6 +290,33 @@ def _piece_labels(
         labels.append(ids.get(tag, ids[tags[word]]))
         previous = word
     return labels
+
+
+def mean_of_tokens(hidden: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+    """``[B, L, D]`` hidden states and ``[B, L]`` mask to ``[B, D]``."""
+    mask = attention_mask.unsqueeze(-1).to(hidden.dtype)  # [B, L, 1]
+    return (hidden * mask).sum(1) / mask.sum(1)
+
+
+def embed_texts(
+    model: Any, tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], max_length: int
+) -> np.ndarray:
+    """What a model's ``embed`` makes of any number of texts, in their order, each cut off at ``max_length``
+    tokens: ``[N, D]`` float32."""
+    order = sorted(range(len(texts)), key=lambda place: len(texts[place]))
+    vectors = np.zeros((len(texts), model.config.hidden_size), np.float32)
+    for start in range(0, len(order), 32):
+        places = order[start : start + 32]
+        batch = tokenizer(
+            [texts[place] for place in places],
+            padding=True,
+            truncation=True,
+            max_length=max_length,
+            return_tensors="pt",
+        ).to(model.device)
+        with torch.inference_mode():
+            vectors[places] = model.embed(batch["input_ids"], batch["attention_mask"]).cpu().numpy()
+    return vectors
 
 
 def required(recipe: Recipe, folder: Path | None) -> Path:
