@@ -118,7 +118,12 @@ def step_files(
             "max_length": recipe.text.max_length,
             "libraries": library_versions("numpy", "torch", "transformers"),
             "sources": source_digest(
-                "knowledge_base.py", "learners/embedding.py", "learners/text.py", "metrics.py", "models.py"
+                "knowledge_base.py",
+                "learners/embedding.py",
+                "learners/text.py",
+                "metrics.py",
+                "models.py",
+                "checkpoints.py",
             ),
             "shared_sources": shared_digest(),
         },
