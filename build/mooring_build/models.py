@@ -147,6 +147,36 @@ def check_served_tokens(tokenizer: PreTrainedTokenizerFast, folder: Path) -> Non
             )
 
 
+def check_padding(module: torch.nn.Module, sample: torch.Tensor, pad_token_id: int, name: str) -> None:
+    """Compare what a model says of a text alone and of the same text with padding after it.
+
+    Args:
+        module: takes ids and mask ``[B, L]``; gives ``[B, L, …]`` or ``[B, …]``.
+        sample: ids ``[B, L]`` of at least two tokens.
+        pad_token_id: what requests of several texts are padded with.
+        name: of the model, for the message.
+
+    Raises:
+        CheckpointError: the answers differ, so they would depend on the texts that are asked with it.
+    """
+    width = sample.shape[1]
+    length = width // 2 + 1
+    mask = (torch.arange(width) < length).long()[None]
+    padded = torch.where(mask.bool(), sample[:1], pad_token_id)
+    with torch.inference_mode():
+        alone = module(sample[:1, :length], mask[:, :length])
+        beside = module(padded, mask)
+    if beside.shape != alone.shape:
+        beside = beside[:, :length]
+    distance = (beside - alone).abs().max().item()
+    if distance > 1e-3 * max(1.0, alone.abs().max().item()):
+        raise CheckpointError(
+            f"{name} answers a text otherwise when padding follows it (by {distance:.2g}), so that what it "
+            "says would depend on the texts in the same request: take an encoder that leaves padding out, as "
+            "BERT's, RoBERTa's and DeBERTa's kinds do"
+        )
+
+
 def load_pipeline(folder: Path, task: Task) -> Any:
     """transformers' own pipeline of a fine-tuned checkpoint, on the CPU; entities are groups of tokens."""
     grouped = {"aggregation_strategy": "simple"} if task == "token-classification" else {}

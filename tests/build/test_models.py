@@ -6,9 +6,18 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from mooring import CheckpointError
-from mooring_build.models import check_served_tokens, load_base_model, load_fine_tuned_model, load_tokenizer
+from mooring_build.learners.text import LogitsOnly
+from mooring_build.models import (
+    check_padding,
+    check_served_tokens,
+    load_base_model,
+    load_fine_tuned_model,
+    load_tokenizer,
+)
 from tiny_checkpoint import make_tiny_checkpoint
 
 
@@ -59,3 +68,17 @@ def test_served_tokens_are_those_that_the_model_was_verified_with(folder: Path) 
     tokenizer.backend_tokenizer.normalizer = None
     with pytest.raises(CheckpointError, match=r"tokenizer.json makes other tokens of \"Hello, World"):
         check_served_tokens(tokenizer, folder)
+
+
+def test_an_answer_that_depends_on_padding_is_refused(folder: Path) -> None:
+    sample = torch.arange(11)[None] + 5
+    check_padding(LogitsOnly(load_fine_tuned_model(folder, "text-classification")), sample, 0, "tiny")
+    # Its mixing over all positions knows no mask.
+    config = AutoConfig.for_model(
+        "fnet", vocab_size=60, hidden_size=32, num_hidden_layers=1, intermediate_size=64, num_labels=3
+    )
+    fnet = AutoModelForSequenceClassification.from_config(config).eval()
+    with torch.no_grad():
+        fnet.classifier.weight.normal_()
+    with pytest.raises(CheckpointError, match=r"fnet answers a text otherwise when padding follows it \(by"):
+        check_padding(LogitsOnly(fnet), sample, 3, "fnet")
