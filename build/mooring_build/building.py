@@ -196,6 +196,7 @@ def _search(
     }
     folder = Stage(artifacts, recipe.name, "search", inputs).folder
     say(f"searching   {trials} trials, kept in {folder}")
+    _check_packable(recipe, checkpoint)
     found, record = search(recipe, checkpoint.folder, dataset, folder, trials=trials, say=say)
     say(f"best        trial {record['best_trial']}, {record['metric']} {record['best_value']:.3f}")
     return found, record
@@ -216,6 +217,7 @@ def _train(
     )
     metrics = stage.result()
     if metrics is None:
+        _check_packable(recipe, checkpoint)
         say(f"training    on {len(dataset.train)} examples")
         from mooring_build.training import fine_tune
 
@@ -249,12 +251,21 @@ def _evaluate(
         if found is None:
             from mooring_build.training import evaluate_checkpoint
 
+            _check_packable(recipe, checkpoint)
             _tell_cut(recipe, checkpoint, replace(dataset, train=[]), say)
             found = evaluate_checkpoint(recipe, checkpoint.folder, dataset, stage.folder)
             stage.finish(found)
         metrics = found
         say(f"evaluated   {_figures(metrics)}")
     return FineTuned(folder=checkpoint.folder, key=checkpoint.digest, metrics=metrics)
+
+
+def _check_packable(recipe: Recipe, checkpoint: Checkpoint) -> None:
+    """Or what is trained or scored for hours could not be exported."""
+    if recipe.serving.mixed_lengths == "ragged" and checkpoint.folder is not None:
+        from mooring_build.packing import check_packable
+
+        check_packable(checkpoint.folder)
 
 
 def _tell_cut(recipe: Recipe, checkpoint: Checkpoint, dataset: Dataset, say: Callable[[str], None]) -> None:

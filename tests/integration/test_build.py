@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModelForSequenceClassification
 
 import mooring_build.export
 import mooring_build.training
@@ -225,6 +226,39 @@ def test_texts_longer_than_the_model_has_positions(
 ) -> None:
     assert command("--set=text.max_length=65") == 2
     assert "text.max_length 65 is more than the 64 positions of" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["trained", "scored"])
+def test_an_encoder_that_cant_be_packed_is_refused_before_it_costs_time(
+    command: Command,
+    checkpoint: Path,
+    data: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    training: bool,
+) -> None:
+    config = AutoConfig.for_model(
+        "albert",
+        vocab_size=300,
+        embedding_size=16,
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=64,
+        id2label=dict(enumerate(LABELS)),
+    )
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(checkpoint)
+
+    def too_late(*args: object) -> None:
+        raise AssertionError("it was trained, or scored")
+
+    for name in ("fine_tune", "evaluate_checkpoint"):
+        monkeypatch.setattr(mooring_build.training, name, too_late)
+    table = [f"--set=data.train={data}", "--set=training.epochs=1", "--set=training.learning_rate=1e-3"]
+    more = ["--set=data.format=csv", f"--set=data.evaluation={data}", *(table if training else [])]
+    assert command("--set=serving.mixed_lengths=ragged", *more) == 2
+    assert "'albert' models have no exchangeable attention; use 'padded'" in capsys.readouterr().err
 
 
 def test_a_fine_tuned_checkpoint_is_scored_where_data_is_given(
