@@ -145,6 +145,12 @@ def _fixed_labels(recipe: Recipe, checkpoint: Checkpoint) -> list[str] | None:
     if recipe.training is not None or recipe.task not in LABELLED_TASKS:
         return None
     labels = read_labels_of(checkpoint.folder)
+    count = read_label_count(checkpoint.folder)
+    if count < 2:
+        raise CheckpointError(
+            f"{checkpoint.folder} has one output (id2label in its config.json), a number or a score: "
+            f"task {recipe.task!r} serves one label of several, by a softmax that would always be 1"
+        )
     if recipe.labels is not None and labels is not None and labels != recipe.labels:
         raise CheckpointError(
             f"labels {recipe.labels} are not those of {checkpoint.folder}: {labels}; names and order must "
@@ -153,9 +159,8 @@ def _fixed_labels(recipe: Recipe, checkpoint: Checkpoint) -> list[str] | None:
     if labels is None and recipe.labels is None:
         raise CheckpointError(
             f"{checkpoint.folder} names no labels (id2label in its config.json): "
-            "name them in the recipe (labels)"
+            f"name all {count} in the recipe (labels), in the order of the model's outputs"
         )
-    count = read_label_count(checkpoint.folder)
     if labels is None and recipe.labels is not None and len(recipe.labels) != count:
         raise CheckpointError(
             f"{checkpoint.folder} has {count} labels, the recipe has {len(recipe.labels)}: {recipe.labels}"

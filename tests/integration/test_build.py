@@ -228,6 +228,26 @@ def test_texts_longer_than_the_model_has_positions(
     assert "text.max_length 65 is more than the 64 positions of" in capsys.readouterr().err
 
 
+def test_a_checkpoint_with_one_output_is_refused(
+    command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one = make_tiny_checkpoint(tmp_path / "one", "text-classification", ["toxic"])
+    assert command(f"--checkpoint={one}") == 2
+    assert "has one output (id2label in its config.json), a number or a score" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", [None, '{"model_max_length": 48}'], ids=["no file", "not in the file"])
+def test_the_padding_token_may_be_left_to_transformers(
+    command: Command, checkpoint: Path, content: str | None
+) -> None:
+    (checkpoint / "tokenizer_config.json").unlink()
+    if content is not None:
+        (checkpoint / "tokenizer_config.json").write_text(content)
+    assert command() == 0
+    settings = command.repository / "intent_tokenizer" / "1" / "settings.json"
+    assert json.loads(settings.read_text())["pad_token_id"] == 0
+
+
 @pytest.mark.parametrize("training", [True, False], ids=["trained", "scored"])
 def test_an_encoder_that_cant_be_packed_is_refused_before_it_costs_time(
     command: Command,
