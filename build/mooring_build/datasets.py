@@ -428,4 +428,8 @@ def _check_labels(source: str, examples: Sequence[Example], labels: list[str]) -
 def _check_bio(labels: list[str]) -> None:
     wrong = [label for label in labels if label != "O" and label[:2] not in ("B-", "I-")]
     if wrong or "O" not in labels:
-        raise RecipeError(f"labels: token classification needs O, B-<type>, I-<type>; got {labels}")
+        raise RecipeError(
+            f"labels: token classification needs O, B-<type>, I-<type>; got {labels}. A checkpoint whose "
+            "labels are types without a prefix means I-<type>: call them that in its config.json (id2label); "
+            "other schemes (BIOES, BILOU) are not served"
+        )
