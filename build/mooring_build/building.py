@@ -224,6 +224,7 @@ def _train(
     if metrics is None:
         _check_packable(recipe, checkpoint)
         say(f"training    on {len(dataset.train)} examples")
+        _tell_of_data(recipe, dataset, say)
         from mooring_build.training import fine_tune
 
         _tell_cut(recipe, checkpoint, dataset, say)
@@ -271,6 +272,23 @@ def _check_packable(recipe: Recipe, checkpoint: Checkpoint) -> None:
         from mooring_build.packing import check_packable
 
         check_packable(checkpoint.folder)
+
+
+def _tell_of_data(recipe: Recipe, dataset: Dataset, say: Callable[[str], None]) -> None:
+    """What makes figures, or the model, other than they seem."""
+    if dataset.out_of_scope and recipe.data is not None:
+        say(
+            f"            and {len(dataset.out_of_scope)} texts that fit no label, from "
+            f"{recipe.data.out_of_scope_train} (data.out_of_scope_train)"
+        )
+    if recipe.task in ("text-classification", "token-classification"):
+        known = {example.text for example in dataset.train}
+        seen = sum(example.text in known for example in dataset.evaluation)
+        if seen:
+            say(
+                f"            {seen} of {len(dataset.evaluation)} evaluation texts are training texts, too: "
+                "the figures will be better than the model"
+            )
 
 
 def _tell_cut(recipe: Recipe, checkpoint: Checkpoint, dataset: Dataset, say: Callable[[str], None]) -> None:

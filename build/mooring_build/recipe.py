@@ -346,7 +346,7 @@ def load_recipe(
         # What the recipe says of them is of another checkpoint; overrides may say it anew.
         kept = table.keys() - {"training", "labels", "data", "audit", "card"}
         table = {key: table[key] for key in kept}
-        place = Path(fine_tuned).expanduser()
+        place = _at_home(fine_tuned)
         on_the_hub = _HUB_NAME.fullmatch(str(fine_tuned)) and not place.exists()
         table["base"] = {"checkpoint": str(fine_tuned if on_the_hub else place.absolute())}
     # Formats first: they say whether train and evaluation are files or splits.
@@ -389,13 +389,19 @@ def _apply_override(table: dict[str, Any], override: str) -> None:
     if text == "":
         table.pop(last, None)
         return
-    path = Path(str(value))
+    path = _at_home(value)
     names_file = _FILE_KEYS.fullmatch(key) or (_SPLIT_KEYS.fullmatch(key) and table.get("format") != "hub")
     if names_file or (_HUB_KEYS.fullmatch(key) and path.exists()):
         value = str(path.absolute())
     if key == "audit.templates" and isinstance(value, list):
         value = [str(Path(name).absolute()) if Path(str(name)).is_file() else name for name in value]
     table[last] = value
+
+
+def _at_home(value: object) -> Path:
+    """A path whose ``~`` no shell replaced, as in ``--set data.train=~/my.csv``."""
+    path = Path(str(value))
+    return path.expanduser() if path.parts[:1] == ("~",) else path
 
 
 def _key(location: tuple[int | str, ...]) -> str:

@@ -228,6 +228,21 @@ def test_texts_longer_than_the_model_has_positions(
     assert "text.max_length 65 is more than the 64 positions of" in capsys.readouterr().err
 
 
+def test_what_makes_figures_other_than_they_seem_is_said(
+    command: Command, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evaluation = tmp_path / "evaluation.csv"
+    evaluation.write_text("text,label\nwho pays my refund 0,pay\nis anna in lisbon,ask\n")
+    outside = tmp_path / "outside.csv"
+    outside.write_text("text\nthe river\n")
+    files = [f"--set=data.{key}={outside}" for key in ("out_of_scope", "out_of_scope_train")]
+    files += [f"--set=data.train={data}", f"--set=data.evaluation={evaluation}", "--set=data.format=csv"]
+    assert command(*files, "--set=training.epochs=1", "--set=training.learning_rate=1e-3") == 0
+    said = capsys.readouterr().out
+    assert f"and 1 texts that fit no label, from {outside} (data.out_of_scope_train)" in said
+    assert "1 of 2 evaluation texts are training texts, too" in said
+
+
 def test_a_checkpoint_with_one_output_is_refused(
     command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
