@@ -23,7 +23,7 @@ from mooring_build.checkpoints import (
     resolve_checkpoint,
 )
 from mooring_build.composing import compose
-from mooring_build.datasets import Dataset, load_dataset
+from mooring_build.datasets import Dataset, LabelledText, TaggedSentence, load_dataset
 from mooring_build.digests import digest_of
 from mooring_build.exports import LIBRARIES, Exports
 from mooring_build.learners import learner_of, learner_sources
@@ -281,14 +281,19 @@ def _tell_of_data(recipe: Recipe, dataset: Dataset, say: Callable[[str], None]) 
             f"            and {len(dataset.out_of_scope)} texts that fit no label, from "
             f"{recipe.data.out_of_scope_train} (data.out_of_scope_train)"
         )
-    if recipe.task in ("text-classification", "token-classification"):
-        known = {example.text for example in dataset.train}
-        seen = sum(example.text in known for example in dataset.evaluation)
-        if seen:
-            say(
-                f"            {seen} of {len(dataset.evaluation)} evaluation texts are training texts, too: "
-                "the figures will be better than the model"
-            )
+    if recipe.task == "text-ranking":
+        return
+    known, asked = (
+        [one.text for one in split if isinstance(one, LabelledText | TaggedSentence)]
+        for split in (dataset.train, dataset.evaluation)
+    )
+    trained = set(known)
+    seen = sum(text in trained for text in asked)
+    if seen:
+        say(
+            f"            {seen} of {len(asked)} evaluation texts are training texts, too: the figures will "
+            "be better than the model"
+        )
 
 
 def _tell_cut(recipe: Recipe, checkpoint: Checkpoint, dataset: Dataset, say: Callable[[str], None]) -> None:

@@ -239,6 +239,12 @@ def read_conll(path: Path, *, separator: str = " ") -> list[Example]:
             continue
         if len(columns) < 2:
             raise DataError(f"{path}:{number}: {line!r} has one column; a token and its tag are expected")
+        # Or what stands between the first column and the last would be lost.
+        token, tabbed, _ = line.partition("\t")
+        if "\r" in line.rstrip("\r"):
+            raise DataError(f"{path}:{number}: lines end in carriage returns alone; save it with line feeds")
+        if tabbed and " " in token.strip():
+            raise DataError(f"{path}:{number}: token {token!r} has a space: give each of its words a line")
         tag = columns[-1]
         if tag != "O" and (tag[:2] not in ("B-", "I-") or len(tag) < 3):
             raise DataError(f"{path}:{number}: tag {tag!r} is none of O, B-<type>, I-<type>")

@@ -35,6 +35,8 @@ def test_conll_columns(tmp_path: Path) -> None:
         ("Anna O\nNovak I-PER\n", r":2: 'I-PER' follows 'O'; IOB2"),
         ("Anna B-LOC\nNovak I-PER\n", r":2: 'I-PER' follows 'B-LOC'"),
         ("Novak I-PER\n", r":1: 'I-PER' follows 'the start of the sentence'"),
+        ("New York\tB-LOC\n", ":1: token 'New York' has a space: give each of its words a line"),
+        ("Anna O\rNovak B-PER\r", ":1: lines end in carriage returns alone"),
         ("\n\n", "holds no example"),
         (b"Anna B-PER\nMu\xf1oz I-PER\n", r":2: byte 0xf1 is not UTF-8"),
     ],
