@@ -23,7 +23,7 @@ from mooring_build.checkpoints import (
     resolve_checkpoint,
 )
 from mooring_build.composing import compose
-from mooring_build.datasets import Dataset, load_dataset
+from mooring_build.datasets import Dataset, LabelledText, TaggedSentence, load_dataset
 from mooring_build.digests import digest_of
 from mooring_build.exports import LIBRARIES, Exports
 from mooring_build.learners import learner_of, learner_sources
@@ -145,6 +145,12 @@ def _fixed_labels(recipe: Recipe, checkpoint: Checkpoint) -> list[str] | None:
     if recipe.training is not None or recipe.task not in LABELLED_TASKS:
         return None
     labels = read_labels_of(checkpoint.folder)
+    count = read_label_count(checkpoint.folder)
+    if count < 2:
+        raise CheckpointError(
+            f"{checkpoint.folder} has one output (id2label in its config.json), a number or a score: "
+            f"task {recipe.task!r} serves one label of several, by a softmax that would always be 1"
+        )
     if recipe.labels is not None and labels is not None and labels != recipe.labels:
         raise CheckpointError(
             f"labels {recipe.labels} are not those of {checkpoint.folder}: {labels}; names and order must "
@@ -153,9 +159,8 @@ def _fixed_labels(recipe: Recipe, checkpoint: Checkpoint) -> list[str] | None:
     if labels is None and recipe.labels is None:
         raise CheckpointError(
             f"{checkpoint.folder} names no labels (id2label in its config.json): "
-            "name them in the recipe (labels)"
+            f"name all {count} in the recipe (labels), in the order of the model's outputs"
         )
-    count = read_label_count(checkpoint.folder)
     if labels is None and recipe.labels is not None and len(recipe.labels) != count:
         raise CheckpointError(
             f"{checkpoint.folder} has {count} labels, the recipe has {len(recipe.labels)}: {recipe.labels}"
@@ -196,6 +201,7 @@ def _search(
     }
     folder = Stage(artifacts, recipe.name, "search", inputs).folder
     say(f"searching   {trials} trials, kept in {folder}")
+    _check_packable(recipe, checkpoint)
     found, record = search(recipe, checkpoint.folder, dataset, folder, trials=trials, say=say)
     say(f"best        trial {record['best_trial']}, {record['metric']} {record['best_value']:.3f}")
     return found, record
@@ -216,7 +222,9 @@ def _train(
     )
     metrics = stage.result()
     if metrics is None:
+        _check_packable(recipe, checkpoint)
         say(f"training    on {len(dataset.train)} examples")
+        _tell_of_data(recipe, dataset, say)
         from mooring_build.training import fine_tune
 
         _tell_cut(recipe, checkpoint, dataset, say)
@@ -246,12 +254,43 @@ def _evaluate(
         if found is None:
             from mooring_build.training import evaluate_checkpoint
 
+            _check_packable(recipe, checkpoint)
             _tell_cut(recipe, checkpoint, replace(dataset, train=[]), say)
             found = evaluate_checkpoint(recipe, checkpoint.folder, dataset, stage.folder)
             stage.finish(found)
         metrics = found
         say(f"evaluated   {_figures(metrics)}")
     return FineTuned(folder=checkpoint.folder, key=checkpoint.digest, metrics=metrics)
+
+
+def _check_packable(recipe: Recipe, checkpoint: Checkpoint) -> None:
+    """Or what is trained or scored for hours could not be exported."""
+    if recipe.serving.mixed_lengths == "ragged" and checkpoint.folder is not None:
+        from mooring_build.packing import check_packable
+
+        check_packable(checkpoint.folder)
+
+
+def _tell_of_data(recipe: Recipe, dataset: Dataset, say: Callable[[str], None]) -> None:
+    """What makes figures, or the model, other than they seem."""
+    if dataset.out_of_scope and recipe.data is not None:
+        say(
+            f"            and {len(dataset.out_of_scope)} texts that fit no label, from "
+            f"{recipe.data.out_of_scope_train} (data.out_of_scope_train)"
+        )
+    if recipe.task == "text-ranking":
+        return
+    known, asked = (
+        [one.text for one in split if isinstance(one, LabelledText | TaggedSentence)]
+        for split in (dataset.train, dataset.evaluation)
+    )
+    trained = set(known)
+    seen = sum(text in trained for text in asked)
+    if seen:
+        say(
+            f"            {seen} of {len(asked)} evaluation texts are training texts, too: the figures will "
+            "be better than the model"
+        )
 
 
 def _tell_cut(recipe: Recipe, checkpoint: Checkpoint, dataset: Dataset, say: Callable[[str], None]) -> None:

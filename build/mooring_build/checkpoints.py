@@ -39,6 +39,8 @@ _POOLINGS: dict[str, Pooling] = {
     "cls_token": "cls",
 }
 
+# Kinds of models that count positions as RoBERTa does, beside those that have it in their name.
+_ROBERTAS = frozenset({"camembert", "data2vec-text", "ibert", "longformer", "mpnet", "xmod"})
 _WITHOUT_TOKENIZER = frozenset({"image-classification", "tabular-classification"})
 _HUB_ERRORS = (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError)
 
@@ -72,16 +74,31 @@ def resolve_checkpoint(recipe: Recipe) -> Checkpoint:
 
 
 def read_labels_of(folder: Path) -> list[str] | None:
-    """Labels in the order of the checkpoint's ``id2label``, or ``None`` where it has only generic ones."""
+    """Labels in the order of the checkpoint's ``id2label``, or ``None`` where it has only generic ones.
+
+    Raises:
+        CheckpointError: it is no table by label id, leaves an id out, or names a label twice.
+    """
     id2label = _read_config(folder).get("id2label")
     if not id2label:
         return None
     try:
-        labels = [str(id2label[key]) for key in sorted(id2label, key=int)]
+        ids = sorted(id2label, key=int)
+        labels = [str(id2label[key]) for key in ids]
     except (TypeError, ValueError) as exc:
         raise CheckpointError(
             f"{folder / 'config.json'}: id2label is no table by label id: {id2label!r}"
         ) from exc
+    if [int(key) for key in ids] != list(range(len(ids))):
+        raise CheckpointError(
+            f"{folder / 'config.json'}: id2label has the ids {', '.join(map(str, ids))}; every output needs "
+            f"its label, 0 to {len(ids) - 1} for {len(ids)} of them"
+        )
+    twice = sorted({label for label in labels if labels.count(label) > 1})
+    if twice:
+        raise CheckpointError(
+            f"{folder / 'config.json'}: id2label names {twice} twice: give each output a label of its own"
+        )
     generic = [f"LABEL_{index}" for index in range(len(labels))]
     return None if labels == generic else labels
 
@@ -100,7 +117,8 @@ def read_position_limit(folder: Path) -> int | None:
     """
     config = _read_config(folder)
     limit = config.get("max_position_embeddings")
-    offset = config.get("pad_token_id", 1) + 1 if "roberta" in config["model_type"] else 0
+    kind = config["model_type"]
+    offset = config.get("pad_token_id", 1) + 1 if "roberta" in kind or kind in _ROBERTAS else 0
     return None if limit is None else int(limit) - offset
 
 
@@ -154,6 +172,10 @@ def _locate(recipe: Recipe) -> tuple[Path, str]:
     if local.is_dir():
         return local, "folder"
     looks_like_path = base.checkpoint.startswith((".", "/", "~")) or base.checkpoint.count("/") > 1
+    if local.is_file():
+        raise CheckpointError(
+            f"base.checkpoint {base.checkpoint!r} is a file: name the folder that it is in, {local.parent}"
+        )
     if looks_like_path:
         raise CheckpointError(f"base.checkpoint {base.checkpoint!r}: no folder {local}")
     cached = _from_cache(base)
@@ -266,8 +288,15 @@ def _read_config(folder: Path) -> dict[str, Any]:
 def _check(folder: Path, *, with_tokenizer: bool) -> None:
     from safetensors import SafetensorError, safe_open
 
+    if (folder / "adapter_config.json").is_file() and not any(folder.glob("model*.safetensors")):
+        raise CheckpointError(
+            f"{folder} holds an adapter (adapter_config.json) without its base model: load both with peft's "
+            "AutoPeftModel… class of the task, and save what merge_and_unload() gives, with the tokenizer"
+        )
     if not (folder / "config.json").is_file():
-        raise CheckpointError(f"{folder} is no checkpoint: it has no config.json")
+        inside = sorted(path.parent.name for path in folder.glob("*/config.json"))
+        hint = f"; these folders in it do: {', '.join(inside)}" if inside else ""
+        raise CheckpointError(f"{folder} is no checkpoint: it has no config.json{hint}")
     _read_config(folder)
     if with_tokenizer and not (folder / "tokenizer.json").is_file():
         raise CheckpointError(

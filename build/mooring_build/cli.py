@@ -26,7 +26,8 @@ def add_command(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
     parser.add_argument(
         "--checkpoint",
         metavar="FOLDER",
-        help="publish this fine-tuned checkpoint: sets base.checkpoint and skips training",
+        help="publish this fine-tuned checkpoint, a folder or ORG/NAME on the hub: sets base.checkpoint and "
+        "skips training",
     )
     parser.add_argument(
         "--search",

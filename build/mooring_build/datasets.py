@@ -158,7 +158,9 @@ def load_dataset(
         if recipe.task == "token-classification":
             _check_bio(labels)
         for name, source in sources.items():
-            _check_labels(source, splits[name], labels)
+            _check_labels(
+                source, splits[name], labels, fixed=recipe.training is not None and bool(recipe.labels)
+            )
     return Dataset(
         train=splits["train"],
         evaluation=splits["evaluation"],
@@ -239,6 +241,12 @@ def read_conll(path: Path, *, separator: str = " ") -> list[Example]:
             continue
         if len(columns) < 2:
             raise DataError(f"{path}:{number}: {line!r} has one column; a token and its tag are expected")
+        # Or what stands between the first column and the last would be lost.
+        token, tabbed, _ = line.partition("\t")
+        if "\r" in line.rstrip("\r"):
+            raise DataError(f"{path}:{number}: lines end in carriage returns alone; save it with line feeds")
+        if tabbed and " " in token.strip():
+            raise DataError(f"{path}:{number}: token {token!r} has a space: give each of its words a line")
         tag = columns[-1]
         if tag != "O" and (tag[:2] not in ("B-", "I-") or len(tag) < 3):
             raise DataError(f"{path}:{number}: tag {tag!r} is none of O, B-<type>, I-<type>")
@@ -263,7 +271,9 @@ def read_csv(path: Path, *, text_column: str, label_column: str) -> list[Example
     columns = reader.fieldnames or []
     for key, column in (("data.text_column", text_column), ("data.label_column", label_column)):
         if column not in columns:
-            raise DataError(f"{path}: {key} {column!r} is not among its columns {list(columns)}")
+            raise DataError(
+                f"{path}: {key} {column!r} is not among its columns {list(columns)}{_separator_hint(columns)}"
+            )
     examples: list[Example] = []
     for row in _rows(path, reader):
         text, label = (row[text_column] or "").strip(), (row[label_column] or "").strip()
@@ -352,7 +362,11 @@ def read_rows(path: Path, columns: Sequence[str], *, optional: Sequence[str] = (
     reader = csv.DictReader(io.StringIO(read_text(path), newline=""), strict=True)
     lacking = [column for column in columns if column not in (reader.fieldnames or [])]
     if lacking:
-        raise DataError(f"{path}: column {lacking[0]!r} is not among its columns {reader.fieldnames or []}")
+        columns_there = list(reader.fieldnames or [])
+        raise DataError(
+            f"{path}: column {lacking[0]!r} is not among its columns {columns_there}"
+            f"{_separator_hint(columns_there)}"
+        )
     rows = []
     for row in _rows(path, reader):
         rows.append({column: (row[column] or "").strip() for column in columns})
@@ -381,6 +395,12 @@ def read_catalogue(recipe: Recipe, columns: Sequence[str]) -> list[dict[str, str
     return rows
 
 
+def _separator_hint(columns: Sequence[str]) -> str:
+    if len(columns) == 1 and (found := re.search(r"[;\t|]", columns[0])):
+        return f"; its cells seem to be parted by {found.group()!r}: save it with commas"
+    return ", which are what its first row holds" if columns else ""
+
+
 def _rows(path: Path, reader: csv.DictReader[str]) -> Iterator[dict[Any, Any]]:
     """Rows of a CSV file, with nothing beyond the header's cells but empty ones.
 
@@ -396,7 +416,8 @@ def _rows(path: Path, reader: csv.DictReader[str]) -> Iterator[dict[Any, Any]]:
                 )
             yield row
     except csv.Error as exc:
-        raise DataError(f"{path}:{reader.line_num}: {exc}") from exc
+        # The reader counts whole rows.
+        raise DataError(f"{path}:{reader.line_num + 1}: the row that begins here: {exc}") from exc
 
 
 def read_text(path: Path) -> str:
@@ -437,14 +458,21 @@ def _labels_of(example: Example) -> tuple[str, ...]:
     return example.tags if isinstance(example, TaggedSentence) else (example.label,)
 
 
-def _check_labels(source: str, examples: Sequence[Example], labels: list[str]) -> None:
+def _check_labels(
+    source: str, examples: Sequence[Example], labels: list[str], *, fixed: bool = False
+) -> None:
     known = set(labels)
     unknown = sorted({label for example in examples for label in _labels_of(example)} - known)
     if unknown:
-        raise DataError(f"{source} has labels {unknown} that are not among the model's labels {labels}")
+        hint = ", which the recipe fixes; --set labels= takes them from the training data" if fixed else ""
+        raise DataError(f"{source} has labels {unknown} that are not among the model's labels {labels}{hint}")
 
 
 def _check_bio(labels: list[str]) -> None:
     wrong = [label for label in labels if label != "O" and label[:2] not in ("B-", "I-")]
     if wrong or "O" not in labels:
-        raise RecipeError(f"labels: token classification needs O, B-<type>, I-<type>; got {labels}")
+        raise RecipeError(
+            f"labels: token classification needs O, B-<type>, I-<type>; got {labels}. A checkpoint whose "
+            "labels are types without a prefix means I-<type>: call them that in its config.json (id2label); "
+            "other schemes (BIOES, BILOU) are not served"
+        )

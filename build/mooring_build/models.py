@@ -43,6 +43,12 @@ _PROBES = (
 )
 #: Tasks whose served answer is one label of several, and what transformers calls that.
 _ONE_LABEL_TASKS = ("text-classification", "image-classification")
+#: How transformers calls the heads that these tasks need.
+_HEADS: dict[Task, str] = {
+    "token-classification": "ForTokenClassification",
+    "text-classification": "ForSequenceClassification",
+    "image-classification": "ForImageClassification",
+}
 _PROBLEM = "single_label_classification"
 
 
@@ -77,7 +83,7 @@ def load_base_model(folder: Path, task: Task, labels: list[str]) -> tuple[PreTra
         **options,
         id2label=dict(enumerate(labels)),
         label2id={label: index for index, label in enumerate(labels)},
-        ignore_mismatched_sizes=True,
+        new_head=True,
     )
     poolers = [key for key in missing if _is_pooler(model, key)]
     encoder = [key for key in missing if key.startswith(f"{model.base_model_prefix}.") and key not in poolers]
@@ -110,6 +116,7 @@ def load_fine_tuned_model(folder: Path, task: Task) -> PreTrainedModel:
             f"{folder} is not fine-tuned for {task}: its weights lack {_some(missing)}. Give the recipe a "
             "[training] table, or name a fine-tuned checkpoint"
         )
+    _check_head(model, folder, task)
     return model.eval()
 
 
@@ -148,14 +155,75 @@ def check_served_tokens(tokenizer: PreTrainedTokenizerFast, folder: Path) -> Non
             )
 
 
+def check_vocabulary(module: torch.nn.Module, tokenizer: PreTrainedTokenizerFast, name: str) -> None:
+    """Refuse token ids that the model has no embedding for: a text with one would fail its whole batch.
+
+    Raises:
+        CheckpointError: the tokenizer has such ids.
+    """
+    rows = next(
+        model.get_input_embeddings().weight.shape[0]
+        for model in module.modules()
+        if isinstance(model, PreTrainedModel)
+    )
+    over = sorted((index, token) for token, index in tokenizer.get_vocab().items() if index >= rows)
+    if over:
+        raise CheckpointError(
+            f"{name}: token {over[0][1]!r} has the id {over[0][0]}, and the model embeds {rows} tokens: "
+            "train it after resize_token_embeddings(len(tokenizer)), or save the tokenizer of its training"
+        )
+
+
+def check_padding(module: torch.nn.Module, sample: torch.Tensor, pad_token_id: int, name: str) -> None:
+    """Compare what a model says of a text alone and of the same text with padding after it.
+
+    Args:
+        module: takes ids and mask ``[B, L]``; gives ``[B, L, …]`` or ``[B, …]``.
+        sample: ids ``[B, L]`` of at least two tokens.
+        pad_token_id: what requests of several texts are padded with.
+        name: of the model, for the message.
+
+    Raises:
+        CheckpointError: the answers differ, so they would depend on the texts that are asked with it.
+    """
+    width = sample.shape[1]
+    length = width // 2 + 1
+    mask = (torch.arange(width) < length).long()[None]
+    padded = torch.where(mask.bool(), sample[:1], pad_token_id)
+    with torch.inference_mode():
+        alone = module(sample[:1, :length], mask[:, :length])
+        beside = module(padded, mask)
+    if beside.shape != alone.shape:
+        beside = beside[:, :length]
+    distance = (beside - alone).abs().max().item()
+    if distance > 1e-3 * max(1.0, alone.abs().max().item()):
+        raise CheckpointError(
+            f"{name} answers a text otherwise when padding follows it (by {distance:.2g}), so that what it "
+            "says would depend on the texts in the same request: take an encoder that leaves padding out, as "
+            "BERT's, RoBERTa's and DeBERTa's kinds do"
+        )
+
+
 def load_pipeline(folder: Path, task: Task) -> Any:
     """transformers' own pipeline of a fine-tuned checkpoint, on the CPU; entities are groups of tokens."""
     grouped = {"aggregation_strategy": "simple"} if task == "token-classification" else {}
     return pipeline(task, str(folder), device="cpu", **grouped)
 
 
-def _load(folder: Path, task: Task, **options: object) -> tuple[PreTrainedModel, list[str]]:
-    """The model in fp32, and the keys that its weights lack."""
+def _check_head(model: PreTrainedModel, folder: Path, task: Task) -> None:
+    """Refuse a head of another task: with some encoders (ModernBERT's) it has the same weights."""
+    wanted = _HEADS.get(task)
+    named = [name for name in model.config.architectures or [] if name.endswith(tuple(_HEADS.values()))]
+    if wanted is not None and named and not any(name.endswith(wanted) for name in named):
+        raise CheckpointError(
+            f"{folder} is not fine-tuned for {task}: it is a {named[0]} (architectures in its config.json)"
+        )
+
+
+def _load(
+    folder: Path, task: Task, *, new_head: bool = False, **options: object
+) -> tuple[PreTrainedModel, list[str]]:
+    """The model in fp32, and the keys that its weights lack; of a new head other shapes are lacking."""
     with quiet_transformers():
         try:
             model, report = _MODEL_CLASSES[task].from_pretrained(
@@ -165,6 +233,8 @@ def _load(folder: Path, task: Task, **options: object) -> tuple[PreTrainedModel,
                 output_loading_info=True,
                 # transformers keeps the checkpoint's own type otherwise, and the engines promise FP32.
                 dtype=torch.float32,
+                # Its own message about them points to a report that was silenced.
+                ignore_mismatched_sizes=True,
                 **options,
             )
         except Exception as exc:
@@ -173,6 +243,12 @@ def _load(folder: Path, task: Task, **options: object) -> tuple[PreTrainedModel,
     for name, tensor in model.state_dict().items():
         if not torch.isfinite(tensor).all():
             raise CheckpointError(f"{folder}: weight {name!r} holds NaN or infinity")
+    if report["mismatched_keys"] and not new_head:
+        key, has, wanted = sorted(report["mismatched_keys"])[0]
+        raise CheckpointError(
+            f"{folder} can't be loaded for {task}: {key} is {list(has)} in its weights and {list(wanted)} by "
+            f"its config.json, which names {model.config.num_labels} labels (id2label)"
+        )
     # What has another shape than the config says is drawn anew, as what is missing is.
     lacking = {*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])}
     return model, sorted(lacking)

@@ -13,12 +13,13 @@ import copy
 import inspect
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 from torch.nn import functional
-from transformers import AttentionInterface, PreTrainedModel
+from transformers import AttentionInterface, AutoConfig, AutoModel, PreTrainedModel
 
 from mooring import CheckpointError
 from mooring_build.layouts.text import LENGTHS
@@ -119,6 +120,21 @@ class PackedTexts(nn.Module):
     def _after_layers(self, layers: nn.Module, args: Any, output: Any) -> Any:
         output.last_hidden_state = self._packing.pad(output.last_hidden_state[0])  # [B, L, D]
         return output
+
+
+def check_packable(folder: Path) -> None:
+    """Refuse a checkpoint whose encoder can't be packed, by its config alone: before it costs time.
+
+    Raises:
+        CheckpointError: its attention can't be exchanged, or its config can't be read.
+    """
+    try:
+        with torch.device("meta"), quiet_transformers():
+            model = AutoModel.from_config(AutoConfig.from_pretrained(folder, local_files_only=True))
+    except Exception as exc:
+        # As for weights: a malformed file surfaces as whatever its parser raises.
+        raise CheckpointError(f"{folder}: its config can't be used: {exc}") from exc
+    _exchange_attention(model)
 
 
 def packed_exportable(exportable: Exportable, recipe: Recipe) -> Exportable:
@@ -247,5 +263,6 @@ def _exchange_attention(module: nn.Module) -> nn.Module:
     models = [part for part in module.modules() if isinstance(part, PreTrainedModel)]
     kind = models[-1].config.model_type if models else type(module).__name__
     raise CheckpointError(
-        f"serving.mixed_lengths 'ragged': {kind!r} models have no exchangeable attention; use 'padded'"
+        f"serving.mixed_lengths 'ragged': {kind!r} models have no exchangeable attention; use 'padded' "
+        "(--set serving.mixed_lengths=padded)"
     )

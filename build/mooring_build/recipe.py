@@ -101,6 +101,8 @@ _FILE_KEYS = re.compile(r"(data|heads\.\w+)\.out_of_scope(_train)?|catalogue\.fi
 _SPLIT_KEYS = re.compile(r"(data|heads\.\w+)\.(train|evaluation)")
 _HUB_KEYS = re.compile(r"(data|heads\.\w+)\.dataset|base\.checkpoint")
 
+_HUB_NAME = re.compile(r"\w[\w.-]*/[\w.-]+")
+
 # Tables without which a task can't be built.
 _NEEDED: dict[str, frozenset[str]] = {
     "features": frozenset({"tabular-classification"}),
@@ -322,9 +324,10 @@ def load_recipe(
         recipe: path of a TOML file, or the name of a shipped recipe.
         overrides: ``key.path=value`` each, the value in TOML (a bare word is taken as a string);
             relative paths given here start from the current folder; no value takes the key away.
-        fine_tuned: folder of a fine-tuned checkpoint that takes the place of the recipe's base, labels,
-            data, training, audit and card. Other training data or another catalogue by an override take the
-            card away too, and another ``base.checkpoint`` the wheel and revision of the recipe's.
+        fine_tuned: a fine-tuned checkpoint, a folder or ``ORG/NAME`` on the hub, that takes the place of the
+            recipe's base, labels, data, training, audit and card. Other training data or another catalogue by
+            an override take the card away too, and another ``base.checkpoint`` the wheel and revision of the
+            recipe's.
 
     Raises:
         RecipeError: the file is missing or not TOML, or has unknown keys or wrong values; the message
@@ -344,7 +347,9 @@ def load_recipe(
         # What the recipe says of them is of another checkpoint; overrides may say it anew.
         kept = table.keys() - {"training", "labels", "data", "audit", "card"}
         table = {key: table[key] for key in kept}
-        table["base"] = {"checkpoint": str(Path(fine_tuned).absolute())}
+        place = _at_home(fine_tuned)
+        on_the_hub = _HUB_NAME.fullmatch(str(fine_tuned)) and not place.exists()
+        table["base"] = {"checkpoint": str(fine_tuned if on_the_hub else place.absolute())}
     # Formats first: they say whether train and evaluation are files or splits.
     for override in sorted(overrides, key=lambda one: not one.partition("=")[0].endswith(".format")):
         _apply_override(table, override)
@@ -363,13 +368,19 @@ def _apply_override(table: dict[str, Any], override: str) -> None:
     if text == "":
         table.pop(last, None)
         return
-    path = Path(str(value))
+    path = _at_home(value)
     names_file = _FILE_KEYS.fullmatch(key) or (_SPLIT_KEYS.fullmatch(key) and table.get("format") != "hub")
     if names_file or (_HUB_KEYS.fullmatch(key) and path.exists()):
         value = str(path.absolute())
     if key == "audit.templates" and isinstance(value, list):
         value = [str(Path(name).absolute()) if Path(str(name)).is_file() else name for name in value]
     table[last] = value
+
+
+def _at_home(value: object) -> Path:
+    """A path whose ``~`` no shell replaced, as in ``--set data.train=~/my.csv``."""
+    path = Path(str(value))
+    return path.expanduser() if path.parts[:1] == ("~",) else path
 
 
 def _key(location: tuple[int | str, ...]) -> str:

@@ -197,13 +197,23 @@ def _pad_token_id(path: Path, config_path: Path) -> int:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as exc:  # the library raises nothing narrower
         raise PublishError(f"{path} is not a tokenizer.json: {exc}") from exc
-    try:
-        token = json.loads(config_path.read_text(encoding="utf-8")).get("pad_token")
-    except (OSError, ValueError) as exc:
-        raise PublishError(f"{config_path} can't be read: {exc}") from exc
-    if isinstance(token, dict):
-        token = token.get("content")
+    token = _pad_token(config_path)
+    if token is None and (path.parent / "config.json").is_file():
+        # Older checkpoints leave it to transformers, which knows it by the kind of model.
+        from mooring_build.models import load_tokenizer
+
+        return int(load_tokenizer(path.parent).pad_token_id)
     pad_token_id = tokenizer.token_to_id(token) if token else None
     if pad_token_id is None:
         raise PublishError(f"{config_path} names no pad_token of {path} (got {token!r})")
     return int(pad_token_id)
+
+
+def _pad_token(config_path: Path) -> Any:
+    try:
+        token = json.loads(config_path.read_text(encoding="utf-8")).get("pad_token")
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as exc:
+        raise PublishError(f"{config_path} can't be read: {exc}") from exc
+    return token.get("content") if isinstance(token, dict) else token

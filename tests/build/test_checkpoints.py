@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 
 from mooring import CheckpointError
 from mooring_build import checkpoints
-from mooring_build.checkpoints import read_labels_of, read_pooling, resolve_checkpoint
+from mooring_build.checkpoints import read_labels_of, read_pooling, read_position_limit, resolve_checkpoint
 from mooring_build.recipe import Recipe, load_recipe
 
 
@@ -56,6 +56,18 @@ def test_the_digest_follows_weights_and_configuration(folder: Path) -> None:
     assert resolve_checkpoint(recipe_for(folder)).digest != before
 
 
+def _make_adapter(folder: Path) -> None:
+    (folder / "adapter_config.json").write_text("{}")
+    (folder / "model.safetensors").rename(folder / "adapter_model.safetensors")
+
+
+def _make_run(folder: Path) -> None:
+    (folder / "config.json").unlink()
+    for step in (100, 200):
+        (folder / f"checkpoint-{step}").mkdir()
+        (folder / f"checkpoint-{step}" / "config.json").write_text("{}")
+
+
 @pytest.mark.parametrize(
     ("spoil", "complaint"),
     [
@@ -68,6 +80,8 @@ def test_the_digest_follows_weights_and_configuration(folder: Path) -> None:
             lambda f: (f / "model.safetensors").write_bytes(b"\x08"),
             r"model.safetensors can't be read \(1 bytes\)",
         ),
+        (_make_adapter, r"holds an adapter \(adapter_config.json\) without its base model.*merge_and_unload"),
+        (_make_run, "has no config.json; these folders in it do: checkpoint-100, checkpoint-200"),
     ],
 )
 def test_unusable_checkpoint(folder: Path, spoil: object, complaint: str) -> None:
@@ -80,6 +94,27 @@ def test_missing_folder_is_not_looked_for_on_the_hub(tmp_path: Path, no_hub: lis
     with pytest.raises(CheckpointError, match=r"base.checkpoint '.*gone': no folder"):
         resolve_checkpoint(recipe_for(tmp_path / "gone"))
     assert no_hub == []
+
+
+def test_a_file_of_the_checkpoint_is_not_looked_for_on_the_hub(folder: Path, no_hub: list[bool]) -> None:
+    with pytest.raises(CheckpointError, match=r"config.json' is a file: name the folder that it is in, .*"):
+        resolve_checkpoint(recipe_for(folder / "config.json"))
+    assert not no_hub
+
+
+def test_fine_tuned_is_a_folder_or_a_name_on_the_hub(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(folder.parent))
+    monkeypatch.chdir(folder.parent)
+
+    def checkpoint(fine_tuned: str) -> str:
+        recipe = load_recipe("ner", fine_tuned=fine_tuned)
+        assert recipe.base is not None
+        return recipe.base.checkpoint
+
+    assert checkpoint("someone/a-model") == "someone/a-model"
+    assert checkpoint(f"~/{folder.name}/") == str(folder)
+    (Path("someone") / "a-model").mkdir(parents=True)
+    assert checkpoint("someone/a-model") == str(folder.parent / "someone/a-model")
 
 
 def test_wheel_stands_in_for_the_hub(
@@ -179,6 +214,40 @@ def test_nowhere_to_be_had(no_hub: list[bool], tmp_path: Path) -> None:
 def test_labels_of_a_checkpoint(folder: Path, id2label: object, expected: list[str] | None) -> None:
     (folder / "config.json").write_text(json.dumps({"model_type": "bert", "id2label": id2label}))
     assert read_labels_of(folder) == expected
+
+
+@pytest.mark.parametrize(
+    ("id2label", "complaint"),
+    [
+        (
+            {"0": "a", "2": "b", "3": "c"},
+            "id2label has the ids 0, 2, 3; every output needs its label, 0 to 2",
+        ),
+        ({"0": "a", "1": "b", "2": "a"}, r"id2label names \['a'\] twice"),
+        ({"x": "a"}, "id2label is no table by label id"),
+    ],
+)
+def test_labels_that_name_no_output_or_two_are_refused(
+    folder: Path, id2label: object, complaint: str
+) -> None:
+    (folder / "config.json").write_text(json.dumps({"model_type": "bert", "id2label": id2label}))
+    with pytest.raises(CheckpointError, match=complaint):
+        read_labels_of(folder)
+
+
+@pytest.mark.parametrize(
+    ("config", "limit"),
+    [
+        ({"model_type": "bert", "max_position_embeddings": 512, "pad_token_id": 0}, 512),
+        ({"model_type": "xlm-roberta", "max_position_embeddings": 514, "pad_token_id": 1}, 512),
+        ({"model_type": "camembert", "max_position_embeddings": 514, "pad_token_id": 1}, 512),
+        ({"model_type": "mpnet", "max_position_embeddings": 514}, 512),
+        ({"model_type": "deberta-v2"}, None),
+    ],
+)
+def test_positions_that_texts_can_take(folder: Path, config: object, limit: int | None) -> None:
+    (folder / "config.json").write_text(json.dumps(config))
+    assert read_position_limit(folder) == limit
 
 
 def say_pooling(folder: Path, pooling: object, *kinds: str) -> None:

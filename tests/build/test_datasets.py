@@ -35,6 +35,8 @@ def test_conll_columns(tmp_path: Path) -> None:
         ("Anna O\nNovak I-PER\n", r":2: 'I-PER' follows 'O'; IOB2"),
         ("Anna B-LOC\nNovak I-PER\n", r":2: 'I-PER' follows 'B-LOC'"),
         ("Novak I-PER\n", r":1: 'I-PER' follows 'the start of the sentence'"),
+        ("New York\tB-LOC\n", ":1: token 'New York' has a space: give each of its words a line"),
+        ("Anna O\rNovak B-PER\r", ":1: lines end in carriage returns alone"),
         ("\n\n", "holds no example"),
         (b"Anna B-PER\nMu\xf1oz I-PER\n", r":2: byte 0xf1 is not UTF-8"),
     ],
@@ -58,11 +60,14 @@ def test_csv(tmp_path: Path) -> None:
             "text,category\na,b\n",
             r"data.label_column 'label' is not among its columns \['text', 'category'\]",
         ),
+        ("text;label\na;b\n", r"\['text;label'\]; its cells seem to be parted by ';': save it with commas"),
+        ("text\tlabel\na\tb\n", r"seem to be parted by '\\t'"),
+        ("my card,pay\n", r"columns \['my card', 'pay'\], which are what its first row holds"),
         ("text,label\nhello,\n", r":2: empty label"),
         ("text,label\n ,x\n", r":2: empty text"),
         ("text,label\nhello\n", r":2: empty label"),
         ("text,label\n", "holds no example"),
-        ('text,label\n"open,x\n', "unexpected end of data"),
+        ('text,label\na,x\n"open,x\nb,x\n', ":3: the row that begins here: unexpected end of data"),
         ("text,label\nhello, you,x\n", ":2: more cells than the 2 of the header"),
     ],
 )
@@ -102,6 +107,24 @@ def test_label_that_training_never_saw(tmp_path: Path) -> None:
         DataError, match=r"eval.csv has labels \['shout'\] that are not among.*\['ask', 'pay'\]"
     ):
         load_dataset(load_recipe("intent", overrides(train, evaluation)))
+
+
+def test_labels_that_the_recipe_fixes_can_be_taken_out(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.conll", "aspirin B-DRUG\n\n. O\n")
+    wrong = r"a.conll has labels \['B-DRUG'\] .*, which the recipe fixes; --set labels= takes them from"
+    with pytest.raises(DataError, match=wrong):
+        load_dataset(load_recipe("ner", overrides(path, path)))
+    assert load_dataset(load_recipe("ner", [*overrides(path, path), "labels="])).labels == [
+        "O",
+        "B-DRUG",
+        "I-DRUG",
+    ]
+
+
+def test_a_path_may_begin_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write(tmp_path / "a.csv", "text,label\nx,pay\ny,ask\n")
+    assert len(load_dataset(load_recipe("intent", overrides(Path("~/a.csv"), Path("~/a.csv")))).train) == 2
 
 
 def test_one_label_is_nothing_to_learn(tmp_path: Path) -> None:

@@ -10,9 +10,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from transformers import BertConfig, BertModel, EvalPrediction
+from transformers import BertConfig, BertModel, DistilBertConfig, DistilBertModel, EvalPrediction
 
 from mooring_build.learners.embedding import EmbeddingModel, _mark, _score, load_embedding_model
+from mooring_build.learners.heads import HeadsModel
 from tiny_checkpoint import make_tiny_checkpoint
 
 
@@ -99,3 +100,11 @@ def test_equal_scores_are_settled_by_the_catalogue_s_order() -> None:
     vectors = np.array([[1, 0], [1, 0], [1, 0], [1, 0]], np.float32)
     marks = np.array([0, 1, _mark(0, of_catalogue=True), _mark(1, of_catalogue=True)])
     assert _score(EvalPrediction(predictions=vectors, label_ids=marks))["mrr"] == pytest.approx(0.75)
+
+
+def test_an_encoder_may_call_its_width_otherwise() -> None:
+    config = DistilBertConfig(vocab_size=30, dim=16, n_layers=1, n_heads=2, hidden_dim=32)
+    model = EmbeddingModel.around(DistilBertModel(config))
+    assert (model.config.hidden_size, model.config.vocab_size) == (16, 30)
+    heads = HeadsModel.around(DistilBertModel(config), {"x": ["a", "b"]})
+    assert heads.config.hidden_size == 16

@@ -6,9 +6,19 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoModelForTokenClassification
 
 from mooring import CheckpointError
-from mooring_build.models import check_served_tokens, load_base_model, load_fine_tuned_model, load_tokenizer
+from mooring_build.learners.text import OneOutput
+from mooring_build.models import (
+    check_padding,
+    check_served_tokens,
+    check_vocabulary,
+    load_base_model,
+    load_fine_tuned_model,
+    load_tokenizer,
+)
 from tiny_checkpoint import make_tiny_checkpoint
 
 
@@ -59,3 +69,56 @@ def test_served_tokens_are_those_that_the_model_was_verified_with(folder: Path) 
     tokenizer.backend_tokenizer.normalizer = None
     with pytest.raises(CheckpointError, match=r"tokenizer.json makes other tokens of \"Hello, World"):
         check_served_tokens(tokenizer, folder)
+
+
+def test_an_answer_that_depends_on_padding_is_refused(folder: Path) -> None:
+    sample = torch.arange(11)[None] + 5
+    check_padding(OneOutput(load_fine_tuned_model(folder, "text-classification")), sample, 0, "tiny")
+    # Its mixing over all positions knows no mask.
+    config = AutoConfig.for_model(
+        "fnet", vocab_size=60, hidden_size=32, num_hidden_layers=1, intermediate_size=64, num_labels=3
+    )
+    fnet = AutoModelForSequenceClassification.from_config(config).eval()
+    with torch.no_grad():
+        fnet.classifier.weight.normal_()
+    with pytest.raises(CheckpointError, match=r"fnet answers a text otherwise when padding follows it \(by"):
+        check_padding(OneOutput(fnet), sample, 3, "fnet")
+
+
+def test_tokens_without_an_embedding_are_refused(folder: Path) -> None:
+    model, tokenizer = load_fine_tuned_model(folder, "text-classification"), load_tokenizer(folder)
+    check_vocabulary(OneOutput(model), tokenizer, "tiny")
+    tokenizer.add_tokens(["parcel"])
+    count = len(tokenizer) - 1
+    with pytest.raises(
+        CheckpointError, match=f"token 'parcel' has the id {count}, and .* embeds {count} tok"
+    ):
+        check_vocabulary(OneOutput(model), tokenizer, "tiny")
+
+
+def test_labels_that_are_not_as_many_as_the_weights_say(folder: Path) -> None:
+    _change_config(folder, id2label={"0": "a", "1": "b", "2": "c"}, label2id={"a": 0, "b": 1, "c": 2})
+    with pytest.raises(
+        CheckpointError, match=r"classifier.bias is \[2\] in its weights and \[3\] by its con"
+    ):
+        load_fine_tuned_model(folder, "text-classification")
+
+
+def test_a_head_of_another_task_is_not_taken_for_one_of_this(tmp_path: Path) -> None:
+    # Both heads of ModernBERT have weights of the same names and shapes.
+    config = AutoConfig.for_model(
+        "modernbert",
+        vocab_size=60,
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=64,
+        pad_token_id=0,
+        num_labels=3,
+    )
+    AutoModelForTokenClassification.from_config(config).save_pretrained(tmp_path)
+    load_fine_tuned_model(tmp_path, "token-classification")
+    with pytest.raises(
+        CheckpointError, match=r"not fine-tuned for text-.* a ModernBertForTokenClassification"
+    ):
+        load_fine_tuned_model(tmp_path, "text-classification")

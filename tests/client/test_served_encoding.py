@@ -6,13 +6,14 @@ import dataclasses
 import itertools
 import json
 import unicodedata
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 
 from mooring._served.encoding import EncodedTexts, EncodingSettings, TextEncoder
 from mooring._served.texts import TextError, decode_texts
@@ -172,3 +173,70 @@ def test_words_are_characters_of_the_original_text(tokenizer_file: Path, text: s
         if "[UNK]" not in token:
             plain = unicodedata.normalize("NFD", text[start:stop].lower())
             assert token == "".join(c for c in plain if unicodedata.category(c)[0] not in "MC")
+
+
+def _pieces() -> models.WordPiece:
+    """A model that takes the longest piece that it knows."""
+    words = [
+        "Paris",
+        "Köln",
+        "Anna",
+        "O",
+        "Brien",
+        "北",
+        "京",
+        "是",
+        "中国",
+        "กรุง",
+        "เทพ",
+        "re\u0301",
+        "sume\u0301",
+    ]
+    pieces = [*words, *"▁(),.'/\"«»", *(f"▁{word}" for word in words), "▁(", '▁"']
+    names = {piece: index for index, piece in enumerate(["<unk>", *pieces])}
+    return models.WordPiece(names, unk_token="<unk>", continuing_subword_prefix="")
+
+
+def _metaspace() -> Tokenizer:
+    """As XLM-R's: white space alone parts words."""
+    backend = Tokenizer(_pieces())
+    backend.pre_tokenizer = pre_tokenizers.Metaspace()
+    return backend
+
+
+def _one_word() -> Tokenizer:
+    """As Gemma's: nothing parts words."""
+    backend = Tokenizer(_pieces())
+    backend.normalizer = normalizers.Replace(Regex(" "), "▁")
+    return backend
+
+
+@pytest.mark.parametrize("made", [_metaspace, _one_word], ids=["metaspace", "one word"])
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("Anna (Paris)", ["Anna", "(", "Paris", ")"]),
+        ('«Köln», "Paris".', ["«", "Köln", "»", ",", '"', "Paris", '"', "."]),
+        ("Paris/Köln O'Brien", ["Paris", "/", "Köln", "O", "'", "Brien"]),
+        ("北京是中国", ["北", "京", "是", "中国"]),
+        ("กรุงเทพ", ["กรุง", "เทพ"]),
+        ("AnnaBrien", ["AnnaBrien"]),
+        ("re\u0301sume\u0301", ["re\u0301sume\u0301"]),
+    ],
+)
+def test_words_are_parted_whatever_the_tokenizer_parts(
+    made: Callable[[], Tokenizer], text: str, words: list[str]
+) -> None:
+    encoded = TextEncoder(made(), dataclasses.replace(SETTINGS, max_length=40)).encode([text, "Anna"])
+    assert encoded.words is not None
+    spans = encoded.words[0][encoded.words[0, :, 0] >= 0]
+    assert [text[start:end].strip() for start, end in spans] == words
+
+
+def test_bytes_of_one_character_are_one_word() -> None:
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = Tokenizer(models.BPE({letter: index for index, letter in enumerate(alphabet)}, []))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    encoded = TextEncoder(backend, dataclasses.replace(SETTINGS, max_length=40)).encode(["京是"])
+    assert encoded.words is not None
+    assert [span for span in encoded.words[0].tolist() if span[0] >= 0] == [[0, 1], [1, 2]]

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModelForSequenceClassification
 
 import mooring_build.export
 import mooring_build.training
@@ -225,6 +226,74 @@ def test_texts_longer_than_the_model_has_positions(
 ) -> None:
     assert command("--set=text.max_length=65") == 2
     assert "text.max_length 65 is more than the 64 positions of" in capsys.readouterr().err
+
+
+def test_what_makes_figures_other_than_they_seem_is_said(
+    command: Command, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evaluation = tmp_path / "evaluation.csv"
+    evaluation.write_text("text,label\nwho pays my refund 0,pay\nis anna in lisbon,ask\n")
+    outside = tmp_path / "outside.csv"
+    outside.write_text("text\nthe river\n")
+    files = [f"--set=data.{key}={outside}" for key in ("out_of_scope", "out_of_scope_train")]
+    files += [f"--set=data.train={data}", f"--set=data.evaluation={evaluation}", "--set=data.format=csv"]
+    assert command(*files, "--set=training.epochs=1", "--set=training.learning_rate=1e-3") == 0
+    said = capsys.readouterr().out
+    assert f"and 1 texts that fit no label, from {outside} (data.out_of_scope_train)" in said
+    assert "1 of 2 evaluation texts are training texts, too" in said
+
+
+def test_a_checkpoint_with_one_output_is_refused(
+    command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one = make_tiny_checkpoint(tmp_path / "one", "text-classification", ["toxic"])
+    assert command(f"--checkpoint={one}") == 2
+    assert "has one output (id2label in its config.json), a number or a score" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", [None, '{"model_max_length": 48}'], ids=["no file", "not in the file"])
+def test_the_padding_token_may_be_left_to_transformers(
+    command: Command, checkpoint: Path, content: str | None
+) -> None:
+    (checkpoint / "tokenizer_config.json").unlink()
+    if content is not None:
+        (checkpoint / "tokenizer_config.json").write_text(content)
+    assert command() == 0
+    settings = command.repository / "intent_tokenizer" / "1" / "settings.json"
+    assert json.loads(settings.read_text())["pad_token_id"] == 0
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["trained", "scored"])
+def test_an_encoder_that_cant_be_packed_is_refused_before_it_costs_time(
+    command: Command,
+    checkpoint: Path,
+    data: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    training: bool,
+) -> None:
+    config = AutoConfig.for_model(
+        "albert",
+        vocab_size=300,
+        embedding_size=16,
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=64,
+        id2label=dict(enumerate(LABELS)),
+    )
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(checkpoint)
+
+    def too_late(*args: object) -> None:
+        raise AssertionError("it was trained, or scored")
+
+    for name in ("fine_tune", "evaluate_checkpoint"):
+        monkeypatch.setattr(mooring_build.training, name, too_late)
+    table = [f"--set=data.train={data}", "--set=training.epochs=1", "--set=training.learning_rate=1e-3"]
+    more = ["--set=data.format=csv", f"--set=data.evaluation={data}", *(table if training else [])]
+    assert command("--set=serving.mixed_lengths=ragged", *more) == 2
+    assert "'albert' models have no exchangeable attention; use 'padded'" in capsys.readouterr().err
 
 
 def test_a_fine_tuned_checkpoint_is_scored_where_data_is_given(

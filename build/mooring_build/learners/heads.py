@@ -57,8 +57,10 @@ class HeadsConfig(PreTrainedConfig):
         super().__init__(**kwargs)
         self.encoder = encoder or {}
         self.heads = heads or {}
+        # Not the table's own keys: DistilBERT's width is called ``dim`` there.
+        shape = AutoConfig.for_model(**self.encoder) if self.encoder else None
         for name in ("vocab_size", "hidden_size", "max_position_embeddings"):
-            setattr(self, name, self.encoder.get(name))
+            setattr(self, name, getattr(shape, name, None))
 
 
 class HeadsModel(PreTrainedModel):

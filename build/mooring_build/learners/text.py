@@ -27,7 +27,13 @@ from mooring_build.learners._learner import Case, Exportable, Learner, Lesson, v
 from mooring_build.learners._one_label import label_scores
 from mooring_build.learners.adapters import add_adapter, merge_adapter
 from mooring_build.metrics import label_report, token_metrics
-from mooring_build.models import load_base_model, load_fine_tuned_model, load_tokenizer
+from mooring_build.models import (
+    check_padding,
+    check_vocabulary,
+    load_base_model,
+    load_fine_tuned_model,
+    load_tokenizer,
+)
 from mooring_build.recipe import Recipe
 
 #: Label id that the loss leaves out (PyTorch's cross entropy default).
@@ -72,6 +78,9 @@ class _ClassificationLearner(TextLearner):
             model = load_fine_tuned_model(folder, recipe.task)
         else:
             model, new_pooler = load_base_model(folder, recipe.task, dataset.labels)
+            # As the export does, but before the training.
+            check_vocabulary(model, tokenizer, str(folder))
+            check_padding(OneOutput(model), token_sample(recipe)[0], tokenizer.pad_token_id, str(folder))
             model = add_adapter(model, recipe, new_pooler=new_pooler) if adapted else model
         return Lesson(
             model=model,

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
+from functools import lru_cache
 from itertools import accumulate, chain
 from pathlib import Path
 
@@ -12,6 +15,12 @@ import numpy as np
 from tokenizers import Encoding, Tokenizer
 
 from .texts import TextError, decode_texts
+
+#: Scripts without spaces between words: Han, kana, Thai, Lao, Tibetan, Burmese, Khmer.
+_UNSPACED = re.compile(
+    "[\u0e00-\u109f\u1780-\u17ff\u2e80-\u2fdf\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff"
+    "\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff]"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +61,7 @@ class EncodedTexts:
     input_ids: np.ndarray
     #: ``[B, L]`` int64: 1 on tokens, 0 on padding.
     attention_mask: np.ndarray
-    #: ``[B, L, 2]`` int32: on the first token of each of the pre-tokenizer's words the word's first character
+    #: ``[B, L, 2]`` int32: on the first token of each word (see :func:`_words`) the word's first character
     #: and the one after its last, in the text as it came; -1 on all other tokens and on padding. ``None`` for
     #: text classification.
     words: np.ndarray | None = None
@@ -123,7 +132,7 @@ class TextEncoder:
         count = sum(lengths)
         flat = np.fromiter(chain.from_iterable(ids), np.int64, count)
         starts = list(accumulate(lengths, initial=0))
-        words = _words(encodings, starts) if self._with_words else None
+        words = _words(texts, encodings, starts) if self._with_words else None
         return _Tokens(encodings, lengths, starts, flat, words)
 
     def _try_arrays(self, tokens: _Tokens, first: int, end: int) -> EncodedTexts | TextError:
@@ -188,8 +197,13 @@ class _Tokens:
     words: np.ndarray | None
 
 
-def _words(encodings: Sequence[Encoding], starts: Sequence[int]) -> np.ndarray:
-    """Begin and end of each word on its first token, ``[T, 2]``; texts begin at ``starts``."""
+def _words(texts: Sequence[str], encodings: Sequence[Encoding], starts: Sequence[int]) -> np.ndarray:
+    """Begin and end of each word on its first token, ``[T, 2]``; texts begin at ``starts``.
+
+    Words are the pre-tokenizer's, parted where a token ends at white space or punctuation, or in a script
+    without spaces: SentencePiece's pre-tokenizers leave ``("Paris",`` and a whole Chinese sentence one word,
+    whose first token would decide for all of it.
+    """
     count = starts[-1]
     named = chain.from_iterable(encoding.word_ids for encoding in encodings)
     word_ids = np.fromiter((-1 if word is None else word for word in named), np.int32, count)
@@ -200,8 +214,32 @@ def _words(encodings: Sequence[Encoding], starts: Sequence[int]) -> np.ndarray:
     new[1:-1] = word_ids[1:] != word_ids[:-1]
     new[starts] = True
     real = word_ids >= 0
+    later = np.flatnonzero(real & ~new[:-1])
+    rows = np.searchsorted(starts, later, side="right") - 1
+    for token, row, before, here in zip(
+        later.tolist(), rows.tolist(), offsets[later - 1].tolist(), offsets[later].tolist(), strict=True
+    ):
+        new[token] = _parts(texts[row], *before, *here)
     words = np.full((count, 2), -1, np.int32)
     first = real & new[:-1]
     words[first, 0] = offsets[first, 0]
     words[first, 1] = offsets[real & new[1:], 1]
     return words
+
+
+def _parts(text: str, begin: int, end: int, start: int, stop: int) -> bool:
+    """Whether the token ``text[start:stop]`` begins a word, after ``text[begin:end]`` of the same one."""
+    # Tokens of bytes share a character; the space before a word may be a token, or in its first one.
+    if start < end or start == stop or not text[begin:end].strip():
+        return False
+    kinds = _kind(text[end - 1]), _kind(text[start])
+    return "other" in kinds and kinds[1] != "mark"
+
+
+@lru_cache(maxsize=65536)
+def _kind(character: str) -> str:
+    """``letter`` (or digit) of a script with spaces, ``mark`` on or within a word, or ``other``."""
+    category = unicodedata.category(character)
+    if category[0] == "M" or category == "Cf":
+        return "mark"
+    return "letter" if character.isalnum() and not _UNSPACED.match(character) else "other"
