@@ -391,3 +391,29 @@ def test_a_redirect_is_not_followed(serve_raw: Any, connect: Any) -> None:
     server = serve_raw(always(response(b"elsewhere", 307, "Location: http://127.0.0.1:1/")))
     with pytest.raises(ServerError, match=r"elsewhere \[307\]"):
         connect(server.url).server_ready()
+
+
+def test_a_body_that_does_not_decompress_is_a_decode_error(serve_raw: Any, connect: Any) -> None:
+    server = serve_raw(always(response(b"not compressed", 200, "Content-Encoding: gzip")))
+    with pytest.raises(DecodeError, match="does not speak HTTP"):
+        connect(server.url).models()
+
+
+def test_long_headers_of_a_proxy_are_taken(serve_raw: Any, connect: Any) -> None:
+    server = serve_raw(always(response(b"", 200, f"X-Trace: {'x' * 30_000}")))
+    assert connect(server.url).server_ready()
+
+
+def test_a_large_body_of_several_tensors_arrives_as_it_is(serve_raw: Any, side: Any) -> None:
+    bodies: list[bytes] = []
+
+    def script(number: int, request: bytes) -> Iterable[bytes]:
+        bodies.append(request.partition(b"\r\n\r\n")[2])
+        return [response(b'{"outputs": []}')]
+
+    arrays = [np.arange(size, dtype=np.float32)[None] for size in (700_000, 3)]
+    inputs = tuple(Tensor(name, "FP32", array) for name, array in zip("xy", arrays, strict=True))
+    transport = side.transport(serve_raw(script).url)
+    transport.send(Infer(model="m", inputs=inputs), timeout_s=20)
+    assert bodies[0].endswith(b"".join(array.tobytes() for array in arrays))
+    assert len(bodies) == 1

@@ -512,17 +512,46 @@ def test_nothing_listening_is_refused() -> None:
         get(HttpPool("127.0.0.1", port))
 
 
-def test_a_refusal_that_comes_before_all_was_sent_is_the_answer(serve: Any, connect: Any) -> None:
+@pytest.mark.parametrize("then", ["closes", "listens no more"])
+def test_a_refusal_that_comes_before_all_was_sent_is_the_answer(wire: Any, then: str) -> None:
     def script(peer: Peer) -> None:
         peer.sock.recv(1000)
         peer.send(b"HTTP/1.1 413 Too Large\r\nContent-Length: 5\r\n\r\nlarge")
+        if then == "listens no more":
+            peer.wait()
 
-    server = serve(script)
-    pool = connect(server)
+    server, pool = wire(script)
     for _ in range(2):
         said = pool.exchange("POST", "/", headers={}, body=[bytes(50_000_000)], timeout_s=20)
         assert (said.status, said.body) == (413, b"large")
     assert server.connections == 2
+
+
+@pytest.mark.parametrize(
+    "start",
+    [b"HTTP/1.1 100 Continue\r\n\r\n", b"HTTP/1.1 200 OK\r\nX: ", b"HTTP/1.1 200 OK\r\n"],
+    ids=["interim", "half-a-head", "lines"],
+)
+def test_an_answer_that_only_begins_before_all_was_sent_waits_for_the_rest(wire: Any, start: bytes) -> None:
+    def script(peer: Peer) -> None:
+        peer.sock.recv(1)
+        peer.send(start)
+        peer.wait(0.1)  # the client is most likely blocked by now; the test holds if not
+        body = peer.request().partition(b"\r\n\r\n")[2]
+        rest = f"\r\nContent-Length: {len(str(len(body)))}\r\n\r\n{len(body)}".encode()
+        peer.send((b"HTTP/1.1 200 OK" + rest) if b"100" in start else b"Y: 1" + rest)
+        peer.request()
+
+    _, pool = wire(script)
+    said = pool.exchange("POST", "/", headers={}, body=[bytes(20_000_000)], timeout_s=60)
+    assert (said.status, said.body) == (200, b"20000000")
+
+
+def test_a_server_that_closes_while_a_body_is_sent_is_a_lost_connection(wire: Any) -> None:
+    server, pool = wire(lambda peer: peer.sock.recv(1000))
+    with pytest.raises(ConnectionError):
+        pool.exchange("POST", "/", headers={}, body=[bytes(20_000_000)], timeout_s=20)
+    assert server.connections == 1
 
 
 @pytest.mark.parametrize(
