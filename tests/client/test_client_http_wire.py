@@ -17,6 +17,7 @@ import pytest
 
 from mooring import (
     AccessDenied,
+    ConfigError,
     ConnectError,
     DeadlineExceeded,
     DecodeError,
@@ -346,24 +347,48 @@ def test_a_failed_request_costs_its_connection(serve_raw: Any, connect: Any) -> 
     assert server.connections == 2
 
 
-def test_closing_waits_for_no_request_and_leaves_no_socket(serve_raw: Any) -> None:
-    arrived, go_on = threading.Event(), threading.Event()
+@pytest.mark.parametrize("streams", [False, True], ids=["send", "stream"])
+def test_closing_ends_a_thread_s_request_and_leaves_no_socket(serve_raw: Any, streams: bool) -> None:
+    arrived = threading.Event()
 
     def script(number: int, request: bytes) -> Iterator[bytes]:
         arrived.set()
-        go_on.wait(10)
+        server.wait(60)
         yield response()
 
-    transport = HttpTransport(parse_url(serve_raw(script).url), TlsConfig())
-    answers: list[bool] = []
-    thread = threading.Thread(target=lambda: answers.append(transport.send(GetServerReady(), timeout_s=10)))
+    server = serve_raw(script)
+    transport = HttpTransport(parse_url(server.url), TlsConfig())
+    said: list[Any] = []
+
+    def work() -> None:
+        try:
+            said.extend(
+                transport.stream(REQUEST, timeout_s=60)
+                if streams
+                else [transport.send(GetServerReady(), timeout_s=60)]
+            )
+        except MooringError as error:
+            said.append(error)
+
+    thread = threading.Thread(target=work)
     thread.start()
     assert arrived.wait(10)
     transport.close()
-    go_on.set()
     thread.join()
-    assert answers == [True]
+    [error] = said
+    assert type(error) is TransportError
+    assert str(error) == f"{server.url}: the client was closed while the request was under way"
     assert transport._pool._idle == []
+
+
+def test_a_call_on_a_transport_that_was_just_closed_says_so(serve_raw: Any, side: Any) -> None:
+    transport = side.transport(serve_raw(always(response())).url)
+    assert transport.send(GetServerReady(), timeout_s=10)
+    transport.close()
+    with pytest.raises(ConfigError, match="the client was closed while a call began"):
+        transport.send(GetServerReady(), timeout_s=1)
+    with pytest.raises(ConfigError, match="the client was closed while a call began"):
+        next(transport.stream(REQUEST, timeout_s=1))
 
 
 def test_base_path_of_a_reverse_proxy_is_kept(serve_raw: Any, connect: Any) -> None:

@@ -12,7 +12,7 @@ import aiohttp
 from aiohttp.http_exceptions import ContentEncodingError
 from yarl import URL
 
-from mooring._errors import TransportError
+from mooring._errors import ConfigError, TransportError
 from mooring._operations import Infer, InferAnswer, Operation
 from mooring._policies import TlsConfig
 from mooring._transport import Headers
@@ -88,6 +88,7 @@ class AsyncHttpTransport:
     async def asend(self, operation: Operation[T], *, timeout_s: float, headers: Headers = ()) -> T:
         method = METHODS[type(operation)]
         request = method.write(operation)
+        self._check_open()
         try:
             async with self._begin(request, headers, timeout_s) as response:
                 answer = HttpAnswer(response.status, _lower(response.headers), await response.read())
@@ -104,6 +105,7 @@ class AsyncHttpTransport:
     ) -> AsyncGenerator[InferAnswer, None]:
         written = write_stream(request)
         events = EventReader(request)
+        self._check_open()
         try:
             async with self._begin(written, headers, timeout_s) as response:
                 if response.status != 200:
@@ -141,6 +143,10 @@ class AsyncHttpTransport:
 
     def abandon(self) -> None:
         """An event loop does not outlive a fork, and neither does what belongs to it."""
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ConfigError(f"{self._endpoint}: the client was closed while a call began")
 
     def _check_cancelled(self, exc: asyncio.CancelledError) -> None:
         """A pool that is closed cancels who waits for a connection; only their tasks know that nobody did."""

@@ -79,6 +79,10 @@ class HttpConnection:
         self.end()
         self.sock.close()
 
+    def shut_down(self) -> None:
+        """End the request under way; may be called from any thread until :meth:`close`."""
+        _shut_down(self.sock)
+
     def is_quiet(self) -> bool:
         """Whether the idle connection is still open with nothing to read."""
         try:
@@ -218,9 +222,7 @@ class Abort:
     def __call__(self) -> None:
         self._called = True
         if self._sock is not None:
-            with contextlib.suppress(OSError):  # not connected, or closed
-                # Not SSLSocket's, which would have the reading thread take ciphertext for the answer.
-                socket.socket.shutdown(self._sock, socket.SHUT_RDWR)
+            _shut_down(self._sock)
 
     def watch(self, sock: socket.socket) -> None:
         """Name the socket that the request uses from now on.
@@ -235,6 +237,12 @@ class Abort:
 
     def end(self) -> None:
         self._cancellation.detach()
+
+
+def _shut_down(sock: socket.socket) -> None:
+    with contextlib.suppress(OSError):  # not connected, or closed
+        # Not SSLSocket's, which would have the reading thread take ciphertext for the answer.
+        socket.socket.shutdown(sock, socket.SHUT_RDWR)
 
 
 def seconds_left(ends_at_s: float) -> float:
