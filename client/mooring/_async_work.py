@@ -56,8 +56,12 @@ class AsyncWork:
                 )
             self._loop = loop
 
-    def spawn(self, work: Callable[[], Awaitable[None]]) -> None:
-        """Begin work that nobody waits for; it is cancelled when the client is closed."""
+    def spawn(self, work: Callable[[], Awaitable[None]]) -> bool:
+        """Begin work that nobody waits for; it is cancelled when the client is closed.
+
+        Returns:
+            Whether it was begun, which a thread may not be.
+        """
 
         async def run() -> None:
             await work()
@@ -65,6 +69,7 @@ class AsyncWork:
         task = asyncio.ensure_future(run())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return True
 
     def event(self) -> asyncio.Event:
         """Something that others can wait for."""
@@ -77,7 +82,12 @@ class AsyncWork:
                 await event.wait()
 
     async def close(self) -> None:
-        """End the work that was begun."""
+        """End the work that was begun; that of another event loop, which may be closed, is not waited for."""
+        if self._loop is not None and self._loop is not asyncio.get_running_loop():
+            for task in list(self._tasks):
+                with suppress(RuntimeError):
+                    self._loop.call_soon_threadsafe(task.cancel)
+            return
         tasks = [task for task in self._tasks if task is not asyncio.current_task()]
         for task in tasks:
             task.cancel()

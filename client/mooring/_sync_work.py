@@ -14,6 +14,7 @@ from typing import TypeVar
 from mooring._batching import BatchSize, batches
 from mooring._cancellation import Cancellation, cancelled_by, current_cancellation
 from mooring._errors import ConfigError
+from mooring._log import LOG
 from mooring._look_up import look_up
 
 T = TypeVar("T")
@@ -87,8 +88,12 @@ class SyncWork:
                 begin_anew()
                 self._pid = os.getpid()
 
-    def spawn(self, work: Callable[[], None]) -> None:
-        """Begin work that nobody waits for; its request is ended when the client is closed."""
+    def spawn(self, work: Callable[[], None]) -> bool:
+        """Begin work that nobody waits for; its request is ended when the client is closed.
+
+        Returns:
+            Whether it was begun: the system may have no thread left.
+        """
         cancellation = Cancellation()
 
         def run() -> None:
@@ -102,7 +107,14 @@ class SyncWork:
         thread = threading.Thread(target=run, name="mooring-background", daemon=True)
         with self._lock:
             self._background[thread] = cancellation
-        thread.start()
+        try:
+            thread.start()
+        except RuntimeError as exc:
+            LOG.warning("work in the background was left: %s", exc)
+            with self._lock:
+                self._background.pop(thread, None)
+            return False
+        return True
 
     def event(self) -> threading.Event:
         """Something that others can wait for."""

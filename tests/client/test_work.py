@@ -744,6 +744,47 @@ def test_sync_work_in_the_background_ends_with_its_owner() -> None:
     wait_until(lambda: threads_called("mooring-background") == [])
 
 
+def test_sync_work_that_can_not_begin_leaves_nothing(
+    sync_work: SyncWork, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", fail)
+        assert not sync_work.spawn(lambda: None)
+    assert "work in the background was left: can't start new thread" in caplog.text
+    sync_work.close()
+    done = threading.Event()
+    assert sync_work.spawn(done.set)
+    assert done.wait(10)
+
+
+def test_async_work_is_ended_from_another_loop() -> None:
+    work, begun, cancelled = AsyncWork(), threading.Event(), threading.Event()
+
+    async def wait() -> None:
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            cancelled.set()
+
+    async def use() -> None:
+        work.check_place(lambda: None)
+        work.spawn(wait)
+        await asyncio.to_thread(cancelled.wait, 20)
+
+    thread = threading.Thread(target=lambda: asyncio.run(use()))
+    thread.start()
+    assert begun.wait(10)
+    asyncio.run(work.close())
+    assert cancelled.wait(10)
+    thread.join()
+    # Its loop is closed by now.
+    asyncio.run(work.close())
+
+
 def test_sync_work_may_close_its_owner() -> None:
     work = SyncWork()
     done = threading.Event()
