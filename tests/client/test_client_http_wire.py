@@ -181,7 +181,11 @@ def test_the_deadline_holds_against_silence_and_against_a_trickle(
         (204, ServerError),
     ],
 )
-@pytest.mark.parametrize("body", [b'{"error":"some words"}', b"<html>some words</html>"])
+@pytest.mark.parametrize(
+    "body",
+    [b'{"error":"some words"}', b"<html>some words</html>", b'["some words",' + b"[" * 100_000],
+    ids=["triton", "html", "nested"],
+)
 def test_statuses_have_their_errors_whoever_wrote_the_body(
     serve_raw: Any, connect: Any, status: int, kind: type[ServerError], body: bytes
 ) -> None:
@@ -222,6 +226,7 @@ def test_readiness_that_nobody_can_tell_is_an_error(serve_raw: Any, connect: Any
     [
         b"garbage",
         b"\xff\xfe",
+        b"[" * 100_000,
         b"[]",
         b"null",
         b'"text"',
@@ -266,6 +271,8 @@ BAD_ANSWERS = {
     "short data": (output(shape=[2, 2], parameters={"binary_data_size": 16}) + b"1234", None),
     "shape": (output(shape=[3]) + b"1234", None),
     "bytes": (output(datatype="BYTES") + b"\xff\xff\xff\xff", None),
+    "endless size": (output().replace(b": 4}", b": 1e400}") + b"1234", None),
+    "nested": (output() + b"[" * 100_000, str(len(output()) + 100_000)),
     "bytes cut": (output(datatype="BYTES", parameters={"binary_data_size": 2}) + b"\x01\x00", None),
 }
 

@@ -37,6 +37,10 @@ def scheme(request: pytest.FixtureRequest) -> Any:
 
 def test_a_channel_goes_to_the_address_and_asks_for_the_name() -> None:
     assert channel_target(parse_url("grpc://127.0.0.1:8001")) == "127.0.0.1:8001"
+    assert channel_target(parse_url("grpc://[fe80::1%25eth0]:8001")) == "[fe80::1%25eth0]:8001"
+    # Without a scheme of gRPC's own these would be taken for one.
+    for name in ("dns", "unix", "ipv4", "localhost"):
+        assert channel_target(parse_url(f"grpc://{name}:8001")) == f"dns:///{name}:8001"
     named = parse_url("grpcs://triton.example:8001")
     plain = dict(channel_options(named))
     assert not {"grpc.default_authority", "grpc.ssl_target_name_override"} & plain.keys()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import threading
 import time
 from collections.abc import Collection
@@ -23,7 +22,7 @@ from mooring._errors import (
 )
 from mooring._log import LOG
 from mooring._policies import CircuitPolicy, ConnectionPolicy
-from mooring._url import Endpoint
+from mooring._url import Endpoint, is_address
 
 #: A name that has not been resolved yet, beside others that were, is asked for again after so long.
 _UNKNOWN_AGAIN_S = 1.0
@@ -59,7 +58,7 @@ class AsyncServers:
         self._connections = connections
         self._work = work
         self._lock = threading.Lock()
-        self._names = [endpoint for endpoint in self._endpoints if resolve and not _is_address(endpoint.host)]
+        self._names = [one for one in self._endpoints if resolve and not _is_known(one.host)]
         self._looking_up = False
         self._look_up_at_s = 0.0
         self._closed = False
@@ -261,12 +260,8 @@ class AsyncServers:
             await server.retire()
 
 
-def _is_address(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host.partition("%")[0])
-    except ValueError:
-        return host == "localhost"
-    return True
+def _is_known(host: str) -> bool:
+    return host == "localhost" or is_address(host)
 
 
 def _several_of_one_family(addresses: list[str]) -> list[str]:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import threading
 import time
 from collections.abc import Collection
@@ -24,7 +23,7 @@ from mooring._log import LOG
 from mooring._policies import CircuitPolicy, ConnectionPolicy
 from mooring._sync._server import OpenTransport, Server
 from mooring._sync_work import SyncWork
-from mooring._url import Endpoint
+from mooring._url import Endpoint, is_address
 
 #: A name that has not been resolved yet, beside others that were, is asked for again after so long.
 _UNKNOWN_AGAIN_S = 1.0
@@ -60,7 +59,7 @@ class Servers:
         self._connections = connections
         self._work = work
         self._lock = threading.Lock()
-        self._names = [endpoint for endpoint in self._endpoints if resolve and not _is_address(endpoint.host)]
+        self._names = [one for one in self._endpoints if resolve and not _is_known(one.host)]
         self._looking_up = False
         self._look_up_at_s = 0.0
         self._closed = False
@@ -260,12 +259,8 @@ class Servers:
             server.retire()
 
 
-def _is_address(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host.partition("%")[0])
-    except ValueError:
-        return host == "localhost"
-    return True
+def _is_known(host: str) -> bool:
+    return host == "localhost" or is_address(host)
 
 
 def _several_of_one_family(addresses: list[str]) -> list[str]:

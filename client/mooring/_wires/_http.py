@@ -80,6 +80,7 @@ class HttpTransport:
                     raise stream_refusal(request, HttpAnswer(status, said_headers, b"".join(chunks)))
                 for chunk in chunks:
                     yield from events.feed(chunk)
+                events.finish()
             finally:
                 chunks.close()
         except _FOREIGN as exc:

@@ -114,6 +114,7 @@ class AsyncHttpTransport:
                 async for chunk in response.content.iter_any():
                     for said in events.feed(chunk):
                         yield said
+                events.finish()
         except asyncio.CancelledError as exc:
             self._check_cancelled(exc)
             raise

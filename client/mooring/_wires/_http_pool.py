@@ -8,7 +8,6 @@ received. Why not ``http.client``: it reads headers with ``email``, a fifth of a
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import re
 import select
@@ -23,6 +22,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from mooring._look_up import look_up
+from mooring._url import is_address
 from mooring._wires._http_codec import HttpAnswer
 from mooring._wires._http_connection import Abort, HttpConnection, HttpGarbage, seconds_left, when_ready
 
@@ -59,7 +59,7 @@ class HttpPool:
     ) -> None:
         self._host = host
         self._port = port
-        self._connect_to = connect_to or (host if _is_address(host) else None)
+        self._connect_to = connect_to or (host if is_address(host) else None)
         self._tls = tls
         name = f"[{host}]" if ":" in host else host if host.isascii() else host.encode("idna").decode()
         at_port = "" if port == (80 if tls is None else 443) else f":{port}"
@@ -385,11 +385,3 @@ def _inflater(headers: Mapping[str, str]) -> _Inflater | None:
 def _check_name(name: str) -> None:
     if not _TOKEN.fullmatch(name) or name.lower() in _SET_BY_POOL:
         raise ValueError(f"{name!r} can't be set as a header")
-
-
-def _is_address(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return True
