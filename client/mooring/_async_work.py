@@ -11,7 +11,8 @@ from inspect import isawaitable
 from typing import Any, Generic, TypeVar
 
 from mooring._batching import BatchSize, batches
-from mooring._errors import ConfigError
+from mooring._deadline import Deadline
+from mooring._errors import ConfigError, DeadlineExceeded
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -25,9 +26,25 @@ _COMPANY_S = 0.005
 sleep = asyncio.sleep
 
 
-async def resolved(value: T | Awaitable[T]) -> T:
-    """What a callable gave, awaited where it must be."""
-    return await value if isawaitable(value) else value
+async def resolved(source: Callable[[], T | Awaitable[T]], deadline: Deadline) -> T:
+    """What a callable gives, awaited where it must be.
+
+    Raises:
+        DeadlineExceeded: it did not come in time.
+    """
+    left_s = deadline.left_s()
+    value = source()
+    if not isawaitable(value):
+        return value
+    try:
+        async with asyncio.timeout(left_s) as limit:
+            return await value
+    except TimeoutError as exc:
+        if not limit.expired():
+            raise  # its own
+        raise DeadlineExceeded(
+            f"the call's {deadline.timeout_s:g} s were spent before its token or headers were there"
+        ) from exc
 
 
 async def run_apart(work: Callable[[], T]) -> T:

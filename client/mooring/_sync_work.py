@@ -12,7 +12,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 from mooring._batching import BatchSize, batches
-from mooring._cancellation import Cancellation, cancelled_by, current_cancellation
+from mooring._cancellation import Cancellation, RequestCancelledError, cancelled_by, current_cancellation
+from mooring._deadline import Deadline
 from mooring._errors import ConfigError
 from mooring._log import LOG
 from mooring._look_up import look_up
@@ -23,6 +24,7 @@ R = TypeVar("R")
 #: Items that a map holds, finished ones included, as a multiple of those under way.
 WINDOW = 4
 # Threads are made as they are needed; the bound only keeps a storm of hedges from exhausting the system.
+# Nobody waits for one of them: that would be beyond the call's deadline.
 _MAX_RACERS = 512
 _CLOSE_WAIT_S = 1.0
 
@@ -40,9 +42,14 @@ def sleep(seconds: float) -> None:
         cancellation.sleep(seconds)
 
 
-def resolved(value: T) -> T:
-    """What a callable gave."""
-    return value
+def resolved(source: Callable[[], T], deadline: Deadline) -> T:
+    """What a callable gives; the thread that it runs in can't be called off.
+
+    Raises:
+        DeadlineExceeded: no time is left for it.
+    """
+    deadline.left_s()
+    return source()
 
 
 def run_apart(work: Callable[[], T]) -> T:
@@ -76,6 +83,7 @@ class SyncWork:
         self._lock = threading.Lock()
         self._background: dict[threading.Thread, Cancellation] = {}
         self._racers: ThreadPoolExecutor | None = None
+        self._racing = 0
 
     def check_place(self, begin_anew: Callable[[], None]) -> None:
         """In a child process that was forked begin anew, once; its threads wait until that is done."""
@@ -157,6 +165,8 @@ class SyncWork:
     ) -> tuple[T, bool]:
         """Run ``first``, and ``second`` too if the first takes over ``after_s`` and ``may_start`` agrees.
 
+        Where no thread is left for it, the first runs in the caller's, and alone.
+
         Returns:
             The first result, and whether it is the second's; the other is cancelled.
 
@@ -167,22 +177,26 @@ class SyncWork:
         runs: list[tuple[Future[T], Cancellation]] = []
         outer = current_cancellation()
 
-        def start(attempt: Callable[[], T]) -> None:
+        def start(attempt: Callable[[], T]) -> bool:
             cancellation = Cancellation()
 
             def run() -> T:
+                if cancellation.is_cancelled:
+                    raise RequestCancelledError("the request was cancelled before it was sent")
                 with cancelled_by(cancellation):
                     return attempt()
 
-            try:
-                future = self._racing_pool().submit(run)
-            except RuntimeError as exc:
-                raise ConfigError("the client was closed while a call began") from exc
+            future = self._submit_racer(run)
+            if future is None:
+                # The pool may keep it for a later thread all the same.
+                cancellation.cancel()
+                return False
             runs.append((future, cancellation))
             future.add_done_callback(ended.put)
             if outer is not None and outer.is_cancelled:
                 # That came before this attempt was in the list.
                 cancellation.cancel()
+            return True
 
         def cancel_all() -> None:
             for _, cancellation in list(runs):
@@ -191,11 +205,12 @@ class SyncWork:
         if outer is not None:
             outer.attach(cancel_all)
         try:
-            start(first)
+            if not start(first):
+                return first(), False
             try:
                 future = ended.get(timeout=after_s)
             except queue.Empty:
-                if may_start():
+                if self._racing < _MAX_RACERS and may_start():
                     start(second)
                 future = ended.get()
             for _ in runs[1:]:
@@ -210,11 +225,28 @@ class SyncWork:
             if outer is not None:
                 outer.detach()
 
-    def _racing_pool(self) -> ThreadPoolExecutor:
+    def _submit_racer(self, run: Callable[[], T]) -> Future[T] | None:
+        """Let a thread run it at once; ``None`` where there is none for it."""
         with self._lock:
+            if self._racing >= _MAX_RACERS:
+                return None
             if self._racers is None:
                 self._racers = ThreadPoolExecutor(_MAX_RACERS, thread_name_prefix="mooring-racer")
-            return self._racers
+            pool = self._racers
+            self._racing += 1
+        try:
+            future = pool.submit(run)
+        except RuntimeError as exc:
+            self._end_racer()
+            if pool is not self._racers:
+                raise ConfigError("the client was closed while a call began") from exc
+            return None  # the system has no thread left
+        future.add_done_callback(self._end_racer)
+        return future
+
+    def _end_racer(self, _: object = None) -> None:
+        with self._lock:
+            self._racing -= 1
 
     def map(
         self, work: Callable[[T], R], items: Iterable[T], *, concurrency: int, ordered: bool
