@@ -9,7 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 from mooring._batching import BatchSize, batches
 from mooring._cancellation import Cancellation, RequestCancelledError, cancelled_by, current_cancellation
@@ -72,6 +72,45 @@ class _Moving:
 _MOVING = _Moving()
 
 
+class _Race(Generic[T]):
+    """The attempts of one race, and what ends each."""
+
+    def __init__(
+        self, submit: Callable[[Callable[[], T]], Future[T] | None], outer: Cancellation | None
+    ) -> None:
+        self._submit = submit
+        self._outer = outer
+        self.runs: list[tuple[Future[T], Cancellation]] = []
+        self.ended: queue.SimpleQueue[Future[T]] = queue.SimpleQueue()
+
+    def start(self, attempt: Callable[[], T]) -> bool:
+        """Begin another one; returns whether a thread took it."""
+        cancellation = Cancellation()
+
+        def run() -> T:
+            if cancellation.is_cancelled:
+                raise RequestCancelledError("the request was cancelled before it was sent")
+            with cancelled_by(cancellation):
+                return attempt()
+
+        future = self._submit(run)
+        if future is None:
+            # The pool may keep it for a later thread all the same.
+            cancellation.cancel()
+            return False
+        self.runs.append((future, cancellation))
+        future.add_done_callback(self.ended.put)
+        if self._outer is not None and self._outer.is_cancelled:
+            # That came before this attempt was in the list.
+            cancellation.cancel()
+        return True
+
+    def cancel(self) -> None:
+        """End all of them."""
+        for _, cancellation in list(self.runs):
+            cancellation.cancel()
+
+
 class SyncWork:
     """A client's work beside its callers."""
 
@@ -113,14 +152,13 @@ class SyncWork:
                     self._background.pop(thread, None)
 
         thread = threading.Thread(target=run, name="mooring-background", daemon=True)
-        with self._lock:
-            self._background[thread] = cancellation
         try:
-            thread.start()
+            # Started within the lock, lest close() finds one that was not.
+            with self._lock:
+                thread.start()
+                self._background[thread] = cancellation
         except RuntimeError as exc:
             LOG.warning("work in the background was left: %s", exc)
-            with self._lock:
-                self._background.pop(thread, None)
             return False
         return True
 
@@ -173,55 +211,28 @@ class SyncWork:
         Raises:
             Exception: the first's, once neither has a result.
         """
-        ended: queue.SimpleQueue[Future[T]] = queue.SimpleQueue()
-        runs: list[tuple[Future[T], Cancellation]] = []
         outer = current_cancellation()
-
-        def start(attempt: Callable[[], T]) -> bool:
-            cancellation = Cancellation()
-
-            def run() -> T:
-                if cancellation.is_cancelled:
-                    raise RequestCancelledError("the request was cancelled before it was sent")
-                with cancelled_by(cancellation):
-                    return attempt()
-
-            future = self._submit_racer(run)
-            if future is None:
-                # The pool may keep it for a later thread all the same.
-                cancellation.cancel()
-                return False
-            runs.append((future, cancellation))
-            future.add_done_callback(ended.put)
-            if outer is not None and outer.is_cancelled:
-                # That came before this attempt was in the list.
-                cancellation.cancel()
-            return True
-
-        def cancel_all() -> None:
-            for _, cancellation in list(runs):
-                cancellation.cancel()
-
+        race: _Race[T] = _Race(self._submit_racer, outer)
         if outer is not None:
-            outer.attach(cancel_all)
+            outer.attach(race.cancel)
         try:
-            if not start(first):
+            if not race.start(first):
                 return first(), False
             try:
-                future = ended.get(timeout=after_s)
+                future = race.ended.get(timeout=after_s)
             except queue.Empty:
                 if self._racing < _MAX_RACERS and may_start():
-                    start(second)
-                future = ended.get()
-            for _ in runs[1:]:
+                    race.start(second)
+                future = race.ended.get()
+            for _ in race.runs[1:]:
                 if future.exception() is None:
                     break
-                future = ended.get()
+                future = race.ended.get()
             if future.exception() is None:
-                return future.result(), future is not runs[0][0]
-            return runs[0][0].result(), False
+                return future.result(), future is not race.runs[0][0]
+            return race.runs[0][0].result(), False
         finally:
-            cancel_all()
+            race.cancel()
             if outer is not None:
                 outer.detach()
 
