@@ -5,11 +5,16 @@ from __future__ import annotations
 import contextlib
 import itertools
 import socket
+import ssl
 import threading
 from collections.abc import Callable, Iterable
 from typing import Any
 
 Script = Callable[[int, bytes], Iterable[bytes]]
+
+
+class PastTls(bytes):
+    """A chunk that goes to the socket as it is, also where a connection is encrypted."""
 
 
 class RawServer:
@@ -18,14 +23,15 @@ class RawServer:
     A connection is closed after an empty chunk, or when the script ends early by raising StopIteration.
     """
 
-    def __init__(self, script: Script) -> None:
+    def __init__(self, script: Script, tls: ssl.SSLContext | None = None) -> None:
         self._script = script
+        self._tls = tls
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._stop = threading.Event()
         self._threads: list[threading.Thread] = []
         self._numbers = itertools.count()
         self.connections = 0
-        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        self.url = f"http{'s' if tls else ''}://127.0.0.1:{self._listener.getsockname()[1]}"
         self._accepting = threading.Thread(target=self._accept)
         self._accepting.start()
 
@@ -52,7 +58,11 @@ class RawServer:
                 self._threads.append(thread)
 
     def _serve(self, connection: socket.socket) -> None:
-        with connection, contextlib.suppress(OSError):
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(contextlib.suppress(OSError))
+            stack.enter_context(connection)
+            if self._tls is not None:
+                connection = stack.enter_context(self._tls.wrap_socket(connection, server_side=True))
             connection.settimeout(0.02)
             while not self._stop.is_set():
                 request = self._receive(connection)
@@ -61,7 +71,8 @@ class RawServer:
                 for chunk in self._script(next(self._numbers), request):
                     if not chunk or self._stop.is_set():
                         return
-                    connection.sendall(chunk)
+                    send = socket.socket.sendall if isinstance(chunk, PastTls) else type(connection).sendall
+                    send(connection, chunk)
 
     def _receive(self, connection: socket.socket) -> bytes | None:
         request = b""

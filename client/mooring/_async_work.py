@@ -11,7 +11,8 @@ from inspect import isawaitable
 from typing import Any, Generic, TypeVar
 
 from mooring._batching import BatchSize, batches
-from mooring._errors import ConfigError
+from mooring._deadline import Deadline
+from mooring._errors import ConfigError, DeadlineExceeded
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -25,9 +26,25 @@ _COMPANY_S = 0.005
 sleep = asyncio.sleep
 
 
-async def resolved(value: T | Awaitable[T]) -> T:
-    """What a callable gave, awaited where it must be."""
-    return await value if isawaitable(value) else value
+async def resolved(source: Callable[[], T | Awaitable[T]], deadline: Deadline) -> T:
+    """What a callable gives, awaited where it must be.
+
+    Raises:
+        DeadlineExceeded: it did not come in time.
+    """
+    left_s = deadline.left_s()
+    value = source()
+    if not isawaitable(value):
+        return value
+    try:
+        async with asyncio.timeout(left_s) as limit:
+            return await value
+    except TimeoutError as exc:
+        if not limit.expired():
+            raise  # its own
+        raise DeadlineExceeded(
+            f"the call's {deadline.timeout_s:g} s were spent before its token or headers were there"
+        ) from exc
 
 
 async def run_apart(work: Callable[[], T]) -> T:
@@ -56,8 +73,12 @@ class AsyncWork:
                 )
             self._loop = loop
 
-    def spawn(self, work: Callable[[], Awaitable[None]]) -> None:
-        """Begin work that nobody waits for; it is cancelled when the client is closed."""
+    def spawn(self, work: Callable[[], Awaitable[None]]) -> bool:
+        """Begin work that nobody waits for; it is cancelled when the client is closed.
+
+        Returns:
+            Whether it was begun, which a thread may not be.
+        """
 
         async def run() -> None:
             await work()
@@ -65,6 +86,7 @@ class AsyncWork:
         task = asyncio.ensure_future(run())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return True
 
     def event(self) -> asyncio.Event:
         """Something that others can wait for."""
@@ -77,7 +99,12 @@ class AsyncWork:
                 await event.wait()
 
     async def close(self) -> None:
-        """End the work that was begun."""
+        """End the work that was begun; that of another event loop, which may be closed, is not waited for."""
+        if self._loop is not None and self._loop is not asyncio.get_running_loop():
+            for task in list(self._tasks):
+                with suppress(RuntimeError):
+                    self._loop.call_soon_threadsafe(task.cancel)
+            return
         tasks = [task for task in self._tasks if task is not asyncio.current_task()]
         for task in tasks:
             task.cancel()

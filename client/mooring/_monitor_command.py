@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import time
+from collections import deque
 from collections.abc import AsyncGenerator
 from contextlib import ExitStack, aclosing, asynccontextmanager, nullcontext, suppress
 from dataclasses import fields
@@ -44,6 +45,10 @@ wrong."""
 _SAVE_EVERY_S = 30.0
 _REPORT_EVERY_S = 10.0
 _TICK_S = 1.0
+# Counts while the machine sleeps, too.
+_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+# Each text ends in one of these counters.
+_OUTCOMES = ("counted", "late", "unsure", "crowded", "failed")
 _POLICY_HELP = {
     "window_s": "length of a window",
     "step_s": "a window is judged every so many seconds",
@@ -183,6 +188,11 @@ class _Session:
         self._before = monitor.counters
         self._reported: tuple[type[MooringError] | None, float] = (None, 0.0)
         self._saved_s = time.monotonic()
+        # Of the time of day, which may be put forward and back, only the beginning counts.
+        self._clock_began_s = time.time() - time.clock_gettime(_CLOCK)
+        #: Times of plain lines that may not be judged yet, and how many of all are.
+        self._waiting: deque[float] = deque()
+        self._judged = 0
 
     @property
     def code(self) -> int:
@@ -258,13 +268,33 @@ class _Session:
                         continue
                     try:
                         if args.plain:
-                            yield _plain(line, where)
+                            yield self._plain(line, where)
                         else:
                             yield parse_row(line, where=where, time_key=args.time_key, text_key=args.text_key)
                     except DataError as error:
                         self._refuse(error)
         except OSError as exc:
             raise ConfigError(f"can't read on after line {number}: {exc}") from exc
+
+    def _plain(self, line: bytes, where: str) -> TimedText:
+        try:
+            text = TimedText(self._now_s(), line.decode("utf-8"))
+        except UnicodeDecodeError as exc:
+            raise DataError(f"{where} is not valid UTF-8 (byte {exc.start})") from exc
+        self._waiting.append(text.time_s)
+        return text
+
+    def _now_s(self) -> float:
+        return self._clock_began_s + time.clock_gettime(_CLOCK)
+
+    def _settled_s(self) -> float:
+        """Until when no more texts come: now, or the time of the oldest that the model has still."""
+        now = self._monitor.counters
+        judged = sum(getattr(now, name) - getattr(self._before, name) for name in _OUTCOMES)
+        while self._judged < judged:
+            self._waiting.popleft()
+            self._judged += 1
+        return self._waiting[0] if self._waiting else self._now_s()
 
     @asynccontextmanager
     async def _ticking(self) -> AsyncGenerator[None, None]:
@@ -285,7 +315,7 @@ class _Session:
         while True:
             await asyncio.sleep(_TICK_S)
             if self._args.plain:
-                for event in self._monitor.advance(time.time()):
+                for event in self._monitor.advance(self._settled_s()):
                     self._tell(event)
             if time.monotonic() - self._saved_s > _SAVE_EVERY_S:
                 self._save()
@@ -313,10 +343,3 @@ class _Session:
         if self._args.state:
             self._monitor.save(self._args.state)
             self._saved_s = time.monotonic()
-
-
-def _plain(line: bytes, where: str) -> TimedText:
-    try:
-        return TimedText(time.time(), line.decode("utf-8"))
-    except UnicodeDecodeError as exc:
-        raise DataError(f"{where} is not valid UTF-8 (byte {exc.start})") from exc

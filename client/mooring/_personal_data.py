@@ -61,6 +61,7 @@ _Span = tuple[int, int, str]
 
 # E-mail: from each @ outwards, so that no character is looked at more than twice.
 
+_AT = re.compile("[@\uff20]")
 _LOCAL_MARKS = frozenset("._%+-&'*!#$~^")
 # Scripts written without spaces: a word in one of them goes straight on into an address.
 _UNSPACED = re.compile(
@@ -70,7 +71,8 @@ _UNSPACED = re.compile(
 
 def _emails(text: str) -> Iterator[_Span]:
     floor = 0
-    while (at := text.find("@", floor)) >= 0:
+    while match := _AT.search(text, floor):
+        at = match.start()
         start, end = _local_start(text, floor, at), _domain_end(text, at + 1)
         floor = at + 1
         if start < at and end:
@@ -130,11 +132,18 @@ IBAN_LENGTHS = {
     for length, *countries in (row.split() for row in _COUNTRIES.split(";"))
     for country in countries
 }
-_SPACES = " \u00a0\u2007\u202f"
+# Unicode's Zs.
+_SPACES = " \u00a0\u1680\u202f\u205f\u3000" + "".join(map(chr, range(0x2000, 0x200B)))
 _HYPHENS = "-\u2010\u2011\u2012\u2013\u2014\u2015\u2212\uff0d"
 _PLUSES = ("+", "\uff0b")
-_SINGLE_MARKS = frozenset(_SPACES + _HYPHENS)
-_IBAN_START = re.compile(rf"(?<![A-Za-z0-9])[A-Za-z]{{2}}[{re.escape(_SPACES + _HYPHENS)}]?[0-9]{{2}}")
+_DOTS = ".\u00b7"
+_MARKS = frozenset(_SPACES + _HYPHENS)
+#: In a row, between two groups, such as " - ".
+_MOST_MARKS = 3
+_IBAN_START = re.compile(
+    r"(?:(?<![A-Za-z0-9])|(?<=[Ii][Bb][Aa][Nn]))"
+    rf"[A-Za-z]{{2}}[{re.escape(_SPACES + _HYPHENS)}]{{0,{_MOST_MARKS}}}[0-9]{{2}}"
+)
 
 
 def _ibans(text: str) -> Iterator[_Span]:
@@ -149,12 +158,15 @@ def _ibans(text: str) -> Iterator[_Span]:
 def _iban_end(text: str, start: int) -> int:
     """End of the IBAN that starts here; 0 where none does."""
     length = IBAN_LENGTHS.get(text[start : start + 2].upper(), 0)
-    at, number = start, ""
+    at, number, marks = start, "", 0
     while at < len(text) and len(number) < length:
         char = text[at]
         if char.isascii() and char.isalnum():
             number += char
-        elif char not in _SINGLE_MARKS or text[at - 1] in _SINGLE_MARKS:
+            marks = 0
+        elif char in _MARKS and marks < _MOST_MARKS:
+            marks += 1
+        else:
             return 0
         at += 1
     goes_on = at < len(text) and text[at].isascii() and text[at].isalnum()
@@ -165,7 +177,7 @@ def _iban_end(text: str, start: int) -> int:
 
 # Cards and phones: runs of digit groups, parted by up to three marks.
 
-_RUN = re.compile(rf"\d+(?:[{re.escape(_SPACES + _HYPHENS)}./()]{{1,3}}\d+)*")
+_RUN = re.compile(rf"\d+(?:[{re.escape(_SPACES + _HYPHENS + _DOTS)}/()]{{1,{_MOST_MARKS}}}\d+)*")
 _DIGITS = re.compile(r"\d+")
 
 
@@ -259,7 +271,7 @@ def _card_at(text: str, piece: Sequence[_Group], low: int, at: int) -> int:
     for after in range(at + 1, len(piece) + 1):
         group = piece[after - 1]
         number += group.digits
-        if len(number) > _LARGEST_CARD or (after > at + 1 and group.before not in _SINGLE_MARKS):
+        if len(number) > _LARGEST_CARD or (after > at + 1 and not _MARKS.issuperset(group.before)):
             break
         if len(group.digits) > 1 and _is_card_number(text, piece[at].start, number):
             found = after
@@ -273,7 +285,7 @@ def _is_card(text: str, piece: Sequence[_Group]) -> bool:
 
     Any grouping would do for a card, but would make one of every tenth row of small numbers too.
     """
-    if len(piece) > _LARGEST_CARD or any(group.before not in _SINGLE_MARKS for group in piece[1:]):
+    if len(piece) > _LARGEST_CARD or any(group.before not in _MARKS for group in piece[1:]):
         return False
     lengths, marks = {len(group.digits) for group in piece[:-1]}, {group.before for group in piece[1:]}
     if len(lengths) > 1 or len(marks) > 1 or len(piece[-1].digits) > min(lengths, default=_LARGEST_CARD):
@@ -323,7 +335,7 @@ def _phone_at(text: str, piece: Sequence[_Group], low: int, at: int) -> int:
         fits = tuple(len(group.digits) for group in groups) == sizes
         if fits and pattern.fullmatch("".join(group.digits for group in groups)) and _evenly_parted(groups):
             after = at + len(sizes)
-            return 0 if after < len(piece) and piece[after].before == "." else after
+            return 0 if after < len(piece) and piece[after].before in _DOTS else after
     return 0
 
 
@@ -352,7 +364,7 @@ def _evenly_parted(groups: Sequence[_Group], *, slash_anywhere: bool = False) ->
     """Dots only throughout, as otherwise they are decimal points; one slash, after the area code: that is
     the first group, but where a country's code may come before it."""
     marks = [group.before for group in groups[1:]]
-    dots = sum("." in mark for mark in marks)
+    dots = sum(any(dot in mark for dot in _DOTS) for mark in marks)
     slashes = "".join(marks if slash_anywhere else marks[1:]).count("/")
     return dots in (0, len(marks)) and slashes <= slash_anywhere
 
@@ -362,4 +374,4 @@ def _is_date(piece: Sequence[_Group], at: int) -> bool:
     sizes = tuple(len(group.digits) for group in piece[at : at + 3])
     marks = [group.before for group in piece[at + 1 : at + 4]]
     goes_on = len(marks) == 3 and marks[2] == marks[1]
-    return sizes in ((2, 2, 4), (2, 2, 2)) and marks[0] == marks[1] in ("-", ".", "/") and not goes_on
+    return sizes in ((2, 2, 4), (2, 2, 2)) and marks[0] == marks[1] in ("-", "/", *_DOTS) and not goes_on

@@ -68,14 +68,20 @@ def may_repeat(error: MooringError, operation: Operation[Any], *, other_endpoint
         return False
     if isinstance(error, Overloaded) and (status := _gateway_status(error)) is not None:
         # What is behind the gateway may be carrying it out still, or have died of it.
-        alone = isinstance(operation, Infer) and operation.sequence is None
-        return operation.repeatable or (status == "502" and alone)
+        return operation.repeatable or (status == "502" and _stands_alone(operation))
     if isinstance(error, ConnectError | Overloaded):
         return True
     if isinstance(error, ModelNotReady):
         return other_endpoint
     # A lost connection: the server may be carrying it out.
     return isinstance(error, TransportError) and operation.repeatable
+
+
+def _stands_alone(operation: Operation[Any]) -> bool:
+    """Whether another try of the inference may overtake it: they share no sequence and no memory."""
+    if not isinstance(operation, Infer) or operation.sequence is not None or operation.output_memory:
+        return False
+    return all(tensor.memory is None for tensor in operation.inputs)
 
 
 def may_go_on(error: BaseException) -> bool:

@@ -9,11 +9,13 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 from mooring._batching import BatchSize, batches
-from mooring._cancellation import Cancellation, cancelled_by, current_cancellation
+from mooring._cancellation import Cancellation, RequestCancelledError, cancelled_by, current_cancellation
+from mooring._deadline import Deadline
 from mooring._errors import ConfigError
+from mooring._log import LOG
 from mooring._look_up import look_up
 
 T = TypeVar("T")
@@ -22,6 +24,7 @@ R = TypeVar("R")
 #: Items that a map holds, finished ones included, as a multiple of those under way.
 WINDOW = 4
 # Threads are made as they are needed; the bound only keeps a storm of hedges from exhausting the system.
+# Nobody waits for one of them: that would be beyond the call's deadline.
 _MAX_RACERS = 512
 _CLOSE_WAIT_S = 1.0
 
@@ -39,9 +42,14 @@ def sleep(seconds: float) -> None:
         cancellation.sleep(seconds)
 
 
-def resolved(value: T) -> T:
-    """What a callable gave."""
-    return value
+def resolved(source: Callable[[], T], deadline: Deadline) -> T:
+    """What a callable gives; the thread that it runs in can't be called off.
+
+    Raises:
+        DeadlineExceeded: no time is left for it.
+    """
+    deadline.left_s()
+    return source()
 
 
 def run_apart(work: Callable[[], T]) -> T:
@@ -64,6 +72,45 @@ class _Moving:
 _MOVING = _Moving()
 
 
+class _Race(Generic[T]):
+    """The attempts of one race, and what ends each."""
+
+    def __init__(
+        self, submit: Callable[[Callable[[], T]], Future[T] | None], outer: Cancellation | None
+    ) -> None:
+        self._submit = submit
+        self._outer = outer
+        self.runs: list[tuple[Future[T], Cancellation]] = []
+        self.ended: queue.SimpleQueue[Future[T]] = queue.SimpleQueue()
+
+    def start(self, attempt: Callable[[], T]) -> bool:
+        """Begin another one; returns whether a thread took it."""
+        cancellation = Cancellation()
+
+        def run() -> T:
+            if cancellation.is_cancelled:
+                raise RequestCancelledError("the request was cancelled before it was sent")
+            with cancelled_by(cancellation):
+                return attempt()
+
+        future = self._submit(run)
+        if future is None:
+            # The pool may keep it for a later thread all the same.
+            cancellation.cancel()
+            return False
+        self.runs.append((future, cancellation))
+        future.add_done_callback(self.ended.put)
+        if self._outer is not None and self._outer.is_cancelled:
+            # That came before this attempt was in the list.
+            cancellation.cancel()
+        return True
+
+    def cancel(self) -> None:
+        """End all of them."""
+        for _, cancellation in list(self.runs):
+            cancellation.cancel()
+
+
 class SyncWork:
     """A client's work beside its callers."""
 
@@ -75,6 +122,7 @@ class SyncWork:
         self._lock = threading.Lock()
         self._background: dict[threading.Thread, Cancellation] = {}
         self._racers: ThreadPoolExecutor | None = None
+        self._racing = 0
 
     def check_place(self, begin_anew: Callable[[], None]) -> None:
         """In a child process that was forked begin anew, once; its threads wait until that is done."""
@@ -87,8 +135,12 @@ class SyncWork:
                 begin_anew()
                 self._pid = os.getpid()
 
-    def spawn(self, work: Callable[[], None]) -> None:
-        """Begin work that nobody waits for; its request is ended when the client is closed."""
+    def spawn(self, work: Callable[[], None]) -> bool:
+        """Begin work that nobody waits for; its request is ended when the client is closed.
+
+        Returns:
+            Whether it was begun: the system may have no thread left.
+        """
         cancellation = Cancellation()
 
         def run() -> None:
@@ -100,9 +152,15 @@ class SyncWork:
                     self._background.pop(thread, None)
 
         thread = threading.Thread(target=run, name="mooring-background", daemon=True)
-        with self._lock:
-            self._background[thread] = cancellation
-        thread.start()
+        try:
+            # Started within the lock, lest close() finds one that was not.
+            with self._lock:
+                thread.start()
+                self._background[thread] = cancellation
+        except RuntimeError as exc:
+            LOG.warning("work in the background was left: %s", exc)
+            return False
+        return True
 
     def event(self) -> threading.Event:
         """Something that others can wait for."""
@@ -145,64 +203,61 @@ class SyncWork:
     ) -> tuple[T, bool]:
         """Run ``first``, and ``second`` too if the first takes over ``after_s`` and ``may_start`` agrees.
 
+        Where no thread is left for it, the first runs in the caller's, and alone.
+
         Returns:
             The first result, and whether it is the second's; the other is cancelled.
 
         Raises:
             Exception: the first's, once neither has a result.
         """
-        ended: queue.SimpleQueue[Future[T]] = queue.SimpleQueue()
-        runs: list[tuple[Future[T], Cancellation]] = []
         outer = current_cancellation()
-
-        def start(attempt: Callable[[], T]) -> None:
-            cancellation = Cancellation()
-
-            def run() -> T:
-                with cancelled_by(cancellation):
-                    return attempt()
-
-            try:
-                future = self._racing_pool().submit(run)
-            except RuntimeError as exc:
-                raise ConfigError("the client was closed while a call began") from exc
-            runs.append((future, cancellation))
-            future.add_done_callback(ended.put)
-            if outer is not None and outer.is_cancelled:
-                # That came before this attempt was in the list.
-                cancellation.cancel()
-
-        def cancel_all() -> None:
-            for _, cancellation in list(runs):
-                cancellation.cancel()
-
+        race: _Race[T] = _Race(self._submit_racer, outer)
         if outer is not None:
-            outer.attach(cancel_all)
+            outer.attach(race.cancel)
         try:
-            start(first)
+            if not race.start(first):
+                return first(), False
             try:
-                future = ended.get(timeout=after_s)
+                future = race.ended.get(timeout=after_s)
             except queue.Empty:
-                if may_start():
-                    start(second)
-                future = ended.get()
-            for _ in runs[1:]:
+                if self._racing < _MAX_RACERS and may_start():
+                    race.start(second)
+                future = race.ended.get()
+            for _ in race.runs[1:]:
                 if future.exception() is None:
                     break
-                future = ended.get()
+                future = race.ended.get()
             if future.exception() is None:
-                return future.result(), future is not runs[0][0]
-            return runs[0][0].result(), False
+                return future.result(), future is not race.runs[0][0]
+            return race.runs[0][0].result(), False
         finally:
-            cancel_all()
+            race.cancel()
             if outer is not None:
                 outer.detach()
 
-    def _racing_pool(self) -> ThreadPoolExecutor:
+    def _submit_racer(self, run: Callable[[], T]) -> Future[T] | None:
+        """Let a thread run it at once; ``None`` where there is none for it."""
         with self._lock:
+            if self._racing >= _MAX_RACERS:
+                return None
             if self._racers is None:
                 self._racers = ThreadPoolExecutor(_MAX_RACERS, thread_name_prefix="mooring-racer")
-            return self._racers
+            pool = self._racers
+            self._racing += 1
+        try:
+            future = pool.submit(run)
+        except RuntimeError as exc:
+            self._end_racer()
+            if pool is not self._racers:
+                raise ConfigError("the client was closed while a call began") from exc
+            return None  # the system has no thread left
+        future.add_done_callback(self._end_racer)
+        return future
+
+    def _end_racer(self, _: object = None) -> None:
+        with self._lock:
+            self._racing -= 1
 
     def map(
         self, work: Callable[[T], R], items: Iterable[T], *, concurrency: int, ordered: bool

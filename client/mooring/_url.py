@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Sequence
 from dataclasses import dataclass
 from urllib.parse import quote, urlsplit
@@ -49,6 +50,15 @@ class Endpoint:
     def __str__(self) -> str:
         url = f"{self.scheme}://{self.address}{self.base_path}"
         return url if self.connect_to is None else f"{url} ({self.connect_to})"
+
+
+def is_address(host: str) -> bool:
+    """Whether a host is an IP address, IPv6 with or without a zone, and no name."""
+    try:
+        ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return False
+    return True
 
 
 def parse_urls(urls: str | Sequence[str]) -> tuple[Endpoint, ...]:

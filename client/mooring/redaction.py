@@ -32,8 +32,9 @@ Digits may be parted by spaces, hyphens, brackets, dots (all through) and one sl
 and amounts with a currency sign before them are left alone. So the rule misses numbers without any prefix,
 such as ``555-0123`` or ``612 34 56 78``, and takes an order number that begins with 0 for a phone number.
 
-Cards are found in groups of four digits or more (the last may be shorter), or where all of a row of digits
-is one card number in groups of one length. One in ten numbers of such a length passes Luhn's check by chance.
+Cards are found in groups of four digits or more (the last may be shorter) with up to three spaces and hyphens
+between them, or where all of a row of digits is one card number in groups of one length. One in ten numbers
+of such a length passes Luhn's check by chance.
 
 Where two kinds could claim the same characters, the one with the harder proof has them: e-mail, IBAN, card,
 phone, name; among numbers of one kind the first, and of those that start together the longest.

@@ -251,11 +251,11 @@ def connect(side: Any) -> Callable[..., Any]:
 
 
 @pytest.fixture
-def serve_raw() -> Iterator[Callable[[Script], RawServer]]:
+def serve_raw() -> Iterator[Callable[..., RawServer]]:
     with contextlib.ExitStack() as stack:
 
-        def start(script: Script) -> RawServer:
-            server = RawServer(script)
+        def start(script: Script, tls: ssl.SSLContext | None = None) -> RawServer:
+            server = RawServer(script, tls)
             stack.callback(server.close)
             return server
 

@@ -95,6 +95,11 @@ class Bench:
             return await method(*args, **options)
         return await asyncio.to_thread(method, *args, **options)
 
+    async def background_ended(self) -> None:
+        """Wait for what the client does beside its calls."""
+        work = self.client._work
+        await until(lambda: not (work._tasks if self.is_async else work._background))
+
     async def metadata(self, **options: Any) -> Any:
         """A call that may be repeated."""
         return await self.call(self.client.metadata, "double", **options)
@@ -761,6 +766,29 @@ def test_hedges_under_load_all_end(bench: Bench) -> None:
     play(bench, scenario)
 
 
+def test_a_token_that_does_not_come_ends_with_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Bench("async", monkeypatch)
+
+    async def never() -> str:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async def broken() -> str:
+        raise TimeoutError("the vault's own")
+
+    async def scenario() -> None:
+        server = bench.start(token=never)
+        with pytest.raises(DeadlineExceeded, match=r"0\.1 s were spent before its token or headers"):
+            await bench.metadata(timeout_s=0.1)
+        await bench.client.aclose()
+        server = bench.start(token=broken)
+        with pytest.raises(TimeoutError, match="the vault's own"):
+            await bench.metadata()
+        assert server.count(GetMetadata) == 0
+
+    play(bench, scenario)
+
+
 # --- streams
 
 
@@ -889,17 +917,67 @@ def test_a_region_is_not_lent_again_while_a_request_may_use_it(
     play(bench, scenario)
 
 
-def test_an_earlier_try_may_still_use_a_region(bench: Bench) -> None:
+def test_a_request_that_a_gateway_may_have_passed_on_is_not_sent_again_over_a_region(bench: Bench) -> None:
     async def scenario() -> None:
         server = bench.start()
         async with bench.region() as region:
-            server.next(Infer, Overloaded("Bad Gateway", code="502"), InvalidInput)
-            with pytest.raises(InvalidInput):
+            server.next(Infer, Overloaded("Bad Gateway", code="502"))
+            with pytest.raises(Overloaded):
                 await bench.infer(shared_memory=region)
             with pytest.raises(ConfigError, match="may still use it"):
                 await bench.infer(shared_memory=region)
+        assert server.count(Infer) == 1
 
     play(bench, scenario)
+
+
+@pytest.mark.parametrize(
+    ("action", "removals"),
+    [(Hold(), 2), (TransportError, 2), (ServerError, 1), (ConnectError, 1)],
+    ids=["silence", "lost", "refused", "unreachable"],
+)
+def test_what_a_server_may_have_registered_is_removed(bench: Bench, action: Any, removals: int) -> None:
+    async def scenario() -> None:
+        server = bench.start(timeout_s=0.2, retry=RetryPolicy(max_retries=0))
+        server.always(True, UnregisterSystemMemory)
+        server.next(RegisterSystemMemory, action)
+        region = bench.client.shared_memory(input_bytes=1000)
+        with pytest.raises(MooringError):
+            await bench.call(region.__aenter__ if bench.is_async else region.__enter__)
+        # One goes before each registration.
+        await until(lambda: server.count(UnregisterSystemMemory) >= removals)
+        await bench.background_ended()
+        assert server.count(UnregisterSystemMemory) == removals
+
+    play(bench, scenario)
+
+
+def test_what_is_registered_again_is_not_removed(bench: Bench) -> None:
+    async def scenario() -> None:
+        server = bench.start(retry=RetryPolicy(max_retries=0))
+        server.always(True, RegisterSystemMemory, UnregisterSystemMemory)
+        server.next(RegisterSystemMemory, TransportError)
+        region = bench.client.shared_memory(input_bytes=1000)
+        enter = region.__aenter__ if bench.is_async else region.__enter__
+        with pytest.raises(TransportError):
+            await bench.call(enter)
+        await bench.call(enter)
+        await bench.background_ended()
+        assert server.count(UnregisterSystemMemory) == 2
+        await bench.call(region.__aexit__ if bench.is_async else region.__exit__, None, None, None)
+
+    play(bench, scenario)
+
+
+def test_a_removal_that_is_given_up_is_told(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario() -> None:
+        server = bench.start()
+        async with bench.region() as region:
+            server.always(ServerError, UnregisterSystemMemory)
+        assert f"{region.name} stays registered on the server: ServerError" in caplog.text
+
+    with caplog.at_level("WARNING", logger="mooring"):
+        play(bench, scenario)
 
 
 def test_a_region_is_not_lent_again_after_a_cancelled_request(monkeypatch: pytest.MonkeyPatch) -> None:

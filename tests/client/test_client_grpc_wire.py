@@ -132,7 +132,13 @@ STATUSES: list[tuple[str, str, type[MooringError], str]] = [
         "UNAVAILABLE",
         "failed to connect to all addresses; last error: Socket closed",
         ConnectError,
-        "can't connect",
+        r"can't connect; is the server running\? It closed .* at once: if that is its HTTP port, write http://",
+    ),
+    (
+        "UNAVAILABLE",
+        "failed to connect to all addresses; last error: Connection refused",
+        ConnectError,
+        r"can't connect; is the server running\? \(failed",
     ),
     ("UNAVAILABLE", "errors resolving nowhere:1: [lookup]", ConnectError, "is the server running"),
     ("UNAVAILABLE", "failed to connect: Failed parsing HTTP/2", DecodeError, "is it the HTTP port"),
@@ -346,6 +352,24 @@ def test_a_stream_that_ends_in_the_midst_is_a_lost_connection(serve: Any, side: 
     answers = side.transport(serve(stream=die)).stream(REQUEST, timeout_s=10)
     assert next(answers).outputs["y"].shape == (1,)
     with pytest.raises(TransportError, match="connection lost before an answer came"):
+        next(answers)
+
+
+@pytest.mark.parametrize("responses", [0, 1])
+def test_a_stream_without_its_last_response_is_a_lost_connection(
+    serve: Any, side: Any, responses: int
+) -> None:
+    def stop(requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
+        next(requests)
+        message = service_pb2.ModelStreamInferResponse()
+        message.infer_response.ParseFromString(_answer("FP32", [1], b"1234"))
+        message.infer_response.parameters["triton_final_response"].bool_param = False
+        yield from [message.SerializeToString()] * responses
+
+    answers = side.transport(serve(stream=stop)).stream(REQUEST, timeout_s=10)
+    for _ in range(responses):
+        assert next(answers).outputs["y"].shape == (1,)
+    with pytest.raises(TransportError, match=r"the stream ended before the model's last response"):
         next(answers)
 
 

@@ -17,6 +17,7 @@ import pytest
 
 from mooring import (
     AccessDenied,
+    ConfigError,
     ConnectError,
     DeadlineExceeded,
     DecodeError,
@@ -180,7 +181,11 @@ def test_the_deadline_holds_against_silence_and_against_a_trickle(
         (204, ServerError),
     ],
 )
-@pytest.mark.parametrize("body", [b'{"error":"some words"}', b"<html>some words</html>"])
+@pytest.mark.parametrize(
+    "body",
+    [b'{"error":"some words"}', b"<html>some words</html>", b'["some words",' + b"[" * 100_000],
+    ids=["triton", "html", "nested"],
+)
 def test_statuses_have_their_errors_whoever_wrote_the_body(
     serve_raw: Any, connect: Any, status: int, kind: type[ServerError], body: bytes
 ) -> None:
@@ -221,6 +226,7 @@ def test_readiness_that_nobody_can_tell_is_an_error(serve_raw: Any, connect: Any
     [
         b"garbage",
         b"\xff\xfe",
+        b"[" * 100_000,
         b"[]",
         b"null",
         b'"text"',
@@ -265,6 +271,8 @@ BAD_ANSWERS = {
     "short data": (output(shape=[2, 2], parameters={"binary_data_size": 16}) + b"1234", None),
     "shape": (output(shape=[3]) + b"1234", None),
     "bytes": (output(datatype="BYTES") + b"\xff\xff\xff\xff", None),
+    "endless size": (output().replace(b": 4}", b": 1e400}") + b"1234", None),
+    "nested": (b'{"outputs":' + b"[" * 100_000, None),
     "bytes cut": (output(datatype="BYTES", parameters={"binary_data_size": 2}) + b"\x01\x00", None),
 }
 
@@ -346,24 +354,48 @@ def test_a_failed_request_costs_its_connection(serve_raw: Any, connect: Any) -> 
     assert server.connections == 2
 
 
-def test_closing_waits_for_no_request_and_leaves_no_socket(serve_raw: Any) -> None:
-    arrived, go_on = threading.Event(), threading.Event()
+@pytest.mark.parametrize("streams", [False, True], ids=["send", "stream"])
+def test_closing_ends_a_thread_s_request_and_leaves_no_socket(serve_raw: Any, streams: bool) -> None:
+    arrived = threading.Event()
 
     def script(number: int, request: bytes) -> Iterator[bytes]:
         arrived.set()
-        go_on.wait(10)
+        server.wait(60)
         yield response()
 
-    transport = HttpTransport(parse_url(serve_raw(script).url), TlsConfig())
-    answers: list[bool] = []
-    thread = threading.Thread(target=lambda: answers.append(transport.send(GetServerReady(), timeout_s=10)))
+    server = serve_raw(script)
+    transport = HttpTransport(parse_url(server.url), TlsConfig())
+    said: list[Any] = []
+
+    def work() -> None:
+        try:
+            said.extend(
+                transport.stream(REQUEST, timeout_s=60)
+                if streams
+                else [transport.send(GetServerReady(), timeout_s=60)]
+            )
+        except MooringError as error:
+            said.append(error)
+
+    thread = threading.Thread(target=work)
     thread.start()
     assert arrived.wait(10)
     transport.close()
-    go_on.set()
     thread.join()
-    assert answers == [True]
+    [error] = said
+    assert type(error) is TransportError
+    assert str(error) == f"{server.url}: the client was closed while the request was under way"
     assert transport._pool._idle == []
+
+
+def test_a_call_on_a_transport_that_was_just_closed_says_so(serve_raw: Any, side: Any) -> None:
+    transport = side.transport(serve_raw(always(response())).url)
+    assert transport.send(GetServerReady(), timeout_s=10)
+    transport.close()
+    with pytest.raises(ConfigError, match="the client was closed while a call began"):
+        transport.send(GetServerReady(), timeout_s=1)
+    with pytest.raises(ConfigError, match="the client was closed while a call began"):
+        next(transport.stream(REQUEST, timeout_s=1))
 
 
 def test_base_path_of_a_reverse_proxy_is_kept(serve_raw: Any, connect: Any) -> None:
@@ -391,3 +423,29 @@ def test_a_redirect_is_not_followed(serve_raw: Any, connect: Any) -> None:
     server = serve_raw(always(response(b"elsewhere", 307, "Location: http://127.0.0.1:1/")))
     with pytest.raises(ServerError, match=r"elsewhere \[307\]"):
         connect(server.url).server_ready()
+
+
+def test_a_body_that_does_not_decompress_is_a_decode_error(serve_raw: Any, connect: Any) -> None:
+    server = serve_raw(always(response(b"not compressed", 200, "Content-Encoding: gzip")))
+    with pytest.raises(DecodeError, match="does not speak HTTP"):
+        connect(server.url).models()
+
+
+def test_long_headers_of_a_proxy_are_taken(serve_raw: Any, connect: Any) -> None:
+    server = serve_raw(always(response(b"", 200, f"X-Trace: {'x' * 30_000}")))
+    assert connect(server.url).server_ready()
+
+
+def test_a_large_body_of_several_tensors_arrives_as_it_is(serve_raw: Any, side: Any) -> None:
+    bodies: list[bytes] = []
+
+    def script(number: int, request: bytes) -> Iterable[bytes]:
+        bodies.append(request.partition(b"\r\n\r\n")[2])
+        return [response(b'{"outputs": []}')]
+
+    arrays = [np.arange(size, dtype=np.float32)[None] for size in (700_000, 3)]
+    inputs = tuple(Tensor(name, "FP32", array) for name, array in zip("xy", arrays, strict=True))
+    transport = side.transport(serve_raw(script).url)
+    transport.send(Infer(model="m", inputs=inputs), timeout_s=20)
+    assert bodies[0].endswith(b"".join(array.tobytes() for array in arrays))
+    assert len(bodies) == 1

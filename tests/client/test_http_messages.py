@@ -17,6 +17,7 @@ from mooring import (
     Overloaded,
     SequenceStep,
     TensorSpec,
+    TransportError,
 )
 from mooring._operations import Infer, Tensor
 from mooring._wires._grpc_codec import METHODS as GRPC_METHODS
@@ -135,6 +136,24 @@ def test_what_json_can_not_carry_is_not_streamed(side: Any, change: dict[str, An
         InvalidInput, match=f"^model 'm': .*{said}.* can't be streamed over HTTP; use grpc://"
     ):
         next(side.transport("http://127.0.0.1:1").stream(request, timeout_s=1))
+
+
+def test_a_stream_that_ends_within_an_event_is_a_lost_connection(serve_raw: Any, side: Any) -> None:
+    head = b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n"
+    event = b'data: {"i": 1, "word": "a"}\n\n'
+    for rest in (event.rstrip(), event[:9]):
+        answers = side.transport(serve_raw(always(head + event + rest, b"")).url).stream(STREAM, timeout_s=10)
+        assert next(answers).outputs["i"].tolist() == [1]
+        with pytest.raises(TransportError, match=r"^model 'm': the stream ended within an event: b'data"):
+            next(answers)
+
+
+@pytest.mark.parametrize("value", [b"[" * 100_000, b"1" * 40, b"1e400"], ids=["nested", "large", "endless"])
+def test_an_event_that_makes_no_sense_is_a_decode_error(serve_raw: Any, side: Any, value: bytes) -> None:
+    event = b'HTTP/1.1 200 OK\r\nConnection: close\r\n\r\ndata: {"word": "a", "i": %b}\n\n' % value
+    transport = side.transport(serve_raw(always(event, b"")).url)
+    with pytest.raises(DecodeError, match=r"^model 'm': the event can't be read"):
+        next(transport.stream(STREAM, timeout_s=10))
 
 
 def test_every_operation_has_a_message() -> None:

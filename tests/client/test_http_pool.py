@@ -512,17 +512,46 @@ def test_nothing_listening_is_refused() -> None:
         get(HttpPool("127.0.0.1", port))
 
 
-def test_a_refusal_that_comes_before_all_was_sent_is_the_answer(serve: Any, connect: Any) -> None:
+@pytest.mark.parametrize("then", ["closes", "listens no more"])
+def test_a_refusal_that_comes_before_all_was_sent_is_the_answer(wire: Any, then: str) -> None:
     def script(peer: Peer) -> None:
         peer.sock.recv(1000)
         peer.send(b"HTTP/1.1 413 Too Large\r\nContent-Length: 5\r\n\r\nlarge")
+        if then == "listens no more":
+            peer.wait()
 
-    server = serve(script)
-    pool = connect(server)
+    server, pool = wire(script)
     for _ in range(2):
         said = pool.exchange("POST", "/", headers={}, body=[bytes(50_000_000)], timeout_s=20)
         assert (said.status, said.body) == (413, b"large")
     assert server.connections == 2
+
+
+@pytest.mark.parametrize(
+    "start",
+    [b"HTTP/1.1 100 Continue\r\n\r\n", b"HTTP/1.1 200 OK\r\nX: ", b"HTTP/1.1 200 OK\r\n"],
+    ids=["interim", "half-a-head", "lines"],
+)
+def test_an_answer_that_only_begins_before_all_was_sent_waits_for_the_rest(wire: Any, start: bytes) -> None:
+    def script(peer: Peer) -> None:
+        peer.sock.recv(1)
+        peer.send(start)
+        peer.wait(0.1)  # the client is most likely blocked by now; the test holds if not
+        body = peer.request().partition(b"\r\n\r\n")[2]
+        rest = f"\r\nContent-Length: {len(str(len(body)))}\r\n\r\n{len(body)}".encode()
+        peer.send((b"HTTP/1.1 200 OK" + rest) if b"100" in start else b"Y: 1" + rest)
+        peer.request()
+
+    _, pool = wire(script)
+    said = pool.exchange("POST", "/", headers={}, body=[bytes(20_000_000)], timeout_s=60)
+    assert (said.status, said.body) == (200, b"20000000")
+
+
+def test_a_server_that_closes_while_a_body_is_sent_is_a_lost_connection(wire: Any) -> None:
+    server, pool = wire(lambda peer: peer.sock.recv(1000))
+    with pytest.raises(ConnectionError):
+        pool.exchange("POST", "/", headers={}, body=[bytes(20_000_000)], timeout_s=20)
+    assert server.connections == 1
 
 
 @pytest.mark.parametrize(
@@ -906,24 +935,29 @@ def test_tls_where_the_server_has_none_is_an_ssl_error(
         get(connect(serve(script), tls=client_tls))
 
 
-def test_closing_spares_the_request_under_way(serve: Any, connect: Any) -> None:
+@pytest.mark.parametrize("at", ["head", "body", "stream"])
+def test_closing_ends_the_request_under_way(wire: Any, at: str) -> None:
     asked = threading.Event()
-    closed = threading.Event()
 
     def script(peer: Peer) -> None:
         while b"/slow" not in peer.request():
             peer.send(OK)
+        if at != "head":
+            peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nabc")
         asked.set()
-        assert closed.wait(10)
-        peer.send(OK)
         peer.request()
 
-    server = serve(script)
-    pool = connect(server)
-    answers = []
+    server, pool = wire(script)
+    ended: list[Exception] = []
 
     def work() -> None:
-        answers.append(pool.exchange("GET", "/slow", headers={}, timeout_s=20).body)
+        try:
+            if at == "stream":
+                list(pool.stream("GET", "/slow", headers={}, timeout_s=FOREVER_S)[2])
+            else:
+                pool.exchange("GET", "/slow", headers={}, timeout_s=FOREVER_S)
+        except OSError as exc:
+            ended.append(exc)
 
     thread = threading.Thread(target=work)
     thread.start()
@@ -931,14 +965,13 @@ def test_closing_spares_the_request_under_way(serve: Any, connect: Any) -> None:
     get(pool)
     pool.close()
     pool.close()
-    assert server.ended.acquire(timeout=10)  # the idle one
-    closed.set()
     thread.join()
-    assert answers == [b"ok"]
-    assert server.ended.acquire(timeout=10)
-    # Later requests go through, over connections that nobody keeps.
-    assert get(pool).body == b"ok"
-    assert server.ended.acquire(timeout=10)
+    assert [isinstance(exc, ConnectionError) for exc in ended] == [True]
+    # The other one was idle.
+    assert all(server.ended.acquire(timeout=10) for _ in range(2))
+    assert pool._busy == set()
+    with pytest.raises(ConnectionAbortedError, match="closed meanwhile"):
+        get(pool)
 
 
 def run_python(code: str, *args: object) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import socket
@@ -18,6 +19,7 @@ from monitor_streams import steps
 from mooring import AsyncClient, ConnectError, RetryPolicy
 from mooring._cli import main
 from mooring._monitor import webhook
+from mooring._operations import Infer
 from mooring.testing import FakeTransport
 from opinion_models import fake_opinion_model
 from task_models import make_task_server
@@ -112,6 +114,7 @@ def test_plain_lines_have_the_time_of_their_arrival(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("time.time", lambda: 1_714_564_800.0)
+    monkeypatch.setattr("time.clock_gettime", lambda clock: 7.0)
     put_stdin(b"bank bad day\n\nbank good day\nbank \xff\n")
     code, events, err = run(capsys, "--plain", "--state", tmp_path / "state.json", *OPTIONS)
     assert (code, events) == (2, [])
@@ -337,6 +340,42 @@ def test_a_state_that_can_not_be_kept_ends_the_watch(
     code, events, err = run(capsys, "--plain", *words)
     assert (code, [event["type"] for event in events]) == (2, ["alert_ended"])
     assert "the monitor's state can't be written to" in err
+
+
+class Slow:
+    """A model behind which the clock goes on."""
+
+    def __init__(self, served: FakeTransport) -> None:
+        self._served = served
+        self.time_s = 7.0
+
+    async def asend(self, operation: Any, *, timeout_s: float, headers: Any = ()) -> Any:
+        if isinstance(operation, Infer):
+            self.time_s += 1000.0
+            await asyncio.sleep(0.1)  # for ten ticks
+        return self._served.send(operation, timeout_s=timeout_s, headers=headers)
+
+    async def aclose(self) -> None:
+        """Nothing is open."""
+
+
+def test_a_text_is_not_late_for_the_model_s_slowness(
+    served: FakeTransport,
+    capsys: pytest.CaptureFixture[str],
+    put_stdin: Callable[[bytes], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    slow = Slow(served)
+    monkeypatch.setattr("mooring._monitor_command.AsyncClient", partial(AsyncClient, transport=slow))
+    monkeypatch.setattr("mooring._monitor_command._TICK_S", 0.01)
+    # The time of day is put back, which is no matter.
+    times = iter([10_000.0])
+    monkeypatch.setattr("time.time", lambda: next(times, 0.0))
+    monkeypatch.setattr("time.clock_gettime", lambda clock: slow.time_s)
+    put_stdin(b"bank bad day\nbank good day\n")
+    code, _, err = run(capsys, "--plain", *OPTIONS)
+    assert code == 0
+    assert err.startswith("mooring: 2 texts on 1 topics, 1 topics with too few")
 
 
 class Pausing:

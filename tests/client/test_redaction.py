@@ -157,6 +157,24 @@ def test_cards_as_people_write_them(text: str, card: str) -> None:
     assert spans(text) == [("CARD", card)]
 
 
+@pytest.mark.parametrize("mark", [*map(chr, range(0x2000, 0x200B)), "\u3000", "  ", " - ", " \u2013 "])
+@pytest.mark.parametrize(
+    ("kind", "groups"),
+    [("CARD", "4111 1111 1111 1111"), ("IBAN", "DE89 3704 0044 0532 0130 00"), ("PHONE", "+44 20 7946 0958")],
+)
+def test_groups_are_parted_by_any_space_and_by_up_to_three_marks(kind: str, groups: str, mark: str) -> None:
+    written = groups.replace(" ", mark)
+    assert spans(f"this is {written}, please") == [(kind, written)]
+    assert (kind, groups.replace(" ", "    ")) not in spans(groups.replace(" ", "    "))
+
+
+def test_a_full_width_at_sign_and_a_glued_iban() -> None:
+    assert spans("an anna\uff20example.com") == [("EMAIL", "anna\uff20example.com")]
+    for word in ("IBAN", "iban", "Iban"):
+        assert spans(f"{word}DE89370400440532013000") == [("IBAN", "DE89370400440532013000")]
+    assert "IBAN" not in [kind for kind, _ in spans("URBANDE89370400440532013000")]
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -193,6 +211,8 @@ def test_what_is_no_card(text: str) -> None:
         "0151-23456789",
         "01 42 68 53 00",
         "01.42.68.53.00",
+        "+49·30·1234567",
+        "01·42·68·53·00",
         "(202) 555-0143",
         "202-555-0143",
         "202.555.0143",
@@ -217,6 +237,7 @@ def test_phone_numbers(number: str, around: str) -> None:
     "text",
     [
         "on 01.02.2023 at 10:30",
+        "on 01·02·2023 1030",
         "01-02-2023 1030",
         "2023-01-15 1030 2000",
         "01/02/2023 04/05/2023",
@@ -272,6 +293,12 @@ PIECES = [
     ),
     *(
         " ",
+        "  ",
+        " - ",
+        "\u2009",
+        "·",
+        "IBAN",
+        "\uff20",
         "-",
         ".",
         "/",

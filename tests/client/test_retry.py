@@ -6,6 +6,7 @@ import threading
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -31,10 +32,12 @@ from mooring._operations import (
     GetMetadata,
     Infer,
     LoadModel,
+    MemorySlice,
     Operation,
     RegisterCudaMemory,
     RegisterSystemMemory,
     SequenceStep,
+    Tensor,
     UnloadModel,
 )
 from mooring._retry import Latencies, RetryBudget, may_repeat, pause_before
@@ -190,6 +193,11 @@ def test_what_a_gateway_gave_up_may_have_been_carried_out(
     operations = [INFER, replace(INFER, sequence=sequence), LoadModel(model="m"), METADATA]
     found = [may_repeat(error, operation, other_endpoint=True) for operation in operations]
     assert found == [inference, step, load, True]
+    # The first try may still write into the memory when the second has been answered.
+    shared = MemorySlice("region", 0, 4)
+    x = Tensor("x", "FP32", np.zeros(1, np.float32), shared)
+    for operation in (replace(INFER, output_memory={"y": shared}), replace(INFER, inputs=(x,))):
+        assert may_repeat(error, operation, other_endpoint=True) is step
 
 
 @pytest.mark.parametrize("kind", [LoadModel, UnloadModel, RegisterSystemMemory, RegisterCudaMemory])

@@ -442,6 +442,31 @@ def test_three_timeouts_lead_to_a_probe_that_replaces_the_line(bench: Bench) -> 
     play(bench, scenario)
 
 
+def test_a_probe_that_can_not_begin_is_made_up_for(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The system may have no thread left for a moment."""
+
+    async def scenario() -> None:
+        bench.start(A)
+        server = await bench.choose()
+        with monkeypatch.context() as patch:
+            patch.setattr(bench.work, "spawn", lambda work: False)
+            await bench.fail(server, DeadlineExceeded, times=3)
+            assert bench.scripted[A].probes == 0
+        await bench.fail(server, DeadlineExceeded, times=3)
+        await until(lambda: bench.scripted[A].probes == 1)
+        await until(lambda: bench.circuits() == {A: "closed"})
+        await bench.fail(server, times=3)
+        bench.clock.advance(CIRCUIT.pause_s)
+        with monkeypatch.context() as patch:
+            patch.setattr(bench.work, "spawn", lambda work: False)
+            with pytest.raises(CircuitOpen):
+                await bench.choose()
+        assert bench.circuits() == {A: "open"}
+        assert await bench.choose() is server
+
+    play(bench, scenario)
+
+
 def test_three_timeouts_and_silence_open_the_circuit(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
     async def scenario() -> None:
         bench.start(A, B)
@@ -600,9 +625,12 @@ def test_a_name_with_several_addresses_stands_for_as_many_servers(bench: Bench, 
         (["fd00::1"], {None}),
         (["10.0.0.1", "fd00::1"], {None}),
         (["fd00::1", "10.0.0.1"], {None}),
-        (["fd00::1", "10.0.0.1", "10.0.0.2"], {"10.0.0.1", "10.0.0.2"}),
         (["fd00::1", "fd00::2", "10.0.0.1"], {"fd00::1", "fd00::2"}),
         (["10.0.0.1", "10.0.0.2", "fd00::1", "fd00::2"], {"10.0.0.1", "10.0.0.2"}),
+        # What comes last may be out of reach, and a majority does not bring it nearer.
+        (["fd00::1", "10.0.0.1", "10.0.0.2"], {None}),
+        (["10.0.0.1", "fd00::1", "fd00::2"], {None}),
+        (["10.0.0.1", "10.0.0.2", "fd00::1", "fd00::2", "fd00::3"], {"10.0.0.1", "10.0.0.2"}),
     ],
 )
 def test_one_server_may_have_an_address_of_each_family(
@@ -737,6 +765,28 @@ def test_a_failed_look_up_keeps_the_addresses_found_before(
     assert record.getMessage().endswith("; the addresses found before are kept")
 
 
+def test_a_look_up_that_can_not_begin_is_made_up_for(
+    bench: Bench, names: Names, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario() -> None:
+        bench.start("grpc://triton:8001", resolve_interval_s=30.0)
+        names["triton"] = ["10.0.0.1", "10.0.0.2"]
+        await bench.choose()
+        bench.clock.advance(30.0)
+        with monkeypatch.context() as patch:
+            patch.setattr(bench.work, "spawn", lambda work: False)
+            await bench.choose()
+        names["triton"] = ["10.0.0.3", "10.0.0.4"]
+        bench.clock.advance(1.0)
+        await bench.choose()
+        await until(
+            lambda: {server.endpoint.connect_to for server in bench.servers._list} == {"10.0.0.3", "10.0.0.4"}
+        )
+        await until(lambda: not bench.servers._looking_up)
+
+    play(bench, scenario)
+
+
 def test_a_look_up_in_the_background_holds_nobody_up(bench: Bench, names: Names) -> None:
     async def scenario() -> None:
         bench.start("grpc://triton:8001", resolve_interval_s=30.0)
@@ -841,6 +891,21 @@ def test_a_late_name_does_not_get_the_whole_budget_again(
     play(bench, scenario)
 
 
+def test_a_client_that_is_closed_during_its_first_look_up_goes_no_further(bench: Bench, names: Names) -> None:
+    async def scenario() -> None:
+        bench.start("grpc://triton:8001")
+        names["triton"] = answered = threading.Event()
+        choosing = asyncio.ensure_future(bench.choose())
+        await until(lambda: names.asked == ["triton"])
+        await bench.close()
+        answered.set()
+        with pytest.raises(ConfigError, match="grpc://triton:8001: the client was closed while a call began"):
+            await choosing
+        assert bench.status() == {}
+
+    play(bench, scenario)
+
+
 # --- ages and ends
 
 
@@ -855,6 +920,24 @@ def test_an_old_line_is_replaced_and_closed_when_idle(bench: Bench) -> None:
         assert len(scripted.transports) == 1, "an age lies within a tenth of what was asked for"
         bench.clock.advance(22.0)
         await bench.ask(server)
+        assert [transport.closed for transport in scripted.transports] == [1, 0]
+
+    play(bench, scenario)
+
+
+def test_an_old_line_is_closed_after_the_answer_over_the_new_one(bench: Bench) -> None:
+    async def scenario() -> None:
+        bench.start(A, max_age_s=100.0)
+        server = await bench.choose()
+        await bench.ask(server)
+        bench.clock.advance(111.0)
+        scripted = bench.scripted[A]
+        scripted.next(GetServerMetadata, Hold())
+        slow = bench.begin(server)
+        await until(lambda: scripted.waiting == 1)
+        assert [transport.closed for transport in scripted.transports] == [0, 0]
+        scripted.release()
+        await slow
         assert [transport.closed for transport in scripted.transports] == [1, 0]
 
     play(bench, scenario)
@@ -904,6 +987,41 @@ def test_closing_ends_what_is_under_way_and_refuses_the_rest(bench: Bench) -> No
         with pytest.raises(ConfigError, match=f"{A}: the client was closed while a call began"):
             await bench.ask(server)
         await bench.close()
+
+    play(bench, scenario)
+
+
+def test_closing_ends_what_is_under_way_over_an_old_line(bench: Bench) -> None:
+    async def scenario() -> None:
+        bench.start(A, max_age_s=100.0)
+        server = await bench.choose()
+        bench.scripted[A].next(GetServerMetadata, Hold())
+        slow = bench.begin(server)
+        await until(lambda: bench.scripted[A].waiting == 1)
+        bench.clock.advance(111.0)
+        await bench.ask(server)
+        await bench.close()
+        with pytest.raises(TransportError, match="closed while the request was under way"):
+            await slow
+
+    play(bench, scenario)
+
+
+def test_closing_ends_what_is_under_way_at_an_address_that_is_gone(bench: Bench, names: Names) -> None:
+    async def scenario() -> None:
+        bench.start("grpc://triton:8001")
+        names["triton"] = ["10.0.0.1", "10.0.0.2"]
+        servers = [await bench.choose() for _ in range(2)]
+        gone = next(server for server in servers if server.endpoint.connect_to == "10.0.0.1")
+        bench.scripted[gone.url].next(GetServerMetadata, Hold())
+        slow = bench.begin(gone)
+        await until(lambda: bench.scripted[gone.url].waiting == 1)
+        names["triton"] = ["10.0.0.2", "10.0.0.3"]
+        await resolve_again(bench)
+        await resolve_again(bench)
+        await bench.close()
+        with pytest.raises(TransportError, match="closed while the request was under way"):
+            await slow
 
     play(bench, scenario)
 

@@ -18,6 +18,7 @@ import pytest
 from mooring import ConfigError
 from mooring._async_work import WINDOW, AsyncWork, resolved, run_apart
 from mooring._cancellation import Cancellation, RequestCancelledError, cancelled_by, current_cancellation
+from mooring._deadline import Deadline
 from mooring._sync_work import WINDOW as SYNC_WINDOW
 from mooring._sync_work import SyncWork
 from mooring._sync_work import resolved as sync_resolved
@@ -94,6 +95,10 @@ async def as_async(items: Any) -> AsyncIterator[Any]:
 # --- map of coroutines
 
 
+async def same(item: Any) -> Any:
+    return item
+
+
 def map_async(work: Any, items: Any, *, concurrency: int, ordered: bool) -> list[Any]:
     async def scenario() -> list[Any]:
         results = AsyncWork().map(work, items(), concurrency=concurrency, ordered=ordered)
@@ -152,8 +157,8 @@ def test_async_map_never_exceeds_its_concurrency_and_uses_it(source: Any, ordere
 
 @pytest.mark.parametrize("items", [(), iter(())])
 def test_async_map_of_nothing_is_nothing(items: Any) -> None:
-    assert map_async(resolved, lambda: items, concurrency=2, ordered=True) == []
-    assert map_async(resolved, lambda: as_async(items), concurrency=2, ordered=False) == []
+    assert map_async(same, lambda: items, concurrency=2, ordered=True) == []
+    assert map_async(same, lambda: as_async(items), concurrency=2, ordered=False) == []
 
 
 @pytest.mark.parametrize("ordered", [True, False])
@@ -274,7 +279,7 @@ def test_async_map_closed_early_closes_an_async_generator(numbered: bool, while_
                 closed.append(True)
 
         items = AsyncWork.number(source()) if numbered else source()
-        results = AsyncWork().map(resolved, items, concurrency=1, ordered=True)
+        results = AsyncWork().map(same, items, concurrency=1, ordered=True)
         await anext(results)
         for _ in range(20):
             await asyncio.sleep(0)
@@ -298,8 +303,8 @@ def test_async_map_takes_an_async_iterator_that_cannot_be_closed() -> None:
                 raise StopAsyncIteration
             return self.n
 
-    assert map_async(resolved, Three, concurrency=2, ordered=True) == [1, 2, 3]
-    assert map_async(resolved, lambda: AsyncWork.number(Three()), concurrency=2, ordered=True) == [
+    assert map_async(same, Three, concurrency=2, ordered=True) == [1, 2, 3]
+    assert map_async(same, lambda: AsyncWork.number(Three()), concurrency=2, ordered=True) == [
         (0, 1),
         (1, 2),
         (2, 3),
@@ -315,7 +320,7 @@ def test_async_map_passes_the_sources_error_on(kind: str, ordered: bool) -> None
 
     with pytest.raises(Oops, match="no more items"):
         map_async(
-            resolved,
+            same,
             lambda: source() if kind == "iterable" else as_async(source()),
             concurrency=2,
             ordered=ordered,
@@ -588,6 +593,46 @@ def test_sync_races(sync_work: SyncWork, case: str) -> None:
     wait_until(lambda: cancelled == losers)
 
 
+@pytest.mark.parametrize("because", ["all are busy", "the system has none"])
+def test_a_race_without_a_thread_left_is_run_by_its_caller(
+    sync_work: SyncWork, monkeypatch: pytest.MonkeyPatch, because: str
+) -> None:
+    if because == "all are busy":
+        monkeypatch.setattr("mooring._sync_work._MAX_RACERS", 0)
+    else:
+
+        def fail(thread: threading.Thread) -> None:
+            raise RuntimeError("can't start new thread")
+
+        monkeypatch.setattr(threading.Thread, "start", fail)
+    ran: list[threading.Thread] = []
+
+    def first() -> str:
+        ran.append(threading.current_thread())
+        return "a"
+
+    race = sync_work.race(first, sync_answer("b"), after_s=0.0, may_start=lambda: True)
+    assert race == ("a", False)
+    assert ran == [threading.current_thread()]
+    assert sync_work._racing == 0
+
+
+def test_a_second_without_a_thread_left_is_not_asked_for(
+    sync_work: SyncWork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mooring._sync_work._MAX_RACERS", 1)
+    asked: list[bool] = []
+    for _ in range(3):
+        race = sync_work.race(
+            sync_answer("a", after_s=0.05),
+            sync_answer("b"),
+            after_s=0.0,
+            may_start=lambda: asked.append(True) or True,
+        )
+        assert race == ("a", False)
+    assert asked == []
+
+
 def test_a_second_that_may_not_start_does_not(sync_work: SyncWork) -> None:
     started: list[str] = []
 
@@ -742,6 +787,47 @@ def test_sync_work_in_the_background_ends_with_its_owner() -> None:
     work.close()
     assert ended == ["hangs", "cancelled"]
     wait_until(lambda: threads_called("mooring-background") == [])
+
+
+def test_sync_work_that_can_not_begin_leaves_nothing(
+    sync_work: SyncWork, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", fail)
+        assert not sync_work.spawn(lambda: None)
+    assert "work in the background was left: can't start new thread" in caplog.text
+    sync_work.close()
+    done = threading.Event()
+    assert sync_work.spawn(done.set)
+    assert done.wait(10)
+
+
+def test_async_work_is_ended_from_another_loop() -> None:
+    work, begun, cancelled = AsyncWork(), threading.Event(), threading.Event()
+
+    async def wait() -> None:
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            cancelled.set()
+
+    async def use() -> None:
+        work.check_place(lambda: None)
+        work.spawn(wait)
+        await asyncio.to_thread(cancelled.wait, 20)
+
+    thread = threading.Thread(target=lambda: asyncio.run(use()))
+    thread.start()
+    assert begun.wait(10)
+    asyncio.run(work.close())
+    assert cancelled.wait(10)
+    thread.join()
+    # Its loop is closed by now.
+    asyncio.run(work.close())
 
 
 def test_sync_work_may_close_its_owner() -> None:
@@ -912,9 +998,10 @@ def test_a_pause_of_a_thread_ends_with_its_requests() -> None:
 
 
 def test_values_and_awaitables_are_resolved() -> None:
-    assert run_async(lambda: resolved(7)) == 7
-    assert run_async(lambda: resolved(answer(8)())) == 8
-    assert sync_resolved(9) == 9
+    deadline = Deadline(LIMIT_S)
+    assert run_async(lambda: resolved(lambda: 7, deadline)) == 7
+    assert run_async(lambda: resolved(answer(8), deadline)) == 8
+    assert sync_resolved(lambda: 9, deadline) == 9
 
 
 def test_work_apart_does_not_hold_the_loop_up() -> None:

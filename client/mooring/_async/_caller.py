@@ -85,7 +85,7 @@ class AsyncCaller:
         began_s = time.perf_counter()
         try:
             if span is not None or self._token is not None or self._headers is not None:
-                headers = await self._current_headers(headers, span)
+                headers = await self._current_headers(headers, deadline, span)
             elif self._fixed:
                 headers = join_headers(self._fixed, headers) if headers else self._fixed
             answer = await self._try(operation, deadline, headers, span)
@@ -107,7 +107,7 @@ class AsyncCaller:
         began_s = time.perf_counter()
         seen = InferAnswer(outputs={})
         try:
-            headers = await self._current_headers(headers, span)
+            headers = await self._current_headers(headers, deadline, span)
             tried: list[AsyncServer] = []
             earlier: list[MooringError] = []
             self._budget.deposit()
@@ -244,12 +244,12 @@ class AsyncCaller:
         if pause_s > 0:
             await sleep(pause_s)
 
-    async def _current_headers(self, headers: Headers, span: CallSpan | None) -> Headers:
+    async def _current_headers(self, headers: Headers, deadline: Deadline, span: CallSpan | None) -> Headers:
         current = self._fixed
         if callable(self._headers):
-            current = join_headers(current, check_headers(await resolved(self._headers())))
+            current = join_headers(current, check_headers(await resolved(self._headers, deadline)))
         if callable(self._token):
-            current = join_headers(current, bearer(await resolved(self._token())))
+            current = join_headers(current, bearer(await resolved(self._token, deadline)))
         current = join_headers(current, headers)
         return current if span is None else join_headers(span.context_headers(), current)
 

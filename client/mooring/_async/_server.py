@@ -74,6 +74,8 @@ class AsyncServer:
         self._work = work
         self._lock = threading.Lock()
         self._line: AsyncLine | None = None
+        #: Those that are not closed: that one, and older ones with requests.
+        self._lines: set[AsyncLine] = set()
         self._closed = False
         self._retired = False
 
@@ -91,8 +93,6 @@ class AsyncServer:
         """Send one request and take its outcome into account."""
         line, old = self._enter()
         try:
-            if old is not None:
-                await old.transport.aclose()
             answer = await line.transport.asend(operation, timeout_s=timeout_s, headers=headers)
         except MooringError as error:
             self.note(error)
@@ -101,8 +101,11 @@ class AsyncServer:
             self.circuit.succeeded()
             return answer
         finally:
-            if self._leave(line):
-                await line.transport.aclose()
+            is_last = self._leave(line)
+            if old is not None:
+                await self._end(old)
+            if is_last:
+                await self._end(line)
 
     async def stream(
         self, request: Infer, *, timeout_s: float, headers: Headers
@@ -110,8 +113,6 @@ class AsyncServer:
         """Send one request and pass its responses on."""
         line, old = self._enter()
         try:
-            if old is not None:
-                await old.transport.aclose()
             answers = line.transport.astream(request, timeout_s=timeout_s, headers=headers)
             try:
                 async for answer in answers:
@@ -124,8 +125,11 @@ class AsyncServer:
         else:
             self.circuit.succeeded()
         finally:
-            if self._leave(line):
-                await line.transport.aclose()
+            is_last = self._leave(line)
+            if old is not None:
+                await self._end(old)
+            if is_last:
+                await self._end(line)
 
     def note(self, error: MooringError) -> None:
         """Let the circuit know how a request ended that was not answered with a result."""
@@ -138,10 +142,23 @@ class AsyncServer:
             self.failures += 1
         if isinstance(error, DeadlineExceeded):
             if self.circuit.timed_out():
-                self._work.spawn(self.probe)
+                self.probe_apart()
         elif isinstance(error, TransportError | DecodeError) and self.circuit.failed():
             reason = describe_error(error)
             LOG.warning("%s failed too often and gets no requests for a while: %s", self.url, reason)
+
+    def probe_apart(self, ended: Callable[[], None] = lambda: None) -> None:
+        """Begin a probe that the circuit asked for; ``ended`` is called when it is over, or can't begin."""
+
+        async def probe() -> None:
+            try:
+                await self.probe()
+            finally:
+                ended()
+
+        if not self._work.spawn(probe):
+            self.circuit.end_probe(alive=None)
+            ended()
 
     async def probe(self) -> None:
         """Ask over a new connection whether the server lives; if so, it takes the old one's place.
@@ -170,16 +187,17 @@ class AsyncServer:
             if fresh is not None:
                 idle = self._replace(fresh) if alive else fresh
                 if idle is not None:
-                    await idle.transport.aclose()
+                    await self._end(idle)
 
     async def close(self) -> None:
-        """Close the line as soon as no request is on it."""
+        """Close every line; requests under way end with them."""
         with self._lock:
             self._closed = True
-            line, self._line = self._line, None
-        if line is not None:
+            self._line = None
+            lines, self._lines = self._lines, set()
+        for line in lines:
             line.retired = True
-            # Requests under way end with the transport: whoever closes a client wants no more answers.
+            # Whoever closes a client wants no more answers.
             await line.transport.aclose()
 
     async def retire(self) -> None:
@@ -192,12 +210,12 @@ class AsyncServer:
             line.retired = True
             idle = line.users == 0
         if idle:
-            await line.transport.aclose()
+            await self._end(line)
 
     def abandon(self) -> None:
-        """Forget the line without ending its connections: after a fork they are the parent's."""
-        if self._line is not None:
-            self._line.transport.abandon()
+        """Forget the lines without ending their connections: after a fork they are the parent's."""
+        for line in self._lines:
+            line.transport.abandon()
 
     def _enter(self) -> tuple[AsyncLine, AsyncLine | None]:
         """The line for one more request, and an idle old one that has to be closed."""
@@ -210,6 +228,7 @@ class AsyncServer:
                     line.retired = True
                     old = line if line.users == 0 else None
                 line = AsyncLine(self._open_transport(self.endpoint), self._max_age_s)
+                self._lines.add(line)
                 # A call that chose this server just before it was retired gets a line of its own.
                 line.retired = self._retired
                 self._line = None if self._retired else line
@@ -225,12 +244,18 @@ class AsyncServer:
             line.users -= 1
             return line.retired and line.users == 0
 
+    async def _end(self, line: AsyncLine) -> None:
+        with self._lock:
+            self._lines.discard(line)
+        await line.transport.aclose()
+
     def _replace(self, fresh: AsyncLine) -> AsyncLine | None:
         """Put a new line in the old one's place; returns a line that has to be closed."""
         with self._lock:
             if self._closed or self._retired:
                 return fresh
             line, self._line = self._line, fresh
+            self._lines.add(fresh)
             if line is None:
                 return None
             line.retired = True

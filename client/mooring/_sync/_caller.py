@@ -86,7 +86,7 @@ class Caller:
         began_s = time.perf_counter()
         try:
             if span is not None or self._token is not None or self._headers is not None:
-                headers = self._current_headers(headers, span)
+                headers = self._current_headers(headers, deadline, span)
             elif self._fixed:
                 headers = join_headers(self._fixed, headers) if headers else self._fixed
             answer = self._try(operation, deadline, headers, span)
@@ -108,7 +108,7 @@ class Caller:
         began_s = time.perf_counter()
         seen = InferAnswer(outputs={})
         try:
-            headers = self._current_headers(headers, span)
+            headers = self._current_headers(headers, deadline, span)
             tried: list[Server] = []
             earlier: list[MooringError] = []
             self._budget.deposit()
@@ -241,12 +241,12 @@ class Caller:
         if pause_s > 0:
             sleep(pause_s)
 
-    def _current_headers(self, headers: Headers, span: CallSpan | None) -> Headers:
+    def _current_headers(self, headers: Headers, deadline: Deadline, span: CallSpan | None) -> Headers:
         current = self._fixed
         if callable(self._headers):
-            current = join_headers(current, check_headers(resolved(self._headers())))
+            current = join_headers(current, check_headers(resolved(self._headers, deadline)))
         if callable(self._token):
-            current = join_headers(current, bearer(resolved(self._token())))
+            current = join_headers(current, bearer(resolved(self._token, deadline)))
         current = join_headers(current, headers)
         return current if span is None else join_headers(span.context_headers(), current)
 

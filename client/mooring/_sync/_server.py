@@ -75,6 +75,8 @@ class Server:
         self._work = work
         self._lock = threading.Lock()
         self._line: Line | None = None
+        #: Those that are not closed: that one, and older ones with requests.
+        self._lines: set[Line] = set()
         self._closed = False
         self._retired = False
 
@@ -92,8 +94,6 @@ class Server:
         """Send one request and take its outcome into account."""
         line, old = self._enter()
         try:
-            if old is not None:
-                old.transport.close()
             answer = line.transport.send(operation, timeout_s=timeout_s, headers=headers)
         except MooringError as error:
             self.note(error)
@@ -102,8 +102,11 @@ class Server:
             self.circuit.succeeded()
             return answer
         finally:
-            if self._leave(line):
-                line.transport.close()
+            is_last = self._leave(line)
+            if old is not None:
+                self._end(old)
+            if is_last:
+                self._end(line)
 
     def stream(
         self, request: Infer, *, timeout_s: float, headers: Headers
@@ -111,8 +114,6 @@ class Server:
         """Send one request and pass its responses on."""
         line, old = self._enter()
         try:
-            if old is not None:
-                old.transport.close()
             answers = line.transport.stream(request, timeout_s=timeout_s, headers=headers)
             try:
                 yield from answers
@@ -124,8 +125,11 @@ class Server:
         else:
             self.circuit.succeeded()
         finally:
-            if self._leave(line):
-                line.transport.close()
+            is_last = self._leave(line)
+            if old is not None:
+                self._end(old)
+            if is_last:
+                self._end(line)
 
     def note(self, error: MooringError) -> None:
         """Let the circuit know how a request ended that was not answered with a result."""
@@ -138,10 +142,23 @@ class Server:
             self.failures += 1
         if isinstance(error, DeadlineExceeded):
             if self.circuit.timed_out():
-                self._work.spawn(self.probe)
+                self.probe_apart()
         elif isinstance(error, TransportError | DecodeError) and self.circuit.failed():
             reason = describe_error(error)
             LOG.warning("%s failed too often and gets no requests for a while: %s", self.url, reason)
+
+    def probe_apart(self, ended: Callable[[], None] = lambda: None) -> None:
+        """Begin a probe that the circuit asked for; ``ended`` is called when it is over, or can't begin."""
+
+        def probe() -> None:
+            try:
+                self.probe()
+            finally:
+                ended()
+
+        if not self._work.spawn(probe):
+            self.circuit.end_probe(alive=None)
+            ended()
 
     def probe(self) -> None:
         """Ask over a new connection whether the server lives; if so, it takes the old one's place.
@@ -170,16 +187,17 @@ class Server:
             if fresh is not None:
                 idle = self._replace(fresh) if alive else fresh
                 if idle is not None:
-                    idle.transport.close()
+                    self._end(idle)
 
     def close(self) -> None:
-        """Close the line as soon as no request is on it."""
+        """Close every line; requests under way end with them."""
         with self._lock:
             self._closed = True
-            line, self._line = self._line, None
-        if line is not None:
+            self._line = None
+            lines, self._lines = self._lines, set()
+        for line in lines:
             line.retired = True
-            # Requests under way end with the transport: whoever closes a client wants no more answers.
+            # Whoever closes a client wants no more answers.
             line.transport.close()
 
     def retire(self) -> None:
@@ -192,12 +210,12 @@ class Server:
             line.retired = True
             idle = line.users == 0
         if idle:
-            line.transport.close()
+            self._end(line)
 
     def abandon(self) -> None:
-        """Forget the line without ending its connections: after a fork they are the parent's."""
-        if self._line is not None:
-            self._line.transport.abandon()
+        """Forget the lines without ending their connections: after a fork they are the parent's."""
+        for line in self._lines:
+            line.transport.abandon()
 
     def _enter(self) -> tuple[Line, Line | None]:
         """The line for one more request, and an idle old one that has to be closed."""
@@ -210,6 +228,7 @@ class Server:
                     line.retired = True
                     old = line if line.users == 0 else None
                 line = Line(self._open_transport(self.endpoint), self._max_age_s)
+                self._lines.add(line)
                 # A call that chose this server just before it was retired gets a line of its own.
                 line.retired = self._retired
                 self._line = None if self._retired else line
@@ -225,12 +244,18 @@ class Server:
             line.users -= 1
             return line.retired and line.users == 0
 
+    def _end(self, line: Line) -> None:
+        with self._lock:
+            self._lines.discard(line)
+        line.transport.close()
+
     def _replace(self, fresh: Line) -> Line | None:
         """Put a new line in the old one's place; returns a line that has to be closed."""
         with self._lock:
             if self._closed or self._retired:
                 return fresh
             line, self._line = self._line, fresh
+            self._lines.add(fresh)
             if line is None:
                 return None
             line.retired = True

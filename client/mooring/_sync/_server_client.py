@@ -280,7 +280,8 @@ class ServerClient:
             raise ConfigError(f"{what} concerns one server, but this client has {len(self._endpoints)}")
 
     def _forget(self, model: str) -> None:
-        for key in [key for key in self._signatures if key[0] == model]:
+        # A copy: another thread may add its own meanwhile.
+        for key in [key for key in list(self._signatures) if key[0] == model]:
             self._signatures.pop(key, None)
 
     def _signature(self, deadline: Deadline, model: str, version: str) -> Signature:

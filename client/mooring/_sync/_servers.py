@@ -3,10 +3,8 @@
 
 from __future__ import annotations
 
-import ipaddress
 import threading
 import time
-from collections import Counter
 from collections.abc import Collection
 from dataclasses import replace
 from functools import partial
@@ -16,6 +14,7 @@ from mooring._counters import EndpointStatus
 from mooring._deadline import MAX_TIMEOUT_S, Deadline
 from mooring._errors import (
     CircuitOpen,
+    ConfigError,
     ConnectError,
     DeadlineExceeded,
     MooringError,
@@ -24,7 +23,7 @@ from mooring._log import LOG
 from mooring._policies import CircuitPolicy, ConnectionPolicy
 from mooring._sync._server import OpenTransport, Server
 from mooring._sync_work import SyncWork
-from mooring._url import Endpoint
+from mooring._url import Endpoint, is_address
 
 #: A name that has not been resolved yet, beside others that were, is asked for again after so long.
 _UNKNOWN_AGAIN_S = 1.0
@@ -34,8 +33,9 @@ class Servers:
     """Every address of a client's URLs, and the choice among them.
 
     Args:
-        endpoints: the client's URLs. A host name with several addresses of one family stands for as many
-            servers and is resolved again and again; one with a single address of each is left to the system.
+        endpoints: the client's URLs. A host name with several addresses of the family that the system
+            prefers stands for as many servers and is resolved again and again; any other is left to the
+            system.
         open_transport: makes a transport.
         circuit: of each server.
         connections: of each server.
@@ -59,16 +59,19 @@ class Servers:
         self._connections = connections
         self._work = work
         self._lock = threading.Lock()
-        self._names = [endpoint for endpoint in self._endpoints if resolve and not _is_address(endpoint.host)]
+        self._names = [one for one in self._endpoints if resolve and not _is_known(one.host)]
         self._looking_up = False
         self._look_up_at_s = 0.0
+        self._closed = False
         self._turn = 0
         self._servers = (
             {} if self._names else {endpoint: self._make(endpoint) for endpoint in self._endpoints}
         )
         # Replaced as a whole, so that a reader needs no lock.
         self._list = tuple(self._servers.values())
-        #: The same, and the requests that were sent to those that are gone.
+        #: Servers that are gone, those without a request since until the next look-up.
+        self._leaving: list[Server] = []
+        #: The same as the list, and the requests that were sent to those that are gone.
         self._counted = (self._list, 0)
 
     @property
@@ -95,6 +98,7 @@ class Servers:
 
         Raises:
             CircuitOpen: none gets requests now.
+            ConfigError: the client was closed meanwhile.
             ConnectError: the host name can't be resolved.
             DeadlineExceeded: that took too long.
         """
@@ -107,7 +111,7 @@ class Servers:
         due = [server for server in servers if server.circuit.begin_probe()]
         if working or not deadline.allows(self._circuit.probe_timeout_s):
             for server in due:
-                self._work.spawn(server.probe)
+                server.probe_apart()
         elif due:
             # Nothing else to do for this call than to wait for them.
             self._probe(due, deadline, all_of_them=sticky is not None)
@@ -127,12 +131,15 @@ class Servers:
 
     def close(self) -> None:
         """Close every connection."""
-        for server in self._list:
+        with self._lock:
+            self._closed = True
+            servers = [*self._list, *self._leaving]
+        for server in servers:
             server.close()
 
     def abandon(self) -> None:
         """Forget every connection without ending it: after a fork they are the parent's."""
-        for server in self._list:
+        for server in (*self._list, *self._leaving):
             server.abandon()
 
     def _probe(self, due: Collection[Server], deadline: Deadline, *, all_of_them: bool) -> None:
@@ -140,16 +147,13 @@ class Servers:
         over = self._work.event()
         ended: list[Server] = []
 
-        def probe(server: Server) -> None:
-            try:
-                server.probe()
-            finally:
-                ended.append(server)
-                if len(ended) == len(due) or not (all_of_them or server.circuit.is_open):
-                    over.set()
+        def end(server: Server) -> None:
+            ended.append(server)
+            if len(ended) == len(due) or not (all_of_them or server.circuit.is_open):
+                over.set()
 
         for server in due:
-            self._work.spawn(partial(probe, server))
+            server.probe_apart(partial(end, server))
         self._work.wait(over, timeout_s=deadline.left_s())
 
     def _stick(self, servers: Collection[Server], sticky: object) -> Server:
@@ -182,14 +186,17 @@ class Servers:
             if self._looking_up:
                 return
             self._looking_up = True
-        self._work.spawn(self._look_up_again)
+        if not self._work.spawn(self._look_up_again):
+            self._look_up_at_s = time.monotonic() + _UNKNOWN_AGAIN_S
+            self._looking_up = False
 
     def _look_up_again(self) -> None:
         try:
             self._look_up(Deadline(min(self._connections.resolve_interval_s, MAX_TIMEOUT_S)))
         except MooringError as error:
             # What was known is still the best guess.
-            LOG.warning("%s; the addresses found before are kept", error)
+            if not self._closed:
+                LOG.warning("%s; the addresses found before are kept", error)
             self._look_up_at_s = time.monotonic() + self._connections.resolve_interval_s
         finally:
             self._looking_up = False
@@ -238,30 +245,29 @@ class Servers:
 
     def _take_over(self, endpoints: list[Endpoint]) -> None:
         with self._lock:
+            if self._closed:
+                raise ConfigError(f"{self._endpoints[0]}: the client was closed while a call began")
             gone = [server for known, server in self._servers.items() if known not in endpoints]
             self._servers = {
                 endpoint: self._servers.get(endpoint) or self._make(endpoint) for endpoint in endpoints
             }
             self._list = tuple(self._servers.values())
             self._counted = (self._list, self._counted[1] + sum(server.requests for server in gone))
+            self._leaving = [*(server for server in self._leaving if server.outstanding), *gone]
             self._look_up_at_s = time.monotonic() + self._connections.resolve_interval_s
         for server in gone:
             server.retire()
 
 
-def _is_address(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host.partition("%")[0])
-    except ValueError:
-        return host == "localhost"
-    return True
+def _is_known(host: str) -> bool:
+    return host == "localhost" or is_address(host)
 
 
 def _several_of_one_family(addresses: list[str]) -> list[str]:
     """The addresses that stand for servers of their own.
 
-    One server may well have an IPv4 and an IPv6 address; two of one family are two servers.
+    One server may well have an IPv4 and an IPv6 address; two of one family are two servers. The family is
+    that of the first address: the system puts what can't be reached from here last (RFC 6724).
     """
-    families = Counter(":" in address for address in addresses)
-    family, count = families.most_common(1)[0] if families else (False, 0)
-    return [address for address in addresses if (":" in address) is family] if count > 1 else []
+    found = [address for address in addresses if (":" in address) is (":" in addresses[0])]
+    return found if len(found) > 1 else []

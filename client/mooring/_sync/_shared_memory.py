@@ -9,12 +9,13 @@ import secrets
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
-from mooring._errors import ConfigError, DecodeError, InvalidInput, ServerError, TransportError
+from mooring._errors import ConfigError, DecodeError, InvalidInput, MooringError, ServerError, TransportError
 from mooring._log import LOG, describe_error
 from mooring._memory_regions import MemoryRegion, make_region
 from mooring._operations import Infer, InferAnswer, MemorySlice
@@ -93,6 +94,8 @@ class SharedMemory:
             end += _aligned(size)
         self._byte_size = end
         self._region: MemoryRegion | None = None
+        #: One that the server may know although its registration failed.
+        self._left: MemoryRegion | None = None
         self._in_use = threading.Lock()
         #: Whether a server may still read or write it for a request that was given up.
         self._spent = False
@@ -101,11 +104,15 @@ class SharedMemory:
         return f"SharedMemory({self.name!r}, {self.kind}, {self._byte_size} bytes)"
 
     def __enter__(self) -> Self:
+        self._left = None
         region = make_region(self.kind, self.name, self._byte_size, device_id=self._device_id)
         try:
             self._register(region)
-        except BaseException:
+        except BaseException as error:
             region.close()
+            if may_go_on(error):
+                self._left = region
+                self._client._work.spawn(partial(self._remove_later, region))
             raise
         self._region, self._spent = region, False
         return self
@@ -129,10 +136,19 @@ class SharedMemory:
             try:
                 self._client._call(region.removal(), None)
             except ServerError as error:
-                LOG.debug("%s is not unregistered yet: %s", self.name, describe_error(error))
+                said = describe_error(error)
+                LOG.debug("%s is not unregistered yet: %s", self.name, said)
                 sleep(pause_s)
             else:
                 return
+        LOG.warning("%s stays registered on the server: %s", self.name, said)
+
+    def _remove_later(self, region: MemoryRegion) -> None:
+        """As :meth:`_remove`, where the server may register it yet; not once the block is entered again."""
+        with suppress(MooringError):
+            sleep(_REMOVAL_PAUSES_S[1])
+            if self._left is region:
+                self._remove(region)
 
     def _register(self, region: MemoryRegion) -> None:
         # A crashed client may have left a registration of memory that is no longer this one.

@@ -22,6 +22,7 @@ from mooring._wires._grpc_codec import (
     channel_target,
     grpc_error,
     read_stream,
+    stream_cut,
     write_stream,
 )
 
@@ -102,6 +103,7 @@ class GrpcTransport:
                     yield answer
                 if final:
                     return
+            raise stream_cut(self._endpoint)
         except grpc.RpcError as exc:
             raise self._error(exc, request, timeout_s) from exc
         finally:

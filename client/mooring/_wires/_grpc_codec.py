@@ -53,7 +53,7 @@ from mooring._operations import (
 from mooring._policies import TlsConfig
 from mooring._tensor_bytes import pack, unpack
 from mooring._transport import server_error, stream_error
-from mooring._url import Endpoint
+from mooring._url import Endpoint, is_address
 from mooring._wires._tls import tls_context
 
 COMPRESSIONS = {None: None, "gzip": grpc.Compression.Gzip, "deflate": grpc.Compression.Deflate}
@@ -127,7 +127,10 @@ class Method(NamedTuple):
 
 def channel_target(endpoint: Endpoint) -> str:
     """Where a channel connects: the address, where the endpoint knows one, else the name."""
-    return endpoint.address if endpoint.connect_to is None else endpoint.connect_address
+    if endpoint.connect_to is not None:
+        return endpoint.connect_address
+    # Without it a host that is called as one of gRPC's name systems (dns, unix, ipv4 ...) is taken for it.
+    return endpoint.address if is_address(endpoint.host) else f"dns:///{endpoint.address}"
 
 
 def channel_options(endpoint: Endpoint) -> list[tuple[str, int | str]]:
@@ -184,7 +187,12 @@ def grpc_error(
     # Envoy tells so of its own connections: whoever it spoke to may have been reached by a try before.
     if status == "UNAVAILABLE" and "reset before headers" not in lowered:
         if any(words in lowered for words in _NO_CONNECTION_WORDS):
-            return ConnectError(f"{endpoint}: can't connect; is the server running? ({said})")
+            hint = ""
+            if any(words in lowered for words in _LOST_CONNECTION_WORDS):
+                # So says an HTTP server, tritonserver's too, that is spoken to in HTTP/2.
+                http = "https" if endpoint.is_tls else "http"
+                hint = f" It closed the connection at once: if that is its HTTP port, write {http}://"
+            return ConnectError(f"{endpoint}: can't connect; is the server running?{hint} ({said})")
         if any(words in lowered for words in _LOST_CONNECTION_WORDS):
             return TransportError(f"{endpoint}: connection lost before an answer came ({said})")
     if status == "INTERNAL" and "deserializing" in lowered:
@@ -193,6 +201,11 @@ def grpc_error(
     if status == "RESOURCE_EXHAUSTED" and "larger than max" in lowered:
         kind = InvalidInput
     return server_error(kind, said, operation=operation, code=status)
+
+
+def stream_cut(endpoint: Endpoint) -> TransportError:
+    """The error of a stream that ended well, but for the response that says it is the last."""
+    return TransportError(f"{endpoint}: the stream ended before the model's last response")
 
 
 def write_infer(request: Infer) -> Any:

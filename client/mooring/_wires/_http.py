@@ -8,7 +8,7 @@ from typing import TypeVar
 import httptools
 
 from mooring._cancellation import RequestCancelledError, current_cancellation
-from mooring._errors import ConfigError
+from mooring._errors import ConfigError, TransportError
 from mooring._operations import Infer, InferAnswer, Operation
 from mooring._policies import TlsConfig
 from mooring._transport import Headers
@@ -46,6 +46,7 @@ class HttpTransport:
         verb, path, own_headers, body = method.write(operation)
         if headers:
             own_headers.update(headers)
+        self._check_open()
         cancellation = current_cancellation()
         try:
             answer = self._pool.exchange(
@@ -59,7 +60,7 @@ class HttpTransport:
         except _FOREIGN as exc:
             if cancellation is not None and cancellation.is_cancelled:
                 raise RequestCancelledError(f"{self._endpoint}: the request was cancelled") from exc
-            raise http_error(exc, endpoint=self._endpoint, timeout_s=timeout_s) from exc
+            raise self._error(exc, timeout_s) from exc
         said: T = read_answer(method, operation, answer, self._endpoint)
         return said
 
@@ -69,6 +70,7 @@ class HttpTransport:
         verb, path, own_headers, body = write_stream(request)
         own_headers.update(headers)
         events = EventReader(request)
+        self._check_open()
         try:
             status, said_headers, chunks = self._pool.stream(
                 verb, self._root + path, headers=own_headers, body=body, timeout_s=timeout_s
@@ -78,10 +80,11 @@ class HttpTransport:
                     raise stream_refusal(request, HttpAnswer(status, said_headers, b"".join(chunks)))
                 for chunk in chunks:
                     yield from events.feed(chunk)
+                events.finish()
             finally:
                 chunks.close()
         except _FOREIGN as exc:
-            raise http_error(exc, endpoint=self._endpoint, timeout_s=timeout_s) from exc
+            raise self._error(exc, timeout_s) from exc
 
     def close(self) -> None:
         self._pool.close()
@@ -89,3 +92,12 @@ class HttpTransport:
     def abandon(self) -> None:
         """Forget every connection in a forked child, where they still belong to the parent."""
         self._pool.abandon()
+
+    def _check_open(self) -> None:
+        if self._pool.closed:
+            raise ConfigError(f"{self._endpoint}: the client was closed while a call began")
+
+    def _error(self, exc: Exception, timeout_s: float) -> Exception:
+        if self._pool.closed and not isinstance(exc, TimeoutError):
+            return TransportError(f"{self._endpoint}: the client was closed while the request was under way")
+        return http_error(exc, endpoint=self._endpoint, timeout_s=timeout_s)

@@ -9,9 +9,10 @@ from collections.abc import AsyncGenerator
 from typing import Any, TypeVar
 
 import aiohttp
+from aiohttp.http_exceptions import ContentEncodingError
 from yarl import URL
 
-from mooring._errors import TransportError
+from mooring._errors import ConfigError, TransportError
 from mooring._operations import Infer, InferAnswer, Operation
 from mooring._policies import TlsConfig
 from mooring._transport import Headers
@@ -24,16 +25,39 @@ from mooring._wires._http_codec import (
     read_answer,
 )
 from mooring._wires._http_events import EventReader, stream_refusal, write_stream
-from mooring._wires._tls import tls_context
+from mooring._wires._tls import refuses_certificate, tls_context
 
 T = TypeVar("T")
 
 # The last two: a length in the answer that no memory can hold.
 _FOREIGN = (aiohttp.ClientError, OSError, ValueError, OverflowError, MemoryError)
+# Of a connection that was made.
+_LOST = (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError, OSError)
 
 #: Connections to one server; further requests wait here for one, within their deadline. tritonserver (24.10)
 #: stops answering new ones at about 1000.
 _MAX_CONNECTIONS = 256
+#: As in the pool for threads; 8 kB are aiohttp's own limit.
+_MAX_HEADER_BYTES = 65_536
+#: From here on a body is not joined; aiohttp warns of bytes of such a size.
+_LARGE_BYTES = 1 << 20
+
+
+class _Buffers(aiohttp.Payload):
+    """A large body, written one buffer after the other."""
+
+    _autoclose = True
+
+    def __init__(self, buffers: list[bytes | memoryview]) -> None:
+        super().__init__(buffers)
+        self._size = sum(map(len, buffers))
+
+    def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
+        return b"".join(self._value).decode(encoding, errors)
+
+    async def write(self, writer: Any) -> None:
+        for buffer in self._value:
+            await writer.write(buffer)
 
 
 class AsyncHttpTransport:
@@ -53,6 +77,8 @@ class AsyncHttpTransport:
             connector=connector,
             cookie_jar=aiohttp.DummyCookieJar(),
             skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding"),
+            max_line_size=_MAX_HEADER_BYTES,
+            max_field_size=_MAX_HEADER_BYTES,
         )
         self._server_hostname = endpoint.host if endpoint.is_tls and endpoint.connect_to else None
         self._forgotten = weakref.finalize(
@@ -62,6 +88,7 @@ class AsyncHttpTransport:
     async def asend(self, operation: Operation[T], *, timeout_s: float, headers: Headers = ()) -> T:
         method = METHODS[type(operation)]
         request = method.write(operation)
+        self._check_open()
         try:
             async with self._begin(request, headers, timeout_s) as response:
                 answer = HttpAnswer(response.status, _lower(response.headers), await response.read())
@@ -78,6 +105,7 @@ class AsyncHttpTransport:
     ) -> AsyncGenerator[InferAnswer, None]:
         written = write_stream(request)
         events = EventReader(request)
+        self._check_open()
         try:
             async with self._begin(written, headers, timeout_s) as response:
                 if response.status != 200:
@@ -86,6 +114,7 @@ class AsyncHttpTransport:
                 async for chunk in response.content.iter_any():
                     for said in events.feed(chunk):
                         yield said
+                events.finish()
         except asyncio.CancelledError as exc:
             self._check_cancelled(exc)
             raise
@@ -105,7 +134,7 @@ class AsyncHttpTransport:
             verb,
             # The path is percent-encoded already.
             URL(self._root + path, encoded=True),
-            data=b"".join(body) if len(body) > 1 else (body[0] if body else None),
+            data=_Buffers(body) if sum(map(len, body)) > _LARGE_BYTES else b"".join(body) or None,
             headers=own_headers,
             # aiohttp rounds the end of a timeout up to a whole second otherwise, from 5 s on.
             timeout=aiohttp.ClientTimeout(total=timeout_s, ceil_threshold=math.inf),
@@ -115,6 +144,10 @@ class AsyncHttpTransport:
 
     def abandon(self) -> None:
         """An event loop does not outlive a fork, and neither does what belongs to it."""
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ConfigError(f"{self._endpoint}: the client was closed while a call began")
 
     def _check_cancelled(self, exc: asyncio.CancelledError) -> None:
         """A pool that is closed cancels who waits for a connection; only their tasks know that nobody did."""
@@ -132,10 +165,15 @@ class AsyncHttpTransport:
         plain: Exception = exc
         if isinstance(exc, aiohttp.ClientConnectorCertificateError):
             plain = exc.certificate_error
-        elif isinstance(exc, aiohttp.ClientOSError) and exc.__cause__ is not None:
-            plain = exc.__cause__ if isinstance(exc.__cause__, OSError) else exc
-        elif isinstance(exc, aiohttp.ServerDisconnectedError | aiohttp.ClientPayloadError):
+        elif isinstance(exc, aiohttp.ClientConnectorError):
+            plain = exc.os_error
+        elif isinstance(exc.__cause__, ContentEncodingError):
+            plain = exc.__cause__
+        elif isinstance(exc, _LOST) and not isinstance(exc, TimeoutError):
+            # Whatever TLS or the network say from here on: the request may have arrived.
             plain = ConnectionResetError(str(exc))
+            if isinstance(exc.__cause__, Exception) and refuses_certificate(exc.__cause__):
+                plain = exc.__cause__
         return http_error(plain, endpoint=self._endpoint, timeout_s=timeout_s)
 
 

@@ -135,7 +135,7 @@ def read_answer(method: Method, operation: Operation[Any], answer: HttpAnswer, e
         raise refusal(operation, answer)
     try:
         return method.read(operation, answer)
-    except ValueError as exc:
+    except (ValueError, OverflowError, RecursionError) as exc:
         start = answer.body[:200]
         raise DecodeError(
             f"{endpoint}: the answer to {type(operation).__name__} is no JSON: {start!r}"
@@ -146,7 +146,7 @@ def refusal(operation: Operation[Any], answer: HttpAnswer) -> ServerError:
     """The error that a response with another status than 200 stands for."""
     try:
         said = json.loads(answer.body)["error"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         # Not Triton's words but, say, a proxy's HTML.
         said = answer.body[:200].decode("utf-8", errors="replace").strip()
     kind = _KIND_OF_STATUS.get(answer.status, ServerError)
@@ -249,7 +249,7 @@ def read_infer(request: Infer, answer: HttpAnswer) -> InferAnswer:
             end = begin + int(parameters["binary_data_size"])
             outputs[name] = unpack(raws[begin:end], output["datatype"], tuple(output["shape"]))
             begin = end
-    except (KeyError, TypeError, ValueError, AttributeError) as exc:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as exc:
         reason = f"{type(exc).__name__}: {exc}"
         raise DecodeError(f"model {request.model!r}: the answer's tensors can't be read: {reason}") from exc
     return InferAnswer(

@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
+from mooring._wires._tls import refuses_certificate
+
 if TYPE_CHECKING:
     from mooring._cancellation import Cancellation
 
@@ -32,6 +34,8 @@ _RECEIVE_BYTES = 65_536
 #: Buffers that one sendmsg takes.
 _IOV_MAX = os.sysconf("SC_IOV_MAX")
 _SWITCHING_PROTOCOLS = 101
+#: The first status that says no.
+_MULTIPLE_CHOICES = 300
 
 
 class HttpGarbage(HttpParserError):  # type: ignore[misc]  # mypy does not follow httptools
@@ -75,6 +79,10 @@ class HttpConnection:
         self.end()
         self.sock.close()
 
+    def shut_down(self) -> None:
+        """End the request under way; may be called from any thread until :meth:`close`."""
+        _shut_down(self.sock)
+
     def is_quiet(self) -> bool:
         """Whether the idle connection is still open with nothing to read."""
         try:
@@ -90,40 +98,71 @@ class HttpConnection:
         try:
             if self._tls:
                 rest = memoryview(b"".join(buffers))
-                while rest:
-                    rest = rest[
-                        when_ready(self.sock, self.sock.send, rest, select.POLLOUT, self._ends_at_s) :
-                    ]
+                while rest and not self._half_sent:
+                    rest = rest[self._send_some([rest]) :]
                 return
-            sent = when_ready(
-                self.sock, self.sock.sendmsg, buffers[:_IOV_MAX], select.POLLOUT, self._ends_at_s
-            )
+            sent = self._send_some(buffers[:_IOV_MAX])
             if sent < size:
                 self._send_rest(deque(buffers), sent)
-        except ConnectionError:
+        except TimeoutError:
+            raise
+        except OSError as exc:
+            if refuses_certificate(exc):
+                raise
             # A server may refuse a request before it has read all of it, and its answer says why.
             # Where there is none, receive() raises.
             self._half_sent = True
 
     def _send_rest(self, buffers: deque[bytes | memoryview], sent: int) -> None:
-        while True:
+        while not self._half_sent:
             while buffers and sent >= len(buffers[0]):
                 sent -= len(buffers.popleft())
             if not buffers:
                 return
             buffers[0] = memoryview(buffers[0])[sent:]
-            sent = when_ready(
-                self.sock, self.sock.sendmsg, list(islice(buffers, _IOV_MAX)), select.POLLOUT, self._ends_at_s
-            )
+            sent = self._send_some(list(islice(buffers, _IOV_MAX)))
+
+    def _send_some(self, buffers: list[bytes | memoryview]) -> int:
+        """Bytes that the kernel took, over TLS of the first buffer; 0 where nothing more needs to be sent."""
+        while True:
+            try:
+                return self.sock.send(buffers[0]) if self._tls else self.sock.sendmsg(buffers)
+            except (BlockingIOError, ssl.SSLWantWriteError):
+                events = select.POLLIN | select.POLLOUT
+            except ssl.SSLWantReadError:
+                events = select.POLLIN
+            if _wait(self.sock, events, self._ends_at_s) & ~select.POLLOUT and self._is_refused():
+                self._half_sent, self.reusable = True, False
+                return 0
+
+    def _is_refused(self) -> bool:
+        """Whether the server has said no already, or all that it wants to; takes what has come."""
+        try:
+            data = self.sock.recv(_RECEIVE_BYTES)
+        except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            return False  # such as the session tickets of TLS
+        self._take(data)
+        return self.complete or self.status >= _MULTIPLE_CHOICES
 
     def receive(self) -> None:
         """Wait for the next bytes of the response and parse them."""
-        if self._tls:
-            # Its bytes may have left the kernel already: they are tried for before they are waited for.
-            seconds_left(self._ends_at_s)
-        else:
-            _wait(self.sock, select.POLLIN, self._ends_at_s)
-        data = when_ready(self.sock, self.sock.recv, _RECEIVE_BYTES, select.POLLIN, self._ends_at_s)
+        try:
+            if self._tls:
+                # Its bytes may have left the kernel already: they are tried for before they are waited for.
+                seconds_left(self._ends_at_s)
+            else:
+                _wait(self.sock, select.POLLIN, self._ends_at_s)
+            data = when_ready(self.sock, self.sock.recv, _RECEIVE_BYTES, select.POLLIN, self._ends_at_s)
+        except (TimeoutError, ConnectionError):
+            raise
+        except OSError as exc:
+            if refuses_certificate(exc):
+                raise
+            # Whatever TLS or the network say from here on: the request may have arrived.
+            raise ConnectionResetError(str(exc)) from exc
+        self._take(data)
+
+    def _take(self, data: bytes) -> None:
         if not data:
             self._take_end()
             return
@@ -183,9 +222,7 @@ class Abort:
     def __call__(self) -> None:
         self._called = True
         if self._sock is not None:
-            with contextlib.suppress(OSError):  # not connected, or closed
-                # Not SSLSocket's, which would have the reading thread take ciphertext for the answer.
-                socket.socket.shutdown(self._sock, socket.SHUT_RDWR)
+            _shut_down(self._sock)
 
     def watch(self, sock: socket.socket) -> None:
         """Name the socket that the request uses from now on.
@@ -202,6 +239,12 @@ class Abort:
         self._cancellation.detach()
 
 
+def _shut_down(sock: socket.socket) -> None:
+    with contextlib.suppress(OSError):  # not connected, or closed
+        # Not SSLSocket's, which would have the reading thread take ciphertext for the answer.
+        socket.socket.shutdown(sock, socket.SHUT_RDWR)
+
+
 def seconds_left(ends_at_s: float) -> float:
     left_s = ends_at_s - time.monotonic()
     if left_s <= 0:
@@ -209,12 +252,15 @@ def seconds_left(ends_at_s: float) -> float:
     return left_s
 
 
-def _wait(sock: socket.socket, events: int, ends_at_s: float) -> None:
+def _wait(sock: socket.socket, events: int, ends_at_s: float) -> int:
+    """Wait for one of these events; returns those that came."""
     # One that is kept with the connection would, under gevent, belong to the thread that made it.
     poll = select.poll()
     poll.register(sock, events)
-    if not poll.poll(seconds_left(ends_at_s) * 1000):
+    ready = poll.poll(seconds_left(ends_at_s) * 1000)
+    if not ready:
         raise TimeoutError("timed out")
+    return ready[0][1]
 
 
 def when_ready(

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from mooring._errors import DecodeError, InvalidInput, ServerError
+from mooring._errors import DecodeError, InvalidInput, ServerError, TransportError
 from mooring._models import TensorSpec
 from mooring._operations import Infer, InferAnswer, Tensor
 from mooring._tensor_bytes import dtype_of
@@ -74,7 +74,7 @@ def _errors_in(events: bytes) -> Iterator[str]:
     for line in events.splitlines():
         try:
             yield str(json.loads(line.removeprefix(b"data:"))["error"])
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             continue
 
 
@@ -101,6 +101,16 @@ class EventReader:
             if line.startswith(b"data:"):
                 yield self._read(line[5:].strip())
 
+    def finish(self) -> None:
+        """Take the body's end.
+
+        Raises:
+            TransportError: it came within an event.
+        """
+        if self._rest.strip():
+            model, rest = self._request.model, self._rest[:200]
+            raise TransportError(f"model {model!r}: the stream ended within an event: {rest!r}")
+
     def _read(self, data: bytes) -> InferAnswer:
         try:
             said = json.loads(data)
@@ -112,7 +122,7 @@ class EventReader:
                 for spec in self._request.output_specs
                 if spec.name in said and (wanted is None or spec.name in wanted)
             }
-        except (ValueError, TypeError, AttributeError) as exc:
+        except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as exc:
             model = self._request.model
             raise DecodeError(f"model {model!r}: the event can't be read: {data[:200]!r} ({exc})") from exc
         return InferAnswer(

@@ -8,7 +8,6 @@ received. Why not ``http.client``: it reads headers with ``email``, a fifth of a
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import re
 import select
@@ -23,6 +22,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from mooring._look_up import look_up
+from mooring._url import is_address
 from mooring._wires._http_codec import HttpAnswer
 from mooring._wires._http_connection import Abort, HttpConnection, HttpGarbage, seconds_left, when_ready
 
@@ -59,14 +59,16 @@ class HttpPool:
     ) -> None:
         self._host = host
         self._port = port
-        self._connect_to = connect_to or (host if _is_address(host) else None)
+        self._connect_to = connect_to or (host if is_address(host) else None)
         self._tls = tls
         name = f"[{host}]" if ":" in host else host if host.isascii() else host.encode("idna").decode()
         at_port = "" if port == (80 if tls is None else 443) else f":{port}"
         self._host_line = f" HTTP/1.1\r\nHost: {name}{at_port}\r\n"
         self._lock = threading.Lock()
         self._idle: list[HttpConnection] = []
-        self._closed = False
+        self._busy: set[HttpConnection] = set()
+        #: Whether :meth:`close` was called.
+        self.closed = False
 
     def exchange(
         self,
@@ -90,8 +92,9 @@ class HttpPool:
 
         Raises:
             ValueError: a method, path or header that can't be sent, such as one with a line break.
-            OSError: no connection (``ssl.SSLError`` among it), ``ConnectionError`` where it was lost or
-                ended before the response did, or ``TimeoutError`` once ``timeout_s`` is over.
+            OSError: no connection (``ssl.SSLError`` among it), ``ConnectionError`` where it was lost,
+                ended before the response did or was closed by :meth:`close`, or ``TimeoutError`` once
+                ``timeout_s`` is over.
             HttpGarbage: what came is no HTTP response.
         """
         connection = self._send(method, path, headers, body, timeout_s, cancellation)
@@ -99,7 +102,7 @@ class HttpPool:
             while not connection.complete:
                 connection.receive()
         except BaseException:
-            connection.close()
+            self._drop(connection)
             raise
         chunks = connection.chunks
         content = chunks[0] if len(chunks) == 1 else b"".join(chunks)
@@ -134,15 +137,17 @@ class HttpPool:
             while not connection.status:
                 connection.receive()
         except BaseException:
-            connection.close()
+            self._drop(connection)
             raise
-        return connection.status, connection.headers, HttpBody(connection, self._put_back)
+        return connection.status, connection.headers, HttpBody(connection, self._put_back, self._drop)
 
     def close(self) -> None:
-        """Close the idle connections; those in use are closed when their request ends."""
+        """Close the idle connections, and end the requests under way, whose threads close the others."""
         with self._lock:
-            self._closed = True
+            self.closed = True
             idle, self._idle = self._idle, []
+            for connection in self._busy:
+                connection.shut_down()
         for connection in idle:
             connection.close()
 
@@ -150,8 +155,9 @@ class HttpPool:
         """In a forked child: leave the idle connections to the parent, without a byte sent over them."""
         # Another thread of the parent may have held the lock when the process forked.
         self._lock = threading.Lock()
-        idle, self._idle = self._idle, []
-        for connection in idle:
+        inherited = [*self._idle, *self._busy]
+        self._idle, self._busy = [], set()
+        for connection in inherited:
             os.close(connection.sock.detach())
 
     def _send(
@@ -167,7 +173,7 @@ class HttpPool:
         buffers, size = self._write(method, path, headers, body)
         abort = None if cancellation is None else Abort(cancellation)
         try:
-            connection = self._take_idle() or self._connect(ends_at_s, abort)
+            connection = self._take_idle() or self._open(ends_at_s, abort)
         except BaseException:
             if abort is not None:
                 abort.end()
@@ -176,7 +182,7 @@ class HttpPool:
             connection.begin(ends_at_s, abort)
             connection.send(buffers, size)
         except BaseException:
-            connection.close()
+            self._drop(connection)
             raise
         return connection
 
@@ -217,18 +223,34 @@ class HttpPool:
                 if not self._idle:
                     return None
                 connection = self._idle.pop()
+                self._busy.add(connection)
             if connection.is_quiet():
                 return connection
-            connection.close()
+            self._drop(connection)
 
     def _put_back(self, connection: HttpConnection) -> None:
         connection.end()
-        if connection.reusable:
-            with self._lock:
-                if not self._closed and len(self._idle) < _MAX_IDLE:
-                    self._idle.append(connection)
-                    return
+        with self._lock:
+            self._busy.discard(connection)
+            if connection.reusable and not self.closed and len(self._idle) < _MAX_IDLE:
+                self._idle.append(connection)
+                return
         connection.close()
+
+    def _drop(self, connection: HttpConnection) -> None:
+        # First of all, lest close() reach for a descriptor that is another socket's by then.
+        with self._lock:
+            self._busy.discard(connection)
+        connection.close()
+
+    def _open(self, ends_at_s: float, abort: Abort | None) -> HttpConnection:
+        connection = self._connect(ends_at_s, abort)
+        with self._lock:
+            if not self.closed:
+                self._busy.add(connection)
+                return connection
+        connection.sock.close()
+        raise ConnectionAbortedError("closed meanwhile")
 
     def _connect(self, ends_at_s: float, abort: Abort | None) -> HttpConnection:
         targets = self._targets(ends_at_s)
@@ -282,9 +304,15 @@ class HttpBody(Iterator[bytes]):
     Its end gives the connection back to the pool; :meth:`close` before it closes the connection.
     """
 
-    def __init__(self, connection: HttpConnection, put_back: Callable[[HttpConnection], None]) -> None:
+    def __init__(
+        self,
+        connection: HttpConnection,
+        put_back: Callable[[HttpConnection], None],
+        drop: Callable[[HttpConnection], None],
+    ) -> None:
         self._connection: HttpConnection | None = connection
         self._put_back = put_back
+        self._drop = drop
         self._inflater = _inflater(connection.headers)
         self._pieces: deque[bytes] = deque()
         self._collect(connection)
@@ -315,7 +343,7 @@ class HttpBody(Iterator[bytes]):
         self._inflater = None
         connection, self._connection = self._connection, None
         if connection is not None:
-            connection.close()
+            self._drop(connection)
 
     def _collect(self, connection: HttpConnection) -> None:
         self._pieces.extend(connection.chunks)
@@ -357,11 +385,3 @@ def _inflater(headers: Mapping[str, str]) -> _Inflater | None:
 def _check_name(name: str) -> None:
     if not _TOKEN.fullmatch(name) or name.lower() in _SET_BY_POOL:
         raise ValueError(f"{name!r} can't be set as a header")
-
-
-def _is_address(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return True

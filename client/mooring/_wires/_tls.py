@@ -21,3 +21,13 @@ def tls_context(tls: TlsConfig) -> ssl.SSLContext:
     except (OSError, ssl.SSLError) as exc:
         raise ConfigError(f"{tls} can't be used: {exc}") from exc
     return context
+
+
+def refuses_certificate(exc: BaseException | None) -> bool:
+    """Whether the server refused the client's certificate, or the lack of one.
+
+    With TLS 1.3 that comes with the first read, after the handshake as the client sees it (RFC 8446, 4.4.2),
+    but still before the server reads a request.
+    """
+    reason = exc.reason or "" if isinstance(exc, ssl.SSLError) else ""
+    return "_ALERT_" in reason and ("CERTIFICATE" in reason or "UNKNOWN_CA" in reason)
