@@ -199,7 +199,8 @@ def attend(
         # Spelled out, as an exported scaled_dot_product_attention looks for rows that see nothing.
         # There are none.
         hidden = torch.where(seen, 0.0, torch.finfo(q.dtype).min)
-        mixed = torch.softmax(q @ k.transpose(2, 3) * scale + hidden, -1) @ v
+        # Scaled first, so that products stay within fp16's range.
+        mixed = torch.softmax((q * scale) @ k.transpose(2, 3) + hidden, -1) @ v
     else:
         mixed = functional.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=scale)
     return mixed.transpose(1, 2).reshape(rows * width, heads, size)[cells]
