@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from mooring_build.learners.embedding import EmbeddingModel
 from mooring_build.learners.heads import HeadsModel
 from mooring_build.learners.text import OneOutput
 from mooring_build.models import load_fine_tuned_model
-from mooring_build.packing import PackedTexts, Packing, attend, attend_unpadded
+from mooring_build.packing import PackedTexts, Packing, attend, attend_for_onnx, attend_unpadded
 from tiny_checkpoint import make_tiny_checkpoint
 
 # In FP32 the answers of packed and of single texts differ by rounding alone.
@@ -153,11 +154,11 @@ def _attention(
     return rows, Packing.of(filled), torch.cat(alone, dim=1).transpose(0, 1)
 
 
-@pytest.mark.parametrize("exporting", [False, True])
+@pytest.mark.parametrize("run", [attend, attend_for_onnx])
 @pytest.mark.parametrize("lengths", LENGTHS, ids=str)
-def test_texts_attend_to_themselves_alone(lengths: list[int], exporting: bool) -> None:
+def test_texts_attend_to_themselves_alone(lengths: list[int], run: Callable[..., torch.Tensor]) -> None:
     rows, packing, expected = _attention(lengths)
-    torch.testing.assert_close(attend(*rows, *packing, 0.3, exporting), expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(run(*rows, *packing, 0.3), expected, rtol=0, atol=1e-6)
 
 
 def _flash_stand_in(
