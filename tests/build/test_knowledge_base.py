@@ -35,7 +35,7 @@ def test_entries_keep_the_order_of_the_file(tmp_path: Path) -> None:
         ("item,question,answer\na,,c\n", r":2: empty question"),
         ("item,question,answer\na,b,c\na,d,e\n", r"item 'a' is there twice"),
         ("item,question,answer\n", "holds no row"),
-        ('item,question,answer\na,b,"c\n', r":1: unexpected end of data"),
+        ('item,question,answer\na,b,"c\n', r":2: the row that begins here: unexpected end of data"),
         ("item,question,answer\na,b,c, but not d\n", r":2: more cells than the 3 of the header"),
     ],
 )
