@@ -152,7 +152,8 @@ def test_an_open_loop_counts_what_a_stall_delayed(
     # 60 requests were due while the server slept; all but the last few of them waited longer than that. Users
     # who wait for their answers would have sent none of these.
     assert slow > 40
-    assert sum(second.answers for second in load.seconds()) == 200
+    # The last ones may come after the last second.
+    assert 190 <= sum(second.answers for second in load.seconds()) <= 200
 
 
 def test_two_processes_make_one_rate(tmp_path: Path, make_server: Callable[..., TritonServer]) -> None:
@@ -306,7 +307,7 @@ def test_what_was_measured_is_kept_where_the_server_died(
     assert 0 < failures < requests
     assert load.server is None
     assert len(complaints) == 1
-    assert complaints[0].startswith("no times of the server's steps: ")
+    assert complaints[0].startswith("no times of the server's steps, ")
 
 
 def test_a_run_that_is_ended_early_sends_no_more(
