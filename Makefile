@@ -17,8 +17,7 @@ DIGEST = { pwd; cat $(PINNED); } | sha256sum
 # transformers again: 15 s of a core. Images that set the variable mean to stay small, which an environment is not.
 unexport PYTHONDONTWRITEBYTECODE
 
-# Two test files at a time, a file's tests in one process, as they share servers and builds that it started.
-# A worker needs about 2 GiB.
+# Unit tests: as many files at a time as there are cores, a file's tests in one process. A worker needs about 2 GiB.
 TEST_WORKERS := --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
@@ -82,7 +81,8 @@ bench-client: venv ## measure the client beside bare tritonclient (about eight m
 
 .PHONY: test
 test: venv ## run every test: first the unit tests, then those that start a server
-	$(BIN)/python -m pytest $(TEST_WORKERS)
+	$(BIN)/python -m pytest $(TEST_WORKERS) -m "not integration and not gpu"
+	$(BIN)/python -m pytest -m "integration or gpu"
 
 .PHONY: test-unit
 test-unit: venv ## run the tests that need no server (about ten minutes on 2 cores)
