@@ -188,40 +188,25 @@ def attend(
     half = query.dtype == torch.float16 or query.dtype == torch.bfloat16
     if query.is_cuda and half and query.size(2) % 8 == 0 and query.size(2) <= 256:
         return attend_unpadded(query, key, value, starts, filled.size(1), scale)
-    q, k, v = [_pad_heads(packed, filled, tokens) for packed in [query, key, value]]
+    rows, width, heads, size = filled.size(0), filled.size(1), query.size(1), query.size(2)
+    q = query[tokens].view(rows, width, heads, size).transpose(1, 2)
+    k = key[tokens].view(rows, width, heads, size).transpose(1, 2)
+    v = value[tokens].view(rows, width, heads, size).transpose(1, 2)
     seen = filled[:, None, None, :]  # [B, 1, 1, L]
     mixed = functional.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=scale)
-    return _pack_heads(mixed, cells)
+    return mixed.transpose(1, 2).reshape(rows * width, heads, size)[cells]
 
 
 def attend_for_onnx(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    filled: torch.Tensor,
-    cells: torch.Tensor,
-    tokens: torch.Tensor,
-    starts: torch.Tensor,
-    scale: float,
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, packing: Packing, scale: float
 ) -> torch.Tensor:
     """The same spelled out, as what exporters make of PyTorch's own looks for rows that see nothing: a packed
     batch has none."""
-    q, k, v = [_pad_heads(packed, filled, tokens) for packed in [query, key, value]]
-    unseen = torch.where(filled[:, None, None, :], 0.0, torch.finfo(q.dtype).min)  # [B, 1, 1, L]
+    q, k, v = (packing.pad(packed).transpose(1, 2) for packed in (query, key, value))  # [B, heads, L, D]
+    unseen = torch.where(packing.filled[:, None, None, :], 0.0, torch.finfo(q.dtype).min)  # [B, 1, 1, L]
     # Scaled first, so that products stay within fp16's range.
     mixed = torch.softmax((q * scale) @ k.transpose(2, 3) + unseen, -1) @ v
-    return _pack_heads(mixed, cells)
-
-
-def _pad_heads(packed: torch.Tensor, filled: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-    """``[N, heads, D]`` to ``[B, heads, L, D]``."""
-    shape = [filled.size(0), filled.size(1), packed.size(1), packed.size(2)]
-    return packed[tokens].view(shape).transpose(1, 2)
-
-
-def _pack_heads(padded: torch.Tensor, cells: torch.Tensor) -> torch.Tensor:
-    """``[B, heads, L, D]`` to ``[N, heads, D]``."""
-    return padded.transpose(1, 2).flatten(0, 1)[cells]
+    return packing.pack(mixed.transpose(1, 2))
 
 
 def attend_unpadded(
@@ -261,9 +246,9 @@ def _packed_attention(
         raise CheckpointError(f"{type(module).__name__} hands nothing on to its attention")
     rows = [tensor[0].transpose(0, 1) for tensor in (query, key, value)]  # [N, heads, D]
     scale = query.size(-1) ** -0.5 if scaling is None else scaling
-    run = _scripted_attend() if torch.jit.is_tracing() else attend
     if torch.compiler.is_exporting():
-        run = attend_for_onnx
+        return attend_for_onnx(*rows, packing, scale)[None], None
+    run = _scripted_attend() if torch.jit.is_tracing() else attend
     return run(*rows, *packing, scale)[None], None
 
 
