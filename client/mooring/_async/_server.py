@@ -101,11 +101,7 @@ class AsyncServer:
             self.circuit.succeeded()
             return answer
         finally:
-            is_last = self._leave(line)
-            if old is not None:
-                await self._end(old)
-            if is_last:
-                await self._end(line)
+            await self._leave(line, old)
 
     async def stream(
         self, request: Infer, *, timeout_s: float, headers: Headers
@@ -125,11 +121,7 @@ class AsyncServer:
         else:
             self.circuit.succeeded()
         finally:
-            is_last = self._leave(line)
-            if old is not None:
-                await self._end(old)
-            if is_last:
-                await self._end(line)
+            await self._leave(line, old)
 
     def note(self, error: MooringError) -> None:
         """Let the circuit know how a request ended that was not answered with a result."""
@@ -237,12 +229,17 @@ class AsyncServer:
             self.requests += 1
         return line, old
 
-    def _leave(self, line: AsyncLine) -> bool:
-        """End one request; returns whether the line has to be closed."""
+    async def _leave(self, line: AsyncLine, old: AsyncLine | None) -> None:
+        """Take a request off its line, and close what no request is on: that one if it was retired, and the
+        old one that :meth:`_enter` gave."""
         with self._lock:
             self.outstanding -= 1
             line.users -= 1
-            return line.retired and line.users == 0
+            is_last = line.retired and line.users == 0
+        if old is not None:
+            await self._end(old)
+        if is_last:
+            await self._end(line)
 
     async def _end(self, line: AsyncLine) -> None:
         with self._lock:
