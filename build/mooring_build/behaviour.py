@@ -8,8 +8,9 @@ from pathlib import Path
 
 from mooring import DataError
 from mooring._monitor.texts import read_seconds
-from mooring_build.datasets import NextItem, Split, Visits, data_file, read_catalogue, read_rows
+from mooring_build.data_files import data_file, read_catalogue, read_rows
 from mooring_build.digests import digest_of
+from mooring_build.examples import NextItem, Split, Visits
 from mooring_build.hub_data import read_hub_rows
 from mooring_build.recipe import Recipe
 from mooring_build.recipe_tables import Data

@@ -23,8 +23,9 @@ from mooring_build.checkpoints import (
     resolve_checkpoint,
 )
 from mooring_build.composing import compose
-from mooring_build.datasets import Dataset, LabelledText, TaggedSentence, load_dataset
+from mooring_build.datasets import Dataset, load_dataset
 from mooring_build.digests import digest_of
+from mooring_build.examples import LabelledText, TaggedSentence
 from mooring_build.exports import LIBRARIES, Exports
 from mooring_build.learners import learner_of, learner_sources
 from mooring_build.model_card import model_card

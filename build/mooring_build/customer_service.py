@@ -22,8 +22,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from mooring import BuildError, DataError
 from mooring._served.ranking import Catalogue
 from mooring._served.replies import PLACEHOLDER, Replies, Reply
-from mooring_build.datasets import Message, data_file, read_rows, read_text
+from mooring_build.data_files import data_file, read_rows, read_text
 from mooring_build.digests import digest_of
+from mooring_build.examples import Message
 from mooring_build.recipe import Recipe
 from mooring_build.released import Classified, Ranked, ReleasedPipeline, classify, rank
 from mooring_build.stages import Stage, shared_digest, source_digest

@@ -7,8 +7,8 @@ from dataclasses import astuple
 from typing import Any
 
 from mooring import DataError, RecipeError
-from mooring_build.datasets import Example, LabelledText, Split, TaggedSentence
 from mooring_build.digests import digest_of
+from mooring_build.examples import Example, LabelledText, Split, TaggedSentence
 from mooring_build.recipe import Recipe
 from mooring_build.recipe_tables import Data
 
@@ -97,7 +97,7 @@ def _names_of(tokens: Any, tags: Any, named: Callable[[Any], str]) -> tuple[str,
 def read_hub_rows(
     recipe: Recipe, data: Data, name: str, columns: Sequence[str]
 ) -> tuple[list[dict[str, str]], str]:
-    """Columns of a split as texts, as :func:`~mooring_build.datasets.read_rows` has those of a CSV file.
+    """Columns of a split as texts, as :func:`~mooring_build.data_files.read_rows` has those of a CSV file.
 
     Returns:
         The rows, and where they came from, for messages.

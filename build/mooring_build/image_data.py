@@ -13,8 +13,9 @@ from typing import Any, overload
 import numpy as np
 
 from mooring import DataError
-from mooring_build.datasets import LabelledImage, Split, data_file
+from mooring_build.data_files import data_file
 from mooring_build.digests import digest_of, file_sha256
+from mooring_build.examples import LabelledImage, Split
 from mooring_build.hub_data import label_names, load_hub_split
 from mooring_build.recipe import Recipe
 from mooring_build.recipe_tables import Data

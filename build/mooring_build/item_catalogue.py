@@ -15,8 +15,9 @@ import numpy as np
 
 from mooring._served.recommendation import ItemCatalogue
 from mooring_build.behaviour import count_events, read_items
-from mooring_build.datasets import Dataset, NextItem, Visits
+from mooring_build.datasets import Dataset
 from mooring_build.digests import digest_of
+from mooring_build.examples import NextItem, Visits
 from mooring_build.metrics import ranking_metrics
 from mooring_build.recipe import Recipe
 from mooring_build.stages import Stage, StepFiles, library_versions, shared_digest, source_digest

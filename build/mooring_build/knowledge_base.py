@@ -17,8 +17,10 @@ import numpy as np
 
 from mooring import DataError
 from mooring._served.ranking import Catalogue
-from mooring_build.datasets import Dataset, LabelledText, read_catalogue, read_split
+from mooring_build.data_files import read_catalogue
+from mooring_build.datasets import Dataset, read_split
 from mooring_build.digests import digest_of
+from mooring_build.examples import LabelledText
 from mooring_build.metrics import ranking_metrics
 from mooring_build.recipe import Recipe
 from mooring_build.stages import Stage, StepFiles, library_versions, shared_digest, source_digest

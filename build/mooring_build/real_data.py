@@ -16,7 +16,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from mooring import DataError
-from mooring_build.datasets import read_rows, read_text
+from mooring_build.data_files import read_rows, read_text
 
 #: Topics of the financial_topic set, by its label ids.
 FINANCIAL_TOPICS = (

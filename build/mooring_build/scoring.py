@@ -9,7 +9,8 @@ from typing import Any
 
 from mooring import ConfigError, CustomerServiceAnswer, Entity, Label, Outcome, RankedItem
 from mooring_build.customer_service import messages_digest, read_messages
-from mooring_build.datasets import Dataset, HeadText, LabelledText, Message, TaggedSentence, load_dataset
+from mooring_build.datasets import Dataset, load_dataset
+from mooring_build.examples import HeadText, LabelledText, Message, TaggedSentence
 from mooring_build.knowledge_base import known_examples
 from mooring_build.metrics import (
     heads_metrics,

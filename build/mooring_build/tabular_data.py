@@ -9,8 +9,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from mooring import DataError
-from mooring_build.datasets import LabelledRow, Split, data_file, read_text
+from mooring_build.data_files import data_file, read_text
 from mooring_build.digests import digest_of
+from mooring_build.examples import LabelledRow, Split
 from mooring_build.hub_data import label_names, load_hub_split
 from mooring_build.recipe import Recipe
 from mooring_build.recipe_tables import Data

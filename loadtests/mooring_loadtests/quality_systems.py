@@ -13,7 +13,7 @@ import numpy as np
 
 from mooring import Client
 from mooring_build import real_data
-from mooring_build.datasets import read_rows
+from mooring_build.data_files import read_rows
 from mooring_build.recipe import Recipe
 from mooring_loadtests.quality import Figure, Files, Measured, Training, evaluate
 

@@ -14,7 +14,8 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 from mooring import CheckpointError, DataError
-from mooring_build.datasets import Dataset, LabelledRow
+from mooring_build.datasets import Dataset
+from mooring_build.examples import LabelledRow
 from mooring_build.image_data import LabelledImages
 from mooring_build.learners import learner_of
 from mooring_build.learners.image import PreparedImages

@@ -6,7 +6,8 @@ import pytest
 
 from mooring import DataError, RecipeError
 from mooring_build.behaviour import count_events, read_events
-from mooring_build.datasets import NextItem, Visits, load_dataset
+from mooring_build.datasets import load_dataset
+from mooring_build.examples import NextItem, Visits
 from mooring_build.recipe import Recipe, load_recipe
 
 EVENTS = (

@@ -15,7 +15,9 @@ from chinese_checkpoint import make_chinese_checkpoint
 from mooring import DataError
 from mooring._served.encoding import EncodingSettings, TextEncoder
 from mooring._served.entities import BioLabels
-from mooring_build.datasets import TaggedSentence, load_dataset, read_conll
+from mooring_build.data_files import read_conll
+from mooring_build.datasets import load_dataset
+from mooring_build.examples import TaggedSentence
 from mooring_build.learners.text import IGNORED, encode_examples
 from mooring_build.models import load_tokenizer
 from mooring_build.real_data import zh_resume

@@ -12,7 +12,7 @@ from mooring import BuildError, DataError, RecipeError
 from mooring._served.replies import Reply
 from mooring_build.building import build
 from mooring_build.customer_service import Thresholds, _read_replies, _Said, read_messages
-from mooring_build.datasets import Message
+from mooring_build.examples import Message
 from mooring_build.recipe import Recipe, load_recipe
 from mooring_build.released import Classified, Ranked
 

@@ -12,7 +12,8 @@ import torch
 from transformers import EvalPrediction
 
 from mooring import CheckpointError, DataError, Label, RecipeError
-from mooring_build.datasets import HeadText, load_dataset
+from mooring_build.datasets import load_dataset
+from mooring_build.examples import HeadText
 from mooring_build.learners import learner_of
 from mooring_build.learners.heads import HeadsLearner, HeadsModel, load_heads_model
 from mooring_build.learners.text import IGNORED

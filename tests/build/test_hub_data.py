@@ -9,14 +9,8 @@ import pytest
 from datasets import ClassLabel, Dataset, Features, Sequence, Value
 
 from mooring import DataError, RecipeError
-from mooring_build.datasets import (
-    LabelledRow,
-    LabelledText,
-    NextItem,
-    TaggedSentence,
-    Visits,
-    load_dataset,
-)
+from mooring_build.datasets import load_dataset
+from mooring_build.examples import LabelledRow, LabelledText, NextItem, TaggedSentence, Visits
 from mooring_build.recipe import Recipe, load_recipe
 
 TAGS = ["O", "B-PER", "I-PER", "B-LOC"]

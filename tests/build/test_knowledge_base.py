@@ -10,7 +10,8 @@ import pytest
 from mooring import BuildError, DataError, RecipeError
 from mooring_build import building
 from mooring_build.checkpoints import Checkpoint
-from mooring_build.datasets import Dataset, LabelledText
+from mooring_build.datasets import Dataset
+from mooring_build.examples import LabelledText
 from mooring_build.knowledge_base import Entry, known_examples, of_known_items, read_entries
 from mooring_build.recipe import Recipe, load_recipe
 from tiny_checkpoint import make_tiny_checkpoint

@@ -6,7 +6,7 @@ import pytest
 
 from mooring import DataError
 from mooring_build.behaviour import read_events
-from mooring_build.datasets import read_rows
+from mooring_build.data_files import read_rows
 from mooring_build.real_data import movielens
 from shared_data import shared_data
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mooring import DataError
-from mooring_build.datasets import read_rows
+from mooring_build.data_files import read_rows
 from mooring_build.real_data import clinc150, stackfaq
 from shared_data import shared_data
 

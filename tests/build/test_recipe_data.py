@@ -13,7 +13,8 @@ from typing import cast
 
 import pytest
 
-from mooring_build.datasets import LabelledText, TaggedSentence, read_conll, read_csv
+from mooring_build.data_files import read_conll, read_csv
+from mooring_build.examples import LabelledText, TaggedSentence
 
 DATA = Path(__file__).parents[2] / "build/recipes/data"
 README = (DATA / "README.md").read_text(encoding="utf-8")

@@ -102,7 +102,7 @@ def test_every_item_of_a_window_is_a_label(lesson: Lesson) -> None:
 
 
 def test_long_histories_are_parted_into_windows(recipe: Recipe, encoder: Path) -> None:
-    from mooring_build.datasets import NextItem, Visits
+    from mooring_build.examples import NextItem, Visits
 
     visits = [Visits(tuple(f"item{item}" for item in range(9)))]
     dataset = Dataset(

@@ -18,15 +18,9 @@ from mooring import (
 )
 from mooring._cli import main
 from mooring_build import evaluate_command
-from mooring_build.datasets import (
-    Dataset,
-    LabelledText,
-    Message,
-    NextItem,
-    TaggedSentence,
-    load_dataset,
-)
+from mooring_build.datasets import Dataset, load_dataset
 from mooring_build.evaluate_command import describe, judge
+from mooring_build.examples import LabelledText, Message, NextItem, TaggedSentence
 from mooring_build.recipe import COMPOSED_TASKS, load_recipe, shipped_recipes
 from mooring_build.scoring import Score, evaluation_set, score_served, word_tags
 

@@ -9,7 +9,8 @@ import pytest
 from sklearn.datasets import load_digits
 
 from mooring import DataError
-from mooring_build.datasets import LabelledRow, load_dataset
+from mooring_build.datasets import load_dataset
+from mooring_build.examples import LabelledRow
 from mooring_build.recipe import Recipe, load_recipe
 from mooring_build.tabular_data import read_table
 

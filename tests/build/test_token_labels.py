@@ -6,7 +6,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from mooring_build.datasets import TaggedSentence
+from mooring_build.examples import TaggedSentence
 from mooring_build.learners.text import IGNORED, encode_examples
 from mooring_build.recipe import load_recipe
 

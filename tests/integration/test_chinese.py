@@ -14,7 +14,9 @@ import pytest
 from chinese_checkpoint import make_chinese_checkpoint
 from mooring import Client, TextClassifier, TokenClassifier
 from mooring_build.building import build
-from mooring_build.datasets import Dataset, TaggedSentence, load_dataset, read_conll
+from mooring_build.data_files import read_conll
+from mooring_build.datasets import Dataset, load_dataset
+from mooring_build.examples import TaggedSentence
 from mooring_build.metrics import token_metrics
 from mooring_build.real_data import zh_resume
 from mooring_build.recipe import Recipe, load_recipe

@@ -16,7 +16,7 @@ import torch
 from mooring import Client
 from mooring._served.entities import BioLabels
 from mooring_build.building import build
-from mooring_build.datasets import read_conll, read_csv
+from mooring_build.data_files import read_conll, read_csv
 from mooring_build.models import load_fine_tuned_model, load_tokenizer
 from mooring_build.recipe import Recipe, load_recipe
 from mooring_build.repository import read_manifest, released_version

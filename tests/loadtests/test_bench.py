@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 
 from mooring import ConfigError, DataError, MooringError, Overloaded, TransportError
-from mooring_loadtests import bench, bench_report
+from mooring_loadtests import bench, bench_compare, bench_report
 from mooring_loadtests.alternatives import ServingSettings
 from mooring_loadtests.bench import PARTS
 from mooring_loadtests.bench_clients import draw_texts, drive, flood, http_caller, lean_http_caller
+from mooring_loadtests.bench_compare import read_settings
 from mooring_loadtests.bench_report import (
     BEGIN,
     END,
@@ -362,11 +363,11 @@ def test_settings_of_an_earlier_run_are_taken_and_not_searched_for(
     known = {"LitServe": {"workers": 2, "threads": 1, "max_batch_size": 8, "max_wait_ms": 2.0}}
     path.write_text(json.dumps(known), encoding="utf-8")
     python = tmp_path / "python"
-    monkeypatch.setattr(bench, "install", lambda requirements, folder: python)
+    monkeypatch.setattr(bench_compare, "install", lambda requirements, folder: python)
     built = Built(
         name="ner", task="token-classification", repositories={}, plain={}, checkpoint=tmp_path / "none"
     )
-    chosen, missing = bench._choose_settings(built, [], [], tmp_path, bench._read_settings(path))
+    chosen, missing = bench_compare._choose_settings(built, [], [], tmp_path, read_settings(path))
     assert chosen == {"LitServe": (python, ServingSettings(**known["LitServe"]))}
     assert missing["Infinity"] == "it has no token-classification"
     assert missing["BentoML"] == "no settings of it are known"
@@ -378,4 +379,4 @@ def test_other_settings_are_refused(tmp_path: Path, content: str | None) -> None
     if content is not None:
         path.write_text(content, encoding="utf-8")
     with pytest.raises(ConfigError, match=r"--settings \S+settings\.json holds no settings of other servers"):
-        bench._read_settings(path)
+        read_settings(path)

@@ -21,7 +21,8 @@ from transformers import (
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from mooring import CheckpointError
-from mooring_build.datasets import Dataset, HeadText
+from mooring_build.datasets import Dataset
+from mooring_build.examples import HeadText
 from mooring_build.learners._learner import Exportable, Lesson
 from mooring_build.learners.text import (
     IGNORED,

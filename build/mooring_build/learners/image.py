@@ -13,7 +13,8 @@ from transformers import AutoConfig, AutoModelForImageClassification, PreTrained
 
 from mooring import CheckpointError, DataError
 from mooring._served.images import ImageDecoder, ImageError
-from mooring_build.datasets import Dataset, Example
+from mooring_build.datasets import Dataset
+from mooring_build.examples import Example
 from mooring_build.learners._learner import Case, Exportable, Learner, Lesson, verified_batches
 from mooring_build.learners._one_label import label_scores
 from mooring_build.models import load_base_model, load_fine_tuned_model

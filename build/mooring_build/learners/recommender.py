@@ -15,7 +15,8 @@ from transformers import EvalPrediction, PreTrainedTokenizerFast
 from mooring import CheckpointError, DataError
 from mooring_build.behaviour import count_events, read_items
 from mooring_build.checkpoints import read_pooling
-from mooring_build.datasets import Dataset, NextItem, Visits
+from mooring_build.datasets import Dataset
+from mooring_build.examples import NextItem, Visits
 from mooring_build.learners._learner import Case, Exportable, Learner, Lesson, verified_batches
 from mooring_build.learners.embedding import EmbeddingModel
 from mooring_build.learners.recommender_model import (

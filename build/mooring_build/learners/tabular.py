@@ -12,7 +12,8 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedMode
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from mooring import CheckpointError
-from mooring_build.datasets import Dataset, Example
+from mooring_build.datasets import Dataset
+from mooring_build.examples import Example
 from mooring_build.learners._learner import Case, Exportable, Learner, Lesson, verified_batches
 from mooring_build.learners._one_label import label_scores
 from mooring_build.models import load_fine_tuned_model

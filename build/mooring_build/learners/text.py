@@ -22,7 +22,8 @@ from transformers import (
 )
 
 from mooring import CheckpointError
-from mooring_build.datasets import Dataset, Example, LabelledText, TaggedSentence
+from mooring_build.datasets import Dataset
+from mooring_build.examples import Example, LabelledText, TaggedSentence
 from mooring_build.learners._learner import Case, Exportable, Learner, Lesson, verified_batches
 from mooring_build.learners._one_label import label_scores
 from mooring_build.learners.adapters import add_adapter, merge_adapter
