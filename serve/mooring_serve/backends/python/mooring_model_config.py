@@ -97,6 +97,8 @@ class ModelConfig:
     parameters: Mapping[str, str] = field(default_factory=dict)
     optimization: Mapping[str, Any] = field(default_factory=dict)
     op_libraries: tuple[str, ...] = ()
+    #: Instances that run on CPU, each a process of its own.
+    cpu_instances: int = 0
 
     @classmethod
     def parse(cls, config: Mapping[str, Any]) -> ModelConfig:
@@ -137,6 +139,11 @@ class ModelConfig:
             },
             optimization=config.get("optimization", {}),
             op_libraries=tuple(config.get("model_operations", {}).get("op_library_filename", ())),
+            cpu_instances=sum(
+                int(group.get("count", 1))
+                for group in config.get("instance_group", ())
+                if group.get("kind") == "KIND_CPU"
+            ),
         )
 
     @property

@@ -15,10 +15,12 @@ in this:
 from __future__ import annotations
 
 import json
+import os
 from typing import TYPE_CHECKING, Any
 
 import mooring_stub
 from mooring_model_config import Instance, ModelConfig
+from mooring_torch_threads import shorten_waiting
 
 if TYPE_CHECKING:
     from mooring_torch_engine import TorchEngine
@@ -32,11 +34,12 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         """Load the model and check that its configuration fits."""
-        # A stub that only looks for auto_complete_config() need not wait for PyTorch.
-        from mooring_torch_engine import TorchEngine
-
         with mooring_stub.load_errors():
             self._config = ModelConfig.parse(json.loads(args["model_config"]))
+            shorten_waiting(self._config, cores=len(os.sched_getaffinity(0)), environment=os.environ)
+            # A stub that only looks for auto_complete_config() need not wait for PyTorch.
+            from mooring_torch_engine import TorchEngine
+
             self._engine = TorchEngine(self._config, Instance.parse(args))
 
     def execute(self, requests: list[Any]) -> list[Any]:
