@@ -7,7 +7,10 @@
 A plan is tied to the GPU and to the TensorRT that made it. So the copy has configs for Triton's TensorRT
 backend, the ONNX files, and ``build_plans.sh``, which makes the plans where they will run; README shows the
 commands. Precision is the ONNX file's own: from 11.0 on TensorRT takes no other, and before that the script
-asks for the same ("Migrating trtexec usage" in TensorRT's documentation).
+asks for the same ("Migrating trtexec usage" in TensorRT's documentation). The operators of a padded BERT
+classifier, in fp32 and in fp16, are all among those that the parser takes (``docs/operators.md`` of
+onnx/onnx-tensorrt for 10.15), and the backend takes INT64 since TensorRT 10
+(https://github.com/triton-inference-server/tensorrt_backend/pull/89).
 
 ONNX Runtime can run TensorRT by itself, but caches plans by a graph's structure: a new release of a model
 would get the plan of the old one (https://github.com/microsoft/onnxruntime/issues/6455).

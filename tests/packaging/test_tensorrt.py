@@ -176,11 +176,24 @@ def test_plans_are_built_once(converted: Path, tmp_path: Path) -> None:
     assert status == 0
     shapes = (converted / "intent_onnx" / "plan_shapes").read_text().split()
     onnx, plan = "intent_onnx/1/model.onnx", "intent_onnx/1/model.plan"
-    assert calls == [
-        ["--stronglyTyped", "--skipInference", f"--onnx={onnx}", f"--saveEngine={plan}.part", *shapes]
-    ]
+    settings = ["--stronglyTyped", "--noTF32", "--skipInference"]
+    assert calls == [[*settings, f"--onnx={onnx}", f"--saveEngine={plan}.part", *shapes]]
     assert (converted / plan).read_text() == "plan\n"
     assert _build_plans(converted, tmp_path / "bin") == (0, [])
+
+
+@pytest.mark.skipif(Path("/usr/src/tensorrt/bin/trtexec").exists(), reason="TensorRT is installed here")
+def test_an_image_without_trtexec_is_told_from_a_model_that_fails(converted: Path) -> None:
+    done = subprocess.run(
+        [converted / "build_plans.sh"],
+        env={"PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "There is no trtexec" in done.stderr
+    assert "nvcr.io/nvidia/tensorrt of the release that will serve" in done.stderr
 
 
 def test_a_build_that_fails_leaves_no_plan(converted: Path, tmp_path: Path) -> None:
