@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import pickle
 import re
 import subprocess
 import sys
@@ -322,6 +323,16 @@ def test_a_fake_can_be_down(fake: FakeTransport) -> None:
     assert client.ready("ner")
     client.close()
     assert fake.closed
+
+
+def test_a_fake_can_ask_for_a_pause(fake: FakeTransport) -> None:
+    client = Client("grpc://fake:8001", transport=fake, retry=RetryPolicy(max_retries=0))
+    fake.error = mooring.Overloaded("full", code="429", retry_after_s=1.5)
+    with pytest.raises(mooring.Overloaded, match=r"^full$") as caught:
+        client.server_ready()
+    assert (caught.value.code, caught.value.retry_after_s) == ("429", 1.5)
+    copied = pickle.loads(pickle.dumps(caught.value))
+    assert (str(copied), copied.code, copied.retry_after_s) == ("full", "429", 1.5)
 
 
 def loaded_by(statement: str) -> set[str]:
