@@ -31,7 +31,14 @@ from mooring._operations import (
     Operation,
     UnloadModel,
 )
-from mooring._policies import CircuitPolicy, ConnectionPolicy, HedgePolicy, RetryPolicy, TlsConfig
+from mooring._policies import (
+    CircuitPolicy,
+    ConnectionPolicy,
+    HedgePolicy,
+    RetryPolicy,
+    TlsConfig,
+    check_policy,
+)
 from mooring._requests import check_names
 from mooring._tensors import Signature
 from mooring._transport import AsyncTransport, Headers
@@ -86,17 +93,21 @@ class AsyncServerClient:
         self.urls = tuple(map(str, self._endpoints))
         #: Time budget of a call, in seconds.
         self.timeout_s = check_timeout(timeout_s)
+        self._tls = check_policy("tls", tls, TlsConfig) or TlsConfig()
         if tls is not None and not self._endpoints[0].is_tls:
             raise ConfigError(
                 f"tls is given, but {self.urls[0]} is not encrypted: write grpcs:// or https://"
             )
-        self._tls = tls or TlsConfig()
         self._transport = transport
-        self._circuit = circuit or CircuitPolicy()
-        self._connections = connections or ConnectionPolicy()
+        self._circuit = check_policy("circuit", circuit, CircuitPolicy) or CircuitPolicy()
+        self._connections = check_policy("connections", connections, ConnectionPolicy) or ConnectionPolicy()
         self._work = AsyncWork()
         self._make_caller = partial(
-            AsyncCaller, retry=retry or RetryPolicy(), hedge=hedge, token=token, headers=headers
+            AsyncCaller,
+            retry=check_policy("retry", retry, RetryPolicy) or RetryPolicy(),
+            hedge=check_policy("hedge", hedge, HedgePolicy),
+            token=token,
+            headers=headers,
         )
         self._caller = self._make_caller(self._make_servers(), self._work)
         self._closed = False
