@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, NoReturn, Self, TypeVar
 
 from mooring._async._caller import AsyncCaller
 from mooring._async._servers import AsyncServers
@@ -118,6 +118,10 @@ class AsyncServerClient:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.urls[0] if len(self.urls) == 1 else list(self.urls)!r})"
+
+    def __reduce__(self) -> NoReturn:
+        # What multiprocessing and executors do with arguments; locks and sockets can't follow.
+        raise ConfigError(f"{self!r} can't be copied or sent to another process: make a client there")
 
     async def __aenter__(self) -> Self:
         return self

@@ -7,7 +7,7 @@ from collections.abc import Generator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, NoReturn, Self, TypeVar
 
 from mooring._counters import ClientCounters
 from mooring._deadline import Deadline, check_timeout
@@ -119,6 +119,10 @@ class ServerClient:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.urls[0] if len(self.urls) == 1 else list(self.urls)!r})"
+
+    def __reduce__(self) -> NoReturn:
+        # What multiprocessing and executors do with arguments; locks and sockets can't follow.
+        raise ConfigError(f"{self!r} can't be copied or sent to another process: make a client there")
 
     def __enter__(self) -> Self:
         return self
