@@ -81,7 +81,7 @@ class AsyncServerClient:
         timeout_s: float = 60.0,
         tls: TlsConfig | None = None,
         token: AsyncSource[str] | None = None,
-        headers: AsyncSource[dict[str, str]] | None = None,
+        headers: AsyncSource[Mapping[str, str]] | None = None,
         retry: RetryPolicy | None = None,
         hedge: HedgePolicy | None = None,
         circuit: CircuitPolicy | None = None,

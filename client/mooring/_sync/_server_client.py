@@ -82,7 +82,7 @@ class ServerClient:
         timeout_s: float = 60.0,
         tls: TlsConfig | None = None,
         token: Source[str] | None = None,
-        headers: Source[dict[str, str]] | None = None,
+        headers: Source[Mapping[str, str]] | None = None,
         retry: RetryPolicy | None = None,
         hedge: HedgePolicy | None = None,
         circuit: CircuitPolicy | None = None,
