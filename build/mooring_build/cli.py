@@ -36,8 +36,20 @@ def add_command(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
         metavar="N",
         help="try N sets of hyper-parameters first and build the best; trials of an earlier search count",
     )
-    parser.add_argument("--repository", type=Path, default=Path("model_repository"), metavar="FOLDER")
-    parser.add_argument("--artifacts", type=Path, default=Path("artifacts"), metavar="FOLDER")
+    parser.add_argument(
+        "--repository",
+        type=Path,
+        default=Path("model_repository"),
+        metavar="FOLDER",
+        help="where releases are published (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--artifacts",
+        type=Path,
+        default=Path("artifacts"),
+        metavar="FOLDER",
+        help="what is made on the way, and need not be made again (default: %(default)s)",
+    )
     parser.set_defaults(run=run)
 
 

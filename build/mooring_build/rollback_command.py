@@ -24,7 +24,13 @@ def add_command(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
         metavar="VERSION",
         help="one that is in the repository (default: the highest below the one that answers)",
     )
-    parser.add_argument("--repository", type=Path, default=Path("model_repository"), metavar="FOLDER")
+    parser.add_argument(
+        "--repository",
+        type=Path,
+        default=Path("model_repository"),
+        metavar="FOLDER",
+        help="where the release was published (default: %(default)s)",
+    )
     parser.set_defaults(run=run)
 
 

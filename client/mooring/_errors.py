@@ -118,7 +118,17 @@ class Overloaded(ServerError):
         retry_after_s: pause that the answer asks for (``Retry-After``), in seconds; ``None`` without one.
     """
 
-    retry_after_s: float | None = None
+    def __init__(
+        self,
+        message: str,
+        *,
+        model: str | None = None,
+        version: str | None = None,
+        code: str | None = None,
+        retry_after_s: float | None = None,
+    ) -> None:
+        super().__init__(message, model=model, version=version, code=code)
+        self.retry_after_s = retry_after_s
 
 
 class DecodeError(MooringError):

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from mooring._errors import ConfigError
+
+PolicyT = TypeVar("PolicyT")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,6 +121,17 @@ class TlsConfig:
             path = getattr(self, name)
             if path is not None and not Path(path).is_file():
                 raise ConfigError(f"TlsConfig.{name}: there is no file {str(path)!r}")
+
+
+def check_policy(option: str, policy: PolicyT | None, kind: type[PolicyT]) -> PolicyT | None:
+    """Return what a client was given for an option.
+
+    Raises:
+        ConfigError: it is neither ``None`` nor of that kind.
+    """
+    if policy is not None and not isinstance(policy, kind):
+        raise ConfigError(f"{option} must be a {kind.__name__} or None, got {policy!r}")
+    return policy
 
 
 def check_field(

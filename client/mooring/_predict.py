@@ -44,7 +44,11 @@ def add_command(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
     )
     parser.add_argument("model", metavar="MODEL", help="name of the model, such as ner")
     parser.add_argument(
-        "texts", metavar="TEXT", nargs="*", help="a text; none, or a single -, reads a text a line from stdin"
+        "texts",
+        metavar="TEXT",
+        nargs="*",
+        default=[],  # without one argparse counts them among what is missing
+        help="a text; none, or a single -, reads a text a line from stdin",
     )
     parser.add_argument("--file", metavar="FILE", help="read a text a line from this file")
     parser.add_argument("--json", action="store_true", help="print one JSON object a line")

@@ -67,7 +67,7 @@ def parse_urls(urls: str | Sequence[str]) -> tuple[Endpoint, ...]:
     Raises:
         ConfigError: one can't be right, they name no server or one twice, or they differ in protocol.
     """
-    if isinstance(urls, str):
+    if isinstance(urls, str | bytes | bytearray):
         return (parse_url(urls),)
     if not isinstance(urls, Sequence) or not urls:
         raise ConfigError(f"the server must be a URL or a list of URLs, got {urls!r}: {_EXAMPLE}")

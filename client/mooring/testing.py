@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from mooring._errors import ModelNotFound, ModelNotReady, MooringError, ServerError
+from mooring._errors import ConfigError, ModelNotFound, ModelNotReady, MooringError, ServerError
 from mooring._models import (
     DurationStatistics,
     ModelConfig,
@@ -225,6 +225,10 @@ class FakeTransport:
 
 
 def _infer_answer(request: Infer, outputs: Mapping[str, np.ndarray]) -> InferAnswer:
+    for name, array in outputs.items():
+        if not isinstance(array, np.ndarray):
+            where = f"FakeModel {request.model!r}, output {name!r}"
+            raise ConfigError(f"{where}: answer must give a numpy array, got {type(array).__name__}")
     wanted = outputs.keys() if request.outputs is None else request.outputs
     return InferAnswer(
         outputs={name: array for name, array in outputs.items() if name in wanted}, model_version="1"

@@ -69,7 +69,13 @@ def add_command(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
         metavar="FILE",
         help="that of 'mooring serve --trace FILE': shows what the slowest 1 %% of the requests waited for",
     )
-    parser.add_argument("--reports", type=Path, default=Path("reports"), metavar="FOLDER")
+    parser.add_argument(
+        "--reports",
+        type=Path,
+        default=Path("reports"),
+        metavar="FOLDER",
+        help="where the report is written (default: %(default)s)",
+    )
     parser.set_defaults(run=run)
 
 

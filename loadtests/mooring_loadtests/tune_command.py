@@ -14,6 +14,7 @@ import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -80,9 +81,10 @@ def add_command(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
         "batches, engine), load each for a moment, and propose the settings that answer most requests a "
         "second within the bound. An interrupted search goes on where it was.",
     )
+    folder = partial(parser.add_argument, type=Path, metavar="FOLDER")
     parser.add_argument("model", metavar="MODEL", help="name of a released pipeline, such as ner")
     parser.add_argument("--slo", required=True, type=slo, metavar="p99=TIME", help="such as p99=50ms")
-    parser.add_argument("--repository", type=Path, default=Path("model_repository"), metavar="FOLDER")
+    folder("--repository", default=Path("model_repository"), help="where it is (default: model_repository)")
     parser.add_argument(
         "--mixed-lengths",
         nargs="+",
@@ -103,7 +105,7 @@ def add_command(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
     )
     parser.add_argument("--checkpoint", metavar="PATH", help="as it was built")
     add_override_option(parser, "as it was built")
-    parser.add_argument("--artifacts", type=Path, default=Path("artifacts"), metavar="FOLDER")
+    folder("--artifacts", default=Path("artifacts"), help="what its build made (default: artifacts)")
     parser.add_argument(
         "--minutes",
         type=number_of_minutes,
@@ -115,7 +117,7 @@ def add_command(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
         parser, "as 'mooring serve' is given it, where recipes take some by serving.resources"
     )
     parser.add_argument("--items", metavar="FILE", help="JSON lines to ask; texts are drawn otherwise")
-    parser.add_argument("--reports", type=Path, default=Path("reports"), metavar="FOLDER")
+    folder("--reports", default=Path("reports"), help="where the report goes (default: reports)")
     parser.add_argument(
         "--apply",
         action="store_true",

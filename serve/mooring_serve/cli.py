@@ -29,7 +29,13 @@ def add_command(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
         "it is on PATH, else the one in the PyPI wheel nvidia-pytriton, which is downloaded once.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("model_repository", nargs="?", type=Path, default=Path("model_repository"))
+    parser.add_argument(
+        "model_repository",
+        nargs="?",
+        type=Path,
+        default=Path("model_repository"),
+        help="folder into which models were built",
+    )
     parser.add_argument("--http-port", type=int, default=8000, help="0 chooses a free one, as for the others")
     parser.add_argument("--grpc-port", type=int, default=8001, help="port of the gRPC service")
     parser.add_argument("--metrics-port", type=int, default=8002, help="port of the Prometheus metrics")

@@ -293,9 +293,7 @@ def test_pauses_grow_and_keep_to_their_bounds(bench: Bench, monkeypatch: pytest.
 
 
 def overloaded(retry_after_s: float) -> Overloaded:
-    error = Overloaded("full")
-    error.retry_after_s = retry_after_s
-    return error
+    return Overloaded("full", retry_after_s=retry_after_s)
 
 
 def test_retry_after_is_waited_for(bench: Bench) -> None:

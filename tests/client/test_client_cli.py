@@ -41,6 +41,13 @@ def test_no_command_is_wrong_input(capsys: pytest.CaptureFixture[str]) -> None:
     assert "required: COMMAND" in capsys.readouterr().err
 
 
+def test_a_text_is_not_among_what_predict_misses(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["predict"])
+    assert caught.value.code == 2
+    assert capsys.readouterr().err.endswith("the following arguments are required: MODEL\n")
+
+
 def plug(monkeypatch: pytest.MonkeyPatch, **commands: str) -> None:
     """Make these entry points (name = module:function) the only ones of the group."""
     entries = [

@@ -206,6 +206,23 @@ def test_an_unknown_path_is_no_unknown_model(serve_raw: Any, connect: Any) -> No
     assert type(caught.value) is ServerError
 
 
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [(404, b'{"error":"Not Found"}'), (405, b"Method Not Allowed"), (405, b"")],
+    ids=["triton", "other", "silent"],
+)
+def test_a_server_that_has_no_such_path_names_the_url(
+    serve_raw: Any, connect: Any, status: int, body: bytes
+) -> None:
+    url = f"{serve_raw(always(response(body, status))).url}/v2"
+    client = connect(url)
+    said = rf"; is {re.escape(url)} the URL of a Triton server\? \[{status}\]$"
+    for call in (client.models, lambda: client.metadata("m")):
+        with pytest.raises(ServerError, match=said) as caught:
+            call()
+        assert type(caught.value) is ServerError
+
+
 def test_triton_words_tell_not_ready_from_overload(serve_raw: Any, connect: Any) -> None:
     words = b'{"error":"Request for unknown model: \'m\' version 1 is not at ready state"}'
     client = connect(serve_raw(always(response(words, 503))).url)

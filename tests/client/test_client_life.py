@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
+import pickle
 import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -152,6 +154,21 @@ def test_timeouts_that_can_not_be_right_are_refused(wired: Any, timeout_s: Any) 
     ):
         with pytest.raises(ConfigError, match="timeout_s must be"):
             call()
+
+
+@pytest.mark.parametrize("client", [Client, AsyncClient])
+@pytest.mark.parametrize("send", [pickle.dumps, copy.copy, copy.deepcopy])
+def test_a_client_is_not_copied_and_says_what_to_do(client: Any, send: Any) -> None:
+    with pytest.raises(ConfigError) as caught:
+        send(client("grpc://h:1"))
+    said = "can't be copied or sent to another process: make a client there"
+    assert str(caught.value) == f"{client.__name__}('grpc://h:1') {said}"
+
+
+def test_a_task_is_not_copied_either(wired: Any) -> None:
+    task = wired.client.task("ner")
+    with pytest.raises(ConfigError, match="can't be copied or sent to another process"):
+        pickle.dumps(getattr(task, "wrapped", task))
 
 
 def test_reprs_name_server_and_model_and_no_secret(wired: Any) -> None:

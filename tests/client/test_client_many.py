@@ -138,9 +138,7 @@ def test_leaving_early_ends_the_pauses_that_a_server_asked_for(side: Any, fake: 
         if inputs["x"][0, 0] == 0:
             return plain(inputs)
         paused.release()
-        error = Overloaded("come back later")
-        error.retry_after_s = 30.0
-        raise error
+        raise Overloaded("come back later", retry_after_s=30.0)
 
     fake.change("double", answer=answer)
     client = side.client("grpc://fake:8001", transport=fake, timeout_s=60)
@@ -298,6 +296,14 @@ def test_items_that_no_model_takes_spare_their_neighbours(wired: Any) -> None:
     assert [outcomes[i].unwrap()[0].text for i in (0, 2, 4, 5)] == ["One", "Two", "Three", "Four"]
     # They were not even sent.
     assert sum(len(request.inputs[0].array) for request in wired.fake.requests) == 4
+
+
+@pytest.mark.parametrize("items", ["Anna visits Porto", b"Anna", bytearray(b"Anna")], ids=repr)
+def test_one_text_is_not_taken_for_its_characters(wired: Any, items: Any) -> None:
+    said = f"^model 'ner': map takes an iterable of texts, got one {type(items).__name__}$"
+    with pytest.raises(InvalidInput, match=said):
+        list(wired.client.task("ner").map(items))
+    assert wired.fake.requests == []
 
 
 def test_a_text_that_is_no_path_spares_its_neighbours(wired: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import pickle
 import re
 import subprocess
 import sys
@@ -322,6 +323,27 @@ def test_a_fake_can_be_down(fake: FakeTransport) -> None:
     assert client.ready("ner")
     client.close()
     assert fake.closed
+
+
+def test_a_fake_that_answers_with_lists_says_so() -> None:
+    model = FakeModel(
+        inputs={"x": ("FP32", [2])}, outputs={"y": ("FP32", [2])}, answer=lambda _: {"y": [1.0, 2.0]}
+    )
+    client = Client("grpc://fake:8001", transport=FakeTransport({"m": model}))
+    with pytest.raises(
+        mooring.ConfigError, match="'m', output 'y': answer must give a numpy array, got list"
+    ):
+        client.infer("m", {"x": np.ones(2, np.float32)})
+
+
+def test_a_fake_can_ask_for_a_pause(fake: FakeTransport) -> None:
+    client = Client("grpc://fake:8001", transport=fake, retry=RetryPolicy(max_retries=0))
+    fake.error = mooring.Overloaded("full", code="429", retry_after_s=1.5)
+    with pytest.raises(mooring.Overloaded, match=r"^full$") as caught:
+        client.server_ready()
+    assert (caught.value.code, caught.value.retry_after_s) == ("429", 1.5)
+    copied = pickle.loads(pickle.dumps(caught.value))
+    assert (str(copied), copied.code, copied.retry_after_s) == ("full", "429", 1.5)
 
 
 def loaded_by(statement: str) -> set[str]:

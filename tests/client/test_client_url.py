@@ -66,6 +66,7 @@ def test_urls_that_mean_the_same_are_written_alike(url: str, plain: str) -> None
         (8001, "must be a URL or a list of URLs, got 8001"),
         (None, "must be a URL or a list of URLs, got None"),
         ([], r"must be a URL or a list of URLs, got \[\]"),
+        (b"grpc://h:1", "must be a str, got bytes"),
         (["grpc://h:1", 8001], "must be a str, got int"),
         (["grpc://h:1", "h:2"], "'h:2' does not say the protocol"),
         (["grpc://h:1", "grpc://h:1/"], r"names one twice: \['grpc://h:1', 'grpc://h:1'\]"),

@@ -8,7 +8,16 @@ from typing import Any
 
 import pytest
 
-from mooring import CircuitPolicy, ConfigError, ConnectionPolicy, HedgePolicy, RetryPolicy, TlsConfig
+from mooring import (
+    AsyncClient,
+    CircuitPolicy,
+    Client,
+    ConfigError,
+    ConnectionPolicy,
+    HedgePolicy,
+    RetryPolicy,
+    TlsConfig,
+)
 
 #: Policy, field, the least value that it takes, and the greatest.
 BOUNDS: list[tuple[type[Any], str, float, float]] = [
@@ -145,3 +154,23 @@ def test_half_of_mutual_tls_is_refused(tmp_path: Path, alone: str) -> None:
     path.write_text("a certificate")
     with pytest.raises(ConfigError, match="mutual TLS needs both cert_file and key_file"):
         TlsConfig(**{alone: path})
+
+
+@pytest.mark.parametrize("client", [Client, AsyncClient])
+@pytest.mark.parametrize("value", [0, 3, False, True, "ca.pem", {"max_retries": 0}], ids=repr)
+@pytest.mark.parametrize(
+    ("option", "policy"),
+    [
+        ("retry", RetryPolicy),
+        ("hedge", HedgePolicy),
+        ("circuit", CircuitPolicy),
+        ("connections", ConnectionPolicy),
+        ("tls", TlsConfig),
+    ],
+)
+def test_what_is_no_policy_is_refused_when_the_client_is_made(
+    client: Any, value: Any, option: str, policy: type[Any]
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        client("grpcs://h:1", **{option: value})
+    assert str(caught.value) == f"{option} must be a {policy.__name__} or None, got {value!r}"

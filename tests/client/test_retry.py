@@ -245,8 +245,7 @@ def test_retry_after_is_the_least_pause(
     monkeypatch: pytest.MonkeyPatch, asked_s: float | None, pause_s: float
 ) -> None:
     monkeypatch.setattr("mooring._retry.JITTER.uniform", lambda low, high: 0.25)
-    error = Overloaded("full")
-    error.retry_after_s = asked_s
+    error = Overloaded("full", retry_after_s=asked_s)
     assert pause_before(0, error, RetryPolicy()) == pause_s
 
 

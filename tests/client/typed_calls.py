@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import assert_type
 
 import numpy as np
@@ -48,3 +49,8 @@ async def awaited_calls(client: AsyncClient) -> dict[str, list[Label]]:
     """The same for coroutines."""
     task = await client.task("heads", AsyncTextMultiClassifier)
     return await task.only("topic")("a text")
+
+
+def clients(headers: Mapping[str, str]) -> tuple[Client, ...]:
+    """Headers are any mapping, as those of a call are, or what gives one."""
+    return Client("grpc://h:1", headers=headers), Client("grpc://h:1", headers=lambda: headers)

@@ -16,6 +16,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from mooring._cli import _build_parser
+
 ROOT = Path(__file__).resolve().parents[2]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 EXTRAS: dict[str, list[str]] = PYPROJECT["project"]["optional-dependencies"]
@@ -194,6 +196,12 @@ def _make(*arguments: str) -> subprocess.CompletedProcess[str]:
 def _targets() -> set[str]:
     phony = re.findall(r"(?m)^\.PHONY: (.+)$", (ROOT / "Makefile").read_text(encoding="utf-8"))
     return {target for line in phony for target in line.split()}
+
+
+@pytest.mark.parametrize("command", sorted(PYPROJECT["project"]["entry-points"]["mooring.commands"]))
+def test_a_command_says_what_each_of_its_options_is_for(command: str) -> None:
+    [subparsers] = [found for found in _build_parser([command])._actions if isinstance(found.choices, dict)]
+    assert [option.dest for option in subparsers.choices[command]._actions if not option.help] == []
 
 
 def test_make_alone_lists_every_target() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from typing import Any, TypeVar
 
 from mooring._async._server import AsyncServer
@@ -43,7 +43,7 @@ class AsyncCaller:
         retry: RetryPolicy,
         hedge: HedgePolicy | None,
         token: AsyncSource[str] | None,
-        headers: AsyncSource[dict[str, str]] | None,
+        headers: AsyncSource[Mapping[str, str]] | None,
     ) -> None:
         self.servers = servers
         self._work = work

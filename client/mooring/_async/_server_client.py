@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, NoReturn, Self, TypeVar
 
 from mooring._async._caller import AsyncCaller
 from mooring._async._servers import AsyncServers
@@ -31,7 +31,14 @@ from mooring._operations import (
     Operation,
     UnloadModel,
 )
-from mooring._policies import CircuitPolicy, ConnectionPolicy, HedgePolicy, RetryPolicy, TlsConfig
+from mooring._policies import (
+    CircuitPolicy,
+    ConnectionPolicy,
+    HedgePolicy,
+    RetryPolicy,
+    TlsConfig,
+    check_policy,
+)
 from mooring._requests import check_names
 from mooring._tensors import Signature
 from mooring._transport import AsyncTransport, Headers
@@ -74,7 +81,7 @@ class AsyncServerClient:
         timeout_s: float = 60.0,
         tls: TlsConfig | None = None,
         token: AsyncSource[str] | None = None,
-        headers: AsyncSource[dict[str, str]] | None = None,
+        headers: AsyncSource[Mapping[str, str]] | None = None,
         retry: RetryPolicy | None = None,
         hedge: HedgePolicy | None = None,
         circuit: CircuitPolicy | None = None,
@@ -86,17 +93,21 @@ class AsyncServerClient:
         self.urls = tuple(map(str, self._endpoints))
         #: Time budget of a call, in seconds.
         self.timeout_s = check_timeout(timeout_s)
+        self._tls = check_policy("tls", tls, TlsConfig) or TlsConfig()
         if tls is not None and not self._endpoints[0].is_tls:
             raise ConfigError(
                 f"tls is given, but {self.urls[0]} is not encrypted: write grpcs:// or https://"
             )
-        self._tls = tls or TlsConfig()
         self._transport = transport
-        self._circuit = circuit or CircuitPolicy()
-        self._connections = connections or ConnectionPolicy()
+        self._circuit = check_policy("circuit", circuit, CircuitPolicy) or CircuitPolicy()
+        self._connections = check_policy("connections", connections, ConnectionPolicy) or ConnectionPolicy()
         self._work = AsyncWork()
         self._make_caller = partial(
-            AsyncCaller, retry=retry or RetryPolicy(), hedge=hedge, token=token, headers=headers
+            AsyncCaller,
+            retry=check_policy("retry", retry, RetryPolicy) or RetryPolicy(),
+            hedge=check_policy("hedge", hedge, HedgePolicy),
+            token=token,
+            headers=headers,
         )
         self._caller = self._make_caller(self._make_servers(), self._work)
         self._closed = False
@@ -107,6 +118,10 @@ class AsyncServerClient:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.urls[0] if len(self.urls) == 1 else list(self.urls)!r})"
+
+    def __reduce__(self) -> NoReturn:
+        # What multiprocessing and executors do with arguments; locks and sockets can't follow.
+        raise ConfigError(f"{self!r} can't be copied or sent to another process: make a client there")
 
     async def __aenter__(self) -> Self:
         return self

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from typing import Any, TypeVar
 
 from mooring._counters import ClientCounters, Counts
@@ -44,7 +44,7 @@ class Caller:
         retry: RetryPolicy,
         hedge: HedgePolicy | None,
         token: Source[str] | None,
-        headers: Source[dict[str, str]] | None,
+        headers: Source[Mapping[str, str]] | None,
     ) -> None:
         self.servers = servers
         self._work = work

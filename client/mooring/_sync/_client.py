@@ -48,7 +48,7 @@ class Client(ServerClient):
         tls: certificates for ``grpcs://`` and ``https://``.
         token: bearer token, or a callable that gives the current one for each call.
         headers: headers of every request, or a callable that gives them for each call.
-        retry: which failures are repeated.
+        retry: which failures are repeated; ``None`` for those of a ``RetryPolicy()``.
         hedge: when slow requests are sent a second time; ``None`` for never.
         circuit: when an endpoint gets no more requests.
         connections: how long names and connections are relied on.

@@ -7,7 +7,7 @@ from collections.abc import Generator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, NoReturn, Self, TypeVar
 
 from mooring._counters import ClientCounters
 from mooring._deadline import Deadline, check_timeout
@@ -29,7 +29,14 @@ from mooring._operations import (
     Operation,
     UnloadModel,
 )
-from mooring._policies import CircuitPolicy, ConnectionPolicy, HedgePolicy, RetryPolicy, TlsConfig
+from mooring._policies import (
+    CircuitPolicy,
+    ConnectionPolicy,
+    HedgePolicy,
+    RetryPolicy,
+    TlsConfig,
+    check_policy,
+)
 from mooring._requests import check_names
 from mooring._sync._caller import Caller
 from mooring._sync._servers import Servers
@@ -75,7 +82,7 @@ class ServerClient:
         timeout_s: float = 60.0,
         tls: TlsConfig | None = None,
         token: Source[str] | None = None,
-        headers: Source[dict[str, str]] | None = None,
+        headers: Source[Mapping[str, str]] | None = None,
         retry: RetryPolicy | None = None,
         hedge: HedgePolicy | None = None,
         circuit: CircuitPolicy | None = None,
@@ -87,17 +94,21 @@ class ServerClient:
         self.urls = tuple(map(str, self._endpoints))
         #: Time budget of a call, in seconds.
         self.timeout_s = check_timeout(timeout_s)
+        self._tls = check_policy("tls", tls, TlsConfig) or TlsConfig()
         if tls is not None and not self._endpoints[0].is_tls:
             raise ConfigError(
                 f"tls is given, but {self.urls[0]} is not encrypted: write grpcs:// or https://"
             )
-        self._tls = tls or TlsConfig()
         self._transport = transport
-        self._circuit = circuit or CircuitPolicy()
-        self._connections = connections or ConnectionPolicy()
+        self._circuit = check_policy("circuit", circuit, CircuitPolicy) or CircuitPolicy()
+        self._connections = check_policy("connections", connections, ConnectionPolicy) or ConnectionPolicy()
         self._work = SyncWork()
         self._make_caller = partial(
-            Caller, retry=retry or RetryPolicy(), hedge=hedge, token=token, headers=headers
+            Caller,
+            retry=check_policy("retry", retry, RetryPolicy) or RetryPolicy(),
+            hedge=check_policy("hedge", hedge, HedgePolicy),
+            token=token,
+            headers=headers,
         )
         self._caller = self._make_caller(self._make_servers(), self._work)
         self._closed = False
@@ -108,6 +119,10 @@ class ServerClient:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.urls[0] if len(self.urls) == 1 else list(self.urls)!r})"
+
+    def __reduce__(self) -> NoReturn:
+        # What multiprocessing and executors do with arguments; locks and sockets can't follow.
+        raise ConfigError(f"{self!r} can't be copied or sent to another process: make a client there")
 
     def __enter__(self) -> Self:
         return self

@@ -16,7 +16,7 @@ from mooring._outcomes import Outcome
 from mooring._progress import progress_bar
 from mooring._service_kinds import CustomerServiceAnswer
 from mooring._sync_work import SyncWork
-from mooring._task_kind import Label, RankedAnswer, RankedItem, TaskKind
+from mooring._task_kind import Label, RankedAnswer, RankedItem, TaskKind, invalid
 from mooring._task_kinds import Entity, Opinion
 
 if TYPE_CHECKING:
@@ -123,8 +123,12 @@ class Task(Generic[ItemT, ResultT, ManyT]):
 
         Raises:
             ConfigError: ``concurrency`` or ``batch_size`` can't be right.
+            InvalidInput: ``items`` is a single text, whose characters nobody means.
         """
         check_counts(concurrency=concurrency, batch_size=batch_size)
+        if isinstance(items, str | bytes | bytearray):
+            got = type(items).__name__
+            raise invalid(self.model, f"map takes an iterable of {self._kind.items}, got one {got}")
         deadline = self._client._begin(timeout_s)
         signature = self._client._signature(deadline, self.model, self.version)
         size = BatchSize(max(1, signature.config.max_batch_size), batch_size)

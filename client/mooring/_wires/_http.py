@@ -77,7 +77,8 @@ class HttpTransport:
             )
             try:
                 if status != 200:
-                    raise stream_refusal(request, HttpAnswer(status, said_headers, b"".join(chunks)))
+                    answer = HttpAnswer(status, said_headers, b"".join(chunks))
+                    raise stream_refusal(request, answer, self._endpoint)
                 for chunk in chunks:
                     yield from events.feed(chunk)
                 events.finish()

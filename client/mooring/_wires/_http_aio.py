@@ -110,7 +110,7 @@ class AsyncHttpTransport:
             async with self._begin(written, headers, timeout_s) as response:
                 if response.status != 200:
                     answer = HttpAnswer(response.status, _lower(response.headers), await response.read())
-                    raise stream_refusal(request, answer)
+                    raise stream_refusal(request, answer, self._endpoint)
                 async for chunk in response.content.iter_any():
                     for said in events.feed(chunk):
                         yield said

@@ -132,7 +132,7 @@ def read_answer(method: Method, operation: Operation[Any], answer: HttpAnswer, e
     if answer.status != 200:
         if answer.status == 400 and isinstance(operation, GetServerReady | GetModelReady):
             return False  # how tritonserver says "not ready"
-        raise refusal(operation, answer)
+        raise refusal(operation, answer, endpoint)
     try:
         return method.read(operation, answer)
     except (ValueError, OverflowError, RecursionError) as exc:
@@ -142,7 +142,7 @@ def read_answer(method: Method, operation: Operation[Any], answer: HttpAnswer, e
         ) from exc
 
 
-def refusal(operation: Operation[Any], answer: HttpAnswer) -> ServerError:
+def refusal(operation: Operation[Any], answer: HttpAnswer, endpoint: Endpoint) -> ServerError:
     """The error that a response with another status than 200 stands for."""
     try:
         said = json.loads(answer.body)["error"]
@@ -150,6 +150,9 @@ def refusal(operation: Operation[Any], answer: HttpAnswer) -> ServerError:
         # Not Triton's words but, say, a proxy's HTML.
         said = answer.body[:200].decode("utf-8", errors="replace").strip()
     kind = _KIND_OF_STATUS.get(answer.status, ServerError)
+    if (answer.status == 404 and said == "Not Found") or answer.status == 405:
+        # tritonserver's words for a path that it does not know, and a server's of another kind.
+        kind, said = ServerError, f"{said or 'no message'}; is {endpoint} the URL of a Triton server?"
     error = server_error(kind, str(said), operation=operation, code=str(answer.status))
     if isinstance(error, Overloaded):
         error.retry_after_s = _retry_after_s(answer.headers.get("retry-after"))

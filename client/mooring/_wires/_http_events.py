@@ -18,6 +18,7 @@ from mooring._models import TensorSpec
 from mooring._operations import Infer, InferAnswer, Tensor
 from mooring._tensor_bytes import dtype_of
 from mooring._transport import stream_error
+from mooring._url import Endpoint
 from mooring._wires._http_codec import HttpAnswer, HttpRequest, model_path, refusal
 
 
@@ -60,14 +61,14 @@ def _refused(request: Infer, what: str) -> InvalidInput:
     return InvalidInput(message, model=request.model)
 
 
-def stream_refusal(request: Infer, answer: HttpAnswer) -> ServerError:
+def stream_refusal(request: Infer, answer: HttpAnswer, endpoint: Endpoint) -> ServerError:
     """The error that a response with another status than 200 stands for."""
     # What the model says no to comes as an event, with status 400 whatever its reason.
     said = answer.body.strip()
     if said.startswith(b"data:"):
         for error in _errors_in(said):
             return stream_error(error, request)
-    return refusal(request, answer)
+    return refusal(request, answer, endpoint)
 
 
 def _errors_in(events: bytes) -> Iterator[str]:
