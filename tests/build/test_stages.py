@@ -32,6 +32,14 @@ def test_a_stage_that_was_done_again_after_damage_is_finished(tmp_path: Path) ->
     assert stage.result() == {"try": 3}
 
 
+def test_a_record_that_was_cut_off_is_no_part_of_the_result(tmp_path: Path) -> None:
+    stage = Stage(tmp_path, "ner", "trained", {})
+    stage.folder.mkdir(parents=True)
+    (stage.folder / "stage.json.new").write_text('{"key":')
+    stage.finish({"try": 2})
+    assert stage.result() == {"try": 2}
+
+
 def test_an_interrupted_stage_is_not_finished(tmp_path: Path) -> None:
     stage = Stage(tmp_path, "ner", "onnx", {})
     stage.folder.mkdir(parents=True)
