@@ -30,7 +30,7 @@ from mooring_build.exports import LIBRARIES, Exports
 from mooring_build.learners import learner_of, learner_sources
 from mooring_build.model_card import model_card
 from mooring_build.preparation import preparation
-from mooring_build.publish import EngineFiles, Release, is_up_to_date, publish_release, released_version
+from mooring_build.publish import EngineFiles, Release, check_name, publish_release, up_to_date_version
 from mooring_build.recipe import COMPOSED_TASKS, LABELLED_TASKS, Recipe, Task
 from mooring_build.recipe_tables import ExportFormat, Search
 from mooring_build.release_audit import audit_release
@@ -81,10 +81,11 @@ def build(
         DataError, CheckpointError: the inputs can't be used.
         BuildError: the artifacts can't be written, or another build of the recipe is running.
         VerificationError: an engine does not answer as the PyTorch model; nothing is published.
-        PublishError: the repository can't be written.
+        PublishError: something else has the recipe's name, or the repository can't be written.
     """
     try:
         with _alone(artifacts / recipe.name):
+            check_name(repository, recipe)
             if recipe.task in COMPOSED_TASKS:
                 return compose(recipe, repository=repository, artifacts=artifacts, say=say)
             checkpoint = resolve_checkpoint(recipe)
@@ -334,11 +335,10 @@ def _publish(
             "shared_sources": shared_digest(),
         }
     )
-    if is_up_to_date(repository, recipe, dataset.labels, inputs_digest):
-        version = released_version(repository, recipe.name)
-        if version is not None:
-            say(f"published   {recipe.name} version {version} in {repository} (up to date)")
-            return version
+    current = up_to_date_version(repository, recipe, dataset.labels, inputs_digest)
+    if current is not None:
+        say(f"published   {recipe.name} version {current} in {repository} (up to date)")
+        return current
     facts = _facts(recipe, checkpoint, dataset, fine_tuned, fine_tuned.metrics | dict(extra.metrics))
     version = publish_release(
         repository,
