@@ -64,7 +64,7 @@ def test_stages_know_the_shared_modules_that_they_run() -> None:
 def test_stages_that_run_learners_know_their_metrics() -> None:
     texts = {path.name: path.read_text(encoding="utf-8") for path in PACKAGE.glob("*.py")}
     running = {name for name, text in texts.items() if "*learner_sources(" in text}
-    assert {"building.py", "exports.py"} <= running
+    assert {"fine_tuned.py", "exports.py"} <= running
     assert {name for name in running if '"metrics.py"' not in texts[name]} == set()
 
 
