@@ -155,16 +155,7 @@ class Exports:
 
     def _exportable(self) -> Exportable:
         if self._loaded is None:
-            learner = learner_of(self._recipe.task)
-            loaded = learner.exportable(self._recipe, self._folder)
-            if loaded.tokenizer is not None:
-                from mooring_build.models import check_padding, check_served_tokens, check_vocabulary
-
-                check_served_tokens(loaded.tokenizer, self._folder)
-                check_vocabulary(loaded.module, loaded.tokenizer, str(self._folder))
-                padding = loaded.tokenizer.pad_token_id
-                check_padding(loaded.module, loaded.sample[0], padding, str(self._folder))
-            self._loaded = loaded
+            self._loaded = learner_of(self._recipe.task).exportable(self._recipe, self._folder)
         return self._loaded
 
     def _exported_form(self) -> Exportable:
