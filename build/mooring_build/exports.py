@@ -13,9 +13,9 @@ from mooring_build.datasets import Dataset
 from mooring_build.engines import ENGINE_FILES, engine_precision, open_engine
 from mooring_build.learners import Exportable, learner_of, learner_sources
 from mooring_build.preparation import preparation
-from mooring_build.publish import EngineFiles
 from mooring_build.recipe import Recipe
 from mooring_build.recipe_tables import ExportFormat
+from mooring_build.release import EngineFiles
 from mooring_build.stages import Stage, library_versions, source_digest
 from mooring_build.triton_config import dumps_config, engine_name, model_configs
 
