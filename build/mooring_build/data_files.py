@@ -135,7 +135,6 @@ def read_rows(
             raise DataError(f"{named} is not among its columns {header}{_hint(header)}")
         if header.count(column) > 1:
             raise DataError(f"{named} is the name of several of its columns {header}: rename the others")
-    places = {column: header.index(column) for column in columns}
     rows = []
     for line, cells in cells_of:
         if any(cell.strip() for cell in cells[len(header) :]):
@@ -143,7 +142,8 @@ def read_rows(
                 f"{path}:{line}: more cells than the {len(header)} of the header; put quotes around what "
                 "holds a comma"
             )
-        rows.append({column: "".join(cells[place : place + 1]).strip() for column, place in places.items()})
+        row = dict(zip(header, cells, strict=False))
+        rows.append({column: row.get(column, "").strip() for column in columns})
         empty = [column for column, value in rows[-1].items() if not value and column not in optional]
         if empty:
             raise DataError(f"{path}:{line}: empty {empty[0]}")
