@@ -48,7 +48,7 @@ def step_files(
     if recipe.data is None or recipe.data.out_of_scope is None:
         return StepFiles(key=None, files={})
     inside = [example.text for example in dataset.evaluation]
-    outside = read_texts(recipe, recipe.data.out_of_scope)
+    outside = read_texts(recipe, recipe.data, "out_of_scope")
     stage = Stage(
         artifacts,
         recipe.name,

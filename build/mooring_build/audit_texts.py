@@ -6,8 +6,6 @@ An axis compares groups of people on texts that differ in nothing else. Its grou
 
 from __future__ import annotations
 
-import csv
-import io
 import re
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mooring import ConfigError, DataError
+from mooring_build.data_files import read_cells, read_text
 
 _FOLDER = Path(__file__).resolve().parent / "audit_templates"
 # What is put into the slots.
@@ -83,7 +82,7 @@ def pair_axes(path: Path) -> list[Axis]:
     Raises:
         DataError: with path and line.
     """
-    rows = list(_read_csv(path))
+    rows = list(read_cells(path))
     if not rows or len(rows[0][1]) != 2 or rows[0][1][0] == rows[0][1][1]:
         raise DataError(f"{path}:1: expected a row with the names of two groups, as in female,male")
     groups: tuple[list[list[Probe]], list[list[Probe]]] = ([], [])
@@ -105,7 +104,7 @@ def crows_pairs_axes(path: Path) -> list[Axis]:
     Raises:
         DataError: with path and line.
     """
-    rows = list(_read_csv(path))
+    rows = list(read_cells(path))
     columns = rows[0][1] if rows else []
     wanted = ("sent_more", "sent_less", "bias_type")
     if not set(wanted) <= set(columns):
@@ -205,21 +204,6 @@ def _texts(path: Path) -> list[str]:
 
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as exc:
-        raise DataError(f"{path} can't be read: {exc}") from exc
-
-
-def _read_csv(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """Line and fields of each row that is not empty."""
-    try:
-        reader = csv.reader(io.StringIO(path.read_text(encoding="utf-8-sig"), newline=""), strict=True)
-        for row in reader:
-            if row:
-                yield reader.line_num, row
-    except OSError as exc:
-        raise DataError(f"{path} can't be read: {exc.strerror}") from exc
-    except UnicodeDecodeError as exc:
-        raise DataError(f"{path} is not valid UTF-8 (byte {exc.start})") from exc
-    except csv.Error as exc:
-        raise DataError(f"{path}: {exc}") from exc
+        return tomllib.loads(read_text(path))
+    except tomllib.TOMLDecodeError as exc:
+        raise DataError(f"{path} is not a TOML file: {exc}") from exc

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import fcntl
 import importlib
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import astuple, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,36 +24,21 @@ from mooring_build.checkpoints import (
 from mooring_build.composing import compose
 from mooring_build.datasets import Dataset, load_dataset
 from mooring_build.digests import digest_of
-from mooring_build.examples import LabelledText, TaggedSentence
 from mooring_build.exports import LIBRARIES, Exports
-from mooring_build.learners import learner_of, learner_sources
+from mooring_build.fine_tuned import FineTuned, evaluate, search_training, train
 from mooring_build.model_card import model_card
-from mooring_build.preparation import preparation
-from mooring_build.publish import EngineFiles, Release, is_up_to_date, publish_release, released_version
+from mooring_build.publish import EngineFiles, Release, check_name, publish_release, up_to_date_version
 from mooring_build.recipe import COMPOSED_TASKS, LABELLED_TASKS, Recipe, Task
-from mooring_build.recipe_tables import ExportFormat, Search
+from mooring_build.recipe_tables import ExportFormat
 from mooring_build.release_audit import audit_release
 from mooring_build.repository import decided_with_others
-from mooring_build.stages import Stage, StepFiles, git_commit, library_versions, shared_digest, source_digest
+from mooring_build.stages import StepFiles, git_commit, library_versions, shared_digest, source_digest
 
 # Tasks whose releases hold more of the checkpoint: the module whose ``step_files`` makes it.
 _STEP_FILES: dict[Task, str] = {
     "recommendation": "item_catalogue",
     "text-ranking": "knowledge_base",
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class FineTuned:
-    """A checkpoint that answers the recipe's task, and how good it is."""
-
-    #: ``config.json``, weights, and a tokenizer where the task has one.
-    folder: Path
-    #: Digest of everything it came from.
-    key: str
-    metrics: dict[str, Any]
-    #: What a hyper-parameter search found, where one was asked for.
-    searched: dict[str, Any] | None = None
 
 
 def build(
@@ -81,10 +65,11 @@ def build(
         DataError, CheckpointError: the inputs can't be used.
         BuildError: the artifacts can't be written, or another build of the recipe is running.
         VerificationError: an engine does not answer as the PyTorch model; nothing is published.
-        PublishError: the repository can't be written.
+        PublishError: something else has the recipe's name, or the repository can't be written.
     """
     try:
         with _alone(artifacts / recipe.name):
+            check_name(repository, recipe)
             if recipe.task in COMPOSED_TASKS:
                 return compose(recipe, repository=repository, artifacts=artifacts, say=say)
             checkpoint = resolve_checkpoint(recipe)
@@ -96,8 +81,8 @@ def build(
                 dataset = known_examples(recipe, dataset, say)
             searched: dict[str, Any] | None = None
             if search_trials:
-                recipe, searched = _search(recipe, checkpoint, dataset, artifacts, search_trials, say)
-            prepare = _evaluate if recipe.training is None else _train
+                recipe, searched = search_training(recipe, checkpoint, dataset, artifacts, search_trials, say)
+            prepare = evaluate if recipe.training is None else train
             fine_tuned = prepare(recipe, checkpoint, dataset, artifacts, say)
             fine_tuned = replace(fine_tuned, searched=searched)
             engines = Exports(recipe, fine_tuned.folder, fine_tuned.key, dataset, artifacts, say).make()
@@ -169,137 +154,6 @@ def _fixed_labels(recipe: Recipe, checkpoint: Checkpoint) -> list[str] | None:
     return labels or recipe.labels
 
 
-def _model_inputs(recipe: Recipe, checkpoint: Checkpoint, dataset: Dataset) -> dict[str, Any]:
-    """What training and evaluation both depend on; the data's digest covers the labels."""
-    return {
-        "checkpoint": checkpoint.digest,
-        "data": dataset.digest,
-        "task": recipe.task,
-        "max_length": recipe.text.max_length,
-        **preparation(recipe),
-        "libraries": library_versions("torch", "transformers"),
-        "sources": source_digest("training.py", "metrics.py", *learner_sources(recipe.task)),
-    }
-
-
-def _search(
-    recipe: Recipe,
-    checkpoint: Checkpoint,
-    dataset: Dataset,
-    artifacts: Path,
-    trials: int,
-    say: Callable[[str], None],
-) -> tuple[Recipe, dict[str, Any]]:
-    from mooring_build.search import ranges_of, search
-
-    training = recipe.training.model_dump(exclude=set(Search.model_fields)) if recipe.training else None
-    inputs = {
-        **_model_inputs(recipe, checkpoint, dataset),
-        "training": training,
-        "adapter": recipe.adapter.model_dump() if recipe.adapter else None,
-        "search": ranges_of(recipe).model_dump() if recipe.training else None,
-        "search_sources": source_digest("search.py"),
-    }
-    folder = Stage(artifacts, recipe.name, "search", inputs).folder
-    say(f"searching   {trials} trials, kept in {folder}")
-    _check_packable(recipe, checkpoint)
-    found, record = search(recipe, checkpoint.folder, dataset, folder, trials=trials, say=say)
-    say(f"best        trial {record['best_trial']}, {record['metric']} {record['best_value']:.3f}")
-    return found, record
-
-
-def _train(
-    recipe: Recipe, checkpoint: Checkpoint, dataset: Dataset, artifacts: Path, say: Callable[[str], None]
-) -> FineTuned:
-    stage = Stage(
-        artifacts,
-        recipe.name,
-        "trained",
-        {
-            **_model_inputs(recipe, checkpoint, dataset),
-            "training": recipe.training.model_dump() if recipe.training else None,
-            "adapter": recipe.adapter.model_dump() if recipe.adapter else None,
-        },
-    )
-    metrics = stage.result()
-    if metrics is None:
-        _check_packable(recipe, checkpoint)
-        say(f"training    on {len(dataset.train)} examples")
-        _tell_of_data(recipe, dataset, say)
-        from mooring_build.training import fine_tune
-
-        _tell_cut(recipe, checkpoint, dataset, say)
-        metrics = fine_tune(recipe, checkpoint.folder, dataset, stage.folder)
-        stage.finish(metrics)
-        say(f"trained     {_figures(metrics)}")
-    else:
-        say(f"trained     {_figures(metrics)} (up to date)")
-    # Until here a build that is killed goes on from the last epoch.
-    shutil.rmtree(stage.folder / "epochs", ignore_errors=True)
-    return FineTuned(folder=stage.folder, key=stage.key, metrics=metrics)
-
-
-def _evaluate(
-    recipe: Recipe, checkpoint: Checkpoint, dataset: Dataset, artifacts: Path, say: Callable[[str], None]
-) -> FineTuned:
-    if checkpoint.folder is None:
-        raise CheckpointError("base.config describes a new model: it needs a [training] table")
-    say(f"checkpoint  {checkpoint.folder} (fine-tuned before, nothing to train)")
-    metrics: dict[str, Any] = {}
-    if dataset.evaluation:
-        inputs = _model_inputs(recipe, checkpoint, dataset)
-        if dataset.entries:
-            inputs["entries"] = digest_of([astuple(entry) for entry in dataset.entries])
-        stage = Stage(artifacts, recipe.name, "evaluated", inputs)
-        found = stage.result()
-        if found is None:
-            from mooring_build.training import evaluate_checkpoint
-
-            _check_packable(recipe, checkpoint)
-            _tell_cut(recipe, checkpoint, replace(dataset, train=[]), say)
-            found = evaluate_checkpoint(recipe, checkpoint.folder, dataset, stage.folder)
-            stage.finish(found)
-        metrics = found
-        say(f"evaluated   {_figures(metrics)}")
-    return FineTuned(folder=checkpoint.folder, key=checkpoint.digest, metrics=metrics)
-
-
-def _check_packable(recipe: Recipe, checkpoint: Checkpoint) -> None:
-    """Or what is trained or scored for hours could not be exported."""
-    if recipe.serving.mixed_lengths == "ragged" and checkpoint.folder is not None:
-        from mooring_build.packing import check_packable
-
-        check_packable(checkpoint.folder)
-
-
-def _tell_of_data(recipe: Recipe, dataset: Dataset, say: Callable[[str], None]) -> None:
-    """What makes figures, or the model, other than they seem."""
-    if dataset.out_of_scope and recipe.data is not None:
-        say(
-            f"            and {len(dataset.out_of_scope)} texts that fit no label, from "
-            f"{recipe.data.out_of_scope_train} (data.out_of_scope_train)"
-        )
-    if recipe.task == "text-ranking":
-        return
-    known, asked = (
-        [one.text for one in split if isinstance(one, LabelledText | TaggedSentence)]
-        for split in (dataset.train, dataset.evaluation)
-    )
-    trained = set(known)
-    seen = sum(text in trained for text in asked)
-    if seen:
-        say(
-            f"            {seen} of {len(asked)} evaluation texts are training texts, too: the figures will "
-            "be better than the model"
-        )
-
-
-def _tell_cut(recipe: Recipe, checkpoint: Checkpoint, dataset: Dataset, say: Callable[[str], None]) -> None:
-    cut = learner_of(recipe.task).count_cut(recipe, checkpoint.folder, dataset)
-    if cut:
-        say(f"            {cut} examples are cut off at text.max_length {recipe.text.max_length}")
-
-
 def _publish(
     recipe: Recipe,
     checkpoint: Checkpoint,
@@ -334,11 +188,10 @@ def _publish(
             "shared_sources": shared_digest(),
         }
     )
-    if is_up_to_date(repository, recipe, dataset.labels, inputs_digest):
-        version = released_version(repository, recipe.name)
-        if version is not None:
-            say(f"published   {recipe.name} version {version} in {repository} (up to date)")
-            return version
+    current = up_to_date_version(repository, recipe, dataset.labels, inputs_digest)
+    if current is not None:
+        say(f"published   {recipe.name} version {current} in {repository} (up to date)")
+        return current
     facts = _facts(recipe, checkpoint, dataset, fine_tuned, fine_tuned.metrics | dict(extra.metrics))
     version = publish_release(
         repository,
@@ -405,16 +258,3 @@ def _facts(
         "libraries": library_versions(*LIBRARIES),
         "git_commit": git_commit(recipe.folder),
     }
-
-
-def _figures(metrics: dict[str, Any]) -> str:
-    names = (
-        "entity_f1",
-        "accuracy",
-        "macro_f1",
-        "token_micro_f1",
-        "hit_at_1",
-        "mrr",
-        "validation_ndcg_at_10",
-    )
-    return ", ".join(f"{name} {metrics[name]:.3f}" for name in names if name in metrics)

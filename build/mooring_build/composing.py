@@ -10,9 +10,9 @@ from mooring import BuildError
 from mooring_build.customer_service import compose_files
 from mooring_build.digests import digest_of
 from mooring_build.model_card import model_card
-from mooring_build.publish import Release, is_up_to_date, publish_release, released_version
+from mooring_build.publish import Release, publish_release, up_to_date_version
 from mooring_build.recipe import PART_TASKS, Recipe
-from mooring_build.repository import read_config, read_manifest
+from mooring_build.repository import read_config, read_manifest, released_version
 from mooring_build.stages import git_commit, library_versions, shared_digest, source_digest
 
 
@@ -45,10 +45,10 @@ def compose(recipe: Recipe, *, repository: Path, artifacts: Path, say: Callable[
             "shared_sources": shared_digest(),
         }
     )
-    if is_up_to_date(repository, recipe, [], inputs_digest):
-        version = released_version(repository, recipe.name)
-        say(f"published   {recipe.name} version {version} in {repository} (up to date)")
-        return version
+    current = up_to_date_version(repository, recipe, [], inputs_digest)
+    if current is not None:
+        say(f"published   {recipe.name} version {current} in {repository} (up to date)")
+        return current
     facts: dict[str, Any] = {
         "recipe": recipe.model_dump(mode="json"),
         # As they were when this was published.

@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from mooring import BuildError, DataError
 from mooring._served.ranking import Catalogue
 from mooring._served.replies import PLACEHOLDER, Replies, Reply
-from mooring_build.data_files import data_file, read_rows, read_text
+from mooring_build.data_files import data_file, named_file, read_rows, read_text
 from mooring_build.digests import digest_of
 from mooring_build.examples import Message
 from mooring_build.recipe import Recipe
@@ -149,9 +149,7 @@ def compose_files(
 
 
 def _read_replies(recipe: Recipe, intents: Sequence[str]) -> _ReplyFile:
-    path = recipe.path(recipe.service.replies)
-    if not path.is_file():
-        raise DataError(f"service.replies {recipe.service.replies!r}: no file {path}")
+    path = named_file(recipe, "service.replies", recipe.service.replies)
     try:
         content = _ReplyFile.model_validate(tomllib.loads(read_text(path)))
     except tomllib.TOMLDecodeError as exc:
@@ -177,11 +175,15 @@ def read_messages(recipe: Recipe) -> list[Message]:
     if recipe.data is None or recipe.data.evaluation is None:
         raise DataError(f"{recipe.name} needs data.evaluation, to find out when its parts are sure")
     path = data_file(recipe, recipe.data, "evaluation")
-    rows = read_rows(path, _COLUMNS, optional=("intent", "item"))
-    wrong = {row["handover"] for row in rows} - {"true", "false"}
-    if wrong:
-        raise DataError(f"{path}: handover {wrong.pop()!r} is neither true nor false")
-    return [Message(row["text"], row["intent"], row["item"], row["handover"] == "true") for row in rows]
+    messages = []
+    for number, row in enumerate(read_rows(path, _COLUMNS, optional=("intent", "item")), start=1):
+        # Spreadsheets write TRUE.
+        said = row["handover"].casefold()
+        if said not in ("true", "false"):
+            where = f"{path}, row {number} after the header"
+            raise DataError(f"{where}: handover {row['handover']!r} is neither true nor false")
+        messages.append(Message(row["text"], row["intent"], row["item"], said == "true"))
+    return messages
 
 
 def messages_digest(messages: Sequence[Message]) -> str:

@@ -8,9 +8,9 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
 
 from mooring import DataError, RecipeError
 from mooring_build.examples import Example, LabelledText, TaggedSentence
@@ -19,18 +19,27 @@ from mooring_build.recipe_tables import Data
 
 
 def data_file(recipe: Recipe, data: Data, name: str) -> Path:
-    """The file of a split.
+    """The file of a split, or another one that ``data`` names.
 
     Raises:
         DataError: there is none.
         RecipeError: the recipe names none.
     """
-    value = getattr(data, name)
+    key, value = f"{recipe.place_of(data)}.{name}", getattr(data, name)
     if value is None:
-        raise RecipeError(f"data.{name}: is missing")
+        raise RecipeError(f"{key}: is missing")
+    return named_file(recipe, key, value)
+
+
+def named_file(recipe: Recipe, key: str, value: str) -> Path:
+    """The file that a key of the recipe names.
+
+    Raises:
+        DataError: there is none.
+    """
     path = recipe.path(value)
     if not path.is_file():
-        raise DataError(f"data.{name} {value!r}: no file {path}")
+        raise DataError(f"{key} {value!r}: no file {path}")
     return path
 
 
@@ -69,7 +78,7 @@ def read_conll(path: Path, *, separator: str = " ") -> list[Example]:
         if tabbed and " " in token.strip():
             raise DataError(f"{path}:{number}: token {token!r} has a space: give each of its words a line")
         tag = columns[-1]
-        if tag != "O" and (tag[:2] not in ("B-", "I-") or len(tag) < 3):
+        if not is_bio(tag):
             raise DataError(f"{path}:{number}: tag {tag!r} is none of O, B-<type>, I-<type>")
         if tag.startswith("I-") and (not tags or tags[-1][2:] != tag[2:]):
             raise DataError(
@@ -79,56 +88,65 @@ def read_conll(path: Path, *, separator: str = " ") -> list[Example]:
         tokens.append(columns[0])
         tags.append(tag)
     finish()
-    return _not_empty(path, sentences)
+    if not sentences:
+        raise DataError(f"{path} holds no example")
+    return sentences
 
 
-def read_csv(path: Path, *, text_column: str, label_column: str) -> list[Example]:
-    """Read a CSV file with a header row.
+def is_bio(tag: str) -> bool:
+    """Whether a tag is one of ``O``, ``B-<type>`` and ``I-<type>``."""
+    return tag == "O" or (tag[:2] in ("B-", "I-") and len(tag) > 2)
+
+
+def read_csv(path: Path, *, text_column: str, label_column: str, place: str = "data") -> list[Example]:
+    """Read texts and their labels from a CSV file; ``place`` is the recipe's table that names the columns.
 
     Raises:
         DataError: with path and line number.
     """
-    reader = csv.DictReader(io.StringIO(read_text(path), newline=""), strict=True)
-    columns = reader.fieldnames or []
-    for key, column in (("data.text_column", text_column), ("data.label_column", label_column)):
-        if column not in columns:
-            raise DataError(
-                f"{path}: {key} {column!r} is not among its columns {list(columns)}{_separator_hint(columns)}"
-            )
-    examples: list[Example] = []
-    for row in _rows(path, reader):
-        text, label = (row[text_column] or "").strip(), (row[label_column] or "").strip()
-        if not text or not label:
-            raise DataError(f"{path}:{reader.line_num}: empty {'label' if text else 'text'}")
-        examples.append(LabelledText(text, label))
-    return _not_empty(path, examples)
+    called = {text_column: f"{place}.text_column", label_column: f"{place}.label_column"}
+    rows = read_rows(path, (text_column, label_column), called=called)
+    return [LabelledText(row[text_column], row[label_column]) for row in rows]
 
 
-def read_rows(path: Path, columns: Sequence[str], *, optional: Sequence[str] = ()) -> list[dict[str, str]]:
+def read_rows(
+    path: Path,
+    columns: Sequence[str],
+    *,
+    optional: Sequence[str] = (),
+    called: Mapping[str, str] = MappingProxyType({}),
+) -> list[dict[str, str]]:
     """Read columns of a CSV file with a header row, without the white space around values.
 
     Args:
         path: the file.
         columns: those that are read; others may be there.
         optional: those of them that may be empty.
+        called: what a message calls a column, such as the key that names it.
 
     Raises:
         DataError: with path and line number.
     """
-    reader = csv.DictReader(io.StringIO(read_text(path), newline=""), strict=True)
-    lacking = [column for column in columns if column not in (reader.fieldnames or [])]
-    if lacking:
-        columns_there = list(reader.fieldnames or [])
-        raise DataError(
-            f"{path}: column {lacking[0]!r} is not among its columns {columns_there}"
-            f"{_separator_hint(columns_there)}"
-        )
+    cells_of = read_cells(path)
+    _, header = next(cells_of, (0, []))
+    for column in columns:
+        named = f"{path}: {called.get(column, 'column')} {column!r}"
+        if column not in header:
+            raise DataError(f"{named} is not among its columns {header}{_hint(header)}")
+        if header.count(column) > 1:
+            raise DataError(f"{named} is the name of several of its columns {header}: rename the others")
     rows = []
-    for row in _rows(path, reader):
-        rows.append({column: (row[column] or "").strip() for column in columns})
+    for line, cells in cells_of:
+        if any(cell.strip() for cell in cells[len(header) :]):
+            raise DataError(
+                f"{path}:{line}: more cells than the {len(header)} of the header; put quotes around what "
+                "holds a comma"
+            )
+        row = dict(zip(header, cells, strict=False))
+        rows.append({column: row.get(column, "").strip() for column in columns})
         empty = [column for column, value in rows[-1].items() if not value and column not in optional]
         if empty:
-            raise DataError(f"{path}:{reader.line_num}: empty {empty[0]}")
+            raise DataError(f"{path}:{line}: empty {empty[0]}")
     if not rows:
         raise DataError(f"{path} holds no row")
     return rows
@@ -140,9 +158,7 @@ def read_catalogue(recipe: Recipe, columns: Sequence[str]) -> list[dict[str, str
     Raises:
         DataError: with path and row.
     """
-    path = recipe.path(recipe.catalogue.file)
-    if not path.is_file():
-        raise DataError(f"catalogue.file {recipe.catalogue.file!r}: no file {path}")
+    path = named_file(recipe, "catalogue.file", recipe.catalogue.file)
     rows, known = read_rows(path, columns), set()
     for number, row in enumerate(rows, start=1):
         if row["item"] in known:
@@ -151,15 +167,34 @@ def read_catalogue(recipe: Recipe, columns: Sequence[str]) -> list[dict[str, str
     return rows
 
 
+def read_cells(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Line and cells of each row of a CSV file, the header among them, but not of empty lines.
+
+    Raises:
+        DataError: with path and line number.
+    """
+    reader = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
+    line = 0
+    try:
+        for cells in reader:
+            line = reader.line_num
+            if cells:
+                yield line, cells
+    except csv.Error as exc:
+        raise DataError(f"{path}:{line + 1}: the row that begins here: {exc}") from exc
+
+
 def read_text(path: Path) -> str:
     """Read a text file.
 
     Raises:
-        DataError: it is not UTF-8; with path and line number.
+        DataError: it can't be read, or is not UTF-8; with path and line number.
     """
-    raw = path.read_bytes()
     try:
+        raw = path.read_bytes()
         return raw.decode("utf-8-sig")
+    except OSError as exc:
+        raise DataError(f"{path} can't be read: {exc.strerror}") from exc
     except UnicodeDecodeError as exc:
         line = raw.count(b"\n", 0, exc.start) + 1
         raise DataError(
@@ -167,32 +202,7 @@ def read_text(path: Path) -> str:
         ) from exc
 
 
-def _separator_hint(columns: Sequence[str]) -> str:
-    if len(columns) == 1 and (found := re.search(r"[;\t|]", columns[0])):
+def _hint(header: Sequence[str]) -> str:
+    if len(header) == 1 and (found := re.search(r"[;\t|]", header[0])):
         return f"; its cells seem to be parted by {found.group()!r}: save it with commas"
-    return ", which are what its first row holds" if columns else ""
-
-
-def _rows(path: Path, reader: csv.DictReader[str]) -> Iterator[dict[Any, Any]]:
-    """Rows of a CSV file, with nothing beyond the header's cells but empty ones.
-
-    Raises:
-        DataError: with path and line number.
-    """
-    try:
-        for row in reader:
-            if any(cell.strip() for cell in row.get(None) or ()):
-                raise DataError(
-                    f"{path}:{reader.line_num}: more cells than the {len(reader.fieldnames or [])} of the "
-                    "header; put quotes around what holds a comma"
-                )
-            yield row
-    except csv.Error as exc:
-        # The reader counts whole rows.
-        raise DataError(f"{path}:{reader.line_num + 1}: the row that begins here: {exc}") from exc
-
-
-def _not_empty(path: Path, examples: list[Example]) -> list[Example]:
-    if not examples:
-        raise DataError(f"{path} holds no example")
-    return examples
+    return ", which are what its first row holds" if header else ""

@@ -8,7 +8,7 @@ from typing import Any
 
 from mooring import DataError, RecipeError
 from mooring_build.behaviour import read_behaviour
-from mooring_build.data_files import data_file, read_conll, read_csv, read_rows
+from mooring_build.data_files import data_file, is_bio, read_conll, read_csv, read_rows
 from mooring_build.digests import digest_of
 from mooring_build.examples import Example, HeadText, Split, TaggedSentence
 from mooring_build.hub_data import read_hub_texts
@@ -64,11 +64,11 @@ def load_dataset(
             split = read_split(recipe, recipe.data, name, labels or recipe.labels)
             splits[name], sources[name], digests[name] = split.examples, split.source, split.digest
         if trains and recipe.data.out_of_scope_train is not None:
-            outside = read_texts(recipe, recipe.data.out_of_scope_train)
+            outside = read_texts(recipe, recipe.data, "out_of_scope_train")
             digests["out_of_scope"] = digest_of(outside)
         if trains and recipe.data.out_of_scope is not None:
             # Needed after the training; a mistake in it is better told before.
-            read_texts(recipe, recipe.data.out_of_scope)
+            read_texts(recipe, recipe.data, "out_of_scope")
     if recipe.task in LABELLED_TASKS:
         labels = labels or recipe.labels or _labels_in(recipe, splits["train"])
         if recipe.task == "token-classification":
@@ -87,17 +87,15 @@ def load_dataset(
     )
 
 
-def read_texts(recipe: Recipe, file: str) -> list[str]:
-    """Read the text column of a CSV file that the recipe names.
+def read_texts(recipe: Recipe, data: Data, name: str) -> list[str]:
+    """Read the text column of the CSV file that a key of ``data`` names.
 
     Raises:
         DataError: with path and line number.
     """
-    path = recipe.path(file)
-    if not path.is_file():
-        raise DataError(f"{file!r}: no file {path}")
-    column = recipe.data.text_column if recipe.data is not None else "text"
-    return [row[column] for row in read_rows(path, [column])]
+    column = data.text_column
+    rows = read_rows(data_file(recipe, data, name), [column], called={column: "data.text_column"})
+    return [row[column] for row in rows]
 
 
 def _load_heads(recipe: Recipe, *, evaluation_only: bool) -> Dataset:
@@ -154,7 +152,8 @@ def read_split(recipe: Recipe, data: Data, name: str, labels: Sequence[str] | No
     if data.format == "conll":
         examples = read_conll(path, separator=data.token_separator)
     else:
-        examples = read_csv(path, text_column=data.text_column, label_column=data.label_column)
+        columns = {"text_column": data.text_column, "label_column": data.label_column}
+        examples = read_csv(path, **columns, place=recipe.place_of(data))
     return Split(examples, str(path), digest_of([astuple(example) for example in examples]))
 
 
@@ -185,8 +184,7 @@ def _check_labels(
 
 
 def _check_bio(labels: list[str]) -> None:
-    wrong = [label for label in labels if label != "O" and label[:2] not in ("B-", "I-")]
-    if wrong or "O" not in labels:
+    if "O" not in labels or not all(map(is_bio, labels)):
         raise RecipeError(
             f"labels: token classification needs O, B-<type>, I-<type>; got {labels}. A checkpoint whose "
             "labels are types without a prefix means I-<type>: call them that in its config.json (id2label); "

@@ -99,7 +99,9 @@ def export_torchscript(exportable: Exportable, recipe: Recipe, path: Path) -> No
         traced = torch.jit.trace(exportable.module.eval(), exportable.sample, check_trace=False)
         frozen = torch.jit.freeze(traced)
         _follow_the_inputs_device(frozen.graph)
-        torch.jit.save(frozen, str(path))
+        # Given a path, PyTorch ends the whole process where the disk is full.
+        with path.open("wb") as file:
+            torch.jit.save(frozen, file)
 
 
 def _follow_the_inputs_device(graph: torch.Graph) -> None:

@@ -13,9 +13,9 @@ from mooring_build.datasets import Dataset
 from mooring_build.engines import ENGINE_FILES, engine_precision, open_engine
 from mooring_build.learners import Exportable, learner_of, learner_sources
 from mooring_build.preparation import preparation
-from mooring_build.publish import EngineFiles
 from mooring_build.recipe import Recipe
 from mooring_build.recipe_tables import ExportFormat
+from mooring_build.release import EngineFiles
 from mooring_build.stages import Stage, library_versions, source_digest
 from mooring_build.triton_config import dumps_config, engine_name, model_configs
 
@@ -155,16 +155,7 @@ class Exports:
 
     def _exportable(self) -> Exportable:
         if self._loaded is None:
-            learner = learner_of(self._recipe.task)
-            loaded = learner.exportable(self._recipe, self._folder)
-            if loaded.tokenizer is not None:
-                from mooring_build.models import check_padding, check_served_tokens, check_vocabulary
-
-                check_served_tokens(loaded.tokenizer, self._folder)
-                check_vocabulary(loaded.module, loaded.tokenizer, str(self._folder))
-                padding = loaded.tokenizer.pad_token_id
-                check_padding(loaded.module, loaded.sample[0], padding, str(self._folder))
-            self._loaded = loaded
+            self._loaded = learner_of(self._recipe.task).exportable(self._recipe, self._folder)
         return self._loaded
 
     def _exported_form(self) -> Exportable:

@@ -7,6 +7,7 @@ from dataclasses import astuple
 from typing import Any
 
 from mooring import DataError, RecipeError
+from mooring_build.data_files import is_bio
 from mooring_build.digests import digest_of
 from mooring_build.examples import Example, LabelledText, Split, TaggedSentence
 from mooring_build.recipe import Recipe
@@ -31,9 +32,9 @@ def load_hub_split(recipe: Recipe, data: Data, name: str, columns: Mapping[str, 
     """
     from datasets import load_dataset
 
-    split = getattr(data, name)
+    place, split = recipe.place_of(data), getattr(data, name)
     if split is None:
-        raise RecipeError(f"data.{name}: is missing")
+        raise RecipeError(f"{place}.{name}: is missing")
     configuration = "" if data.configuration is None else f", configuration {data.configuration!r}"
     source = f"{data.dataset}{configuration}, split {split!r}"
     folder = recipe.path(str(data.dataset))
@@ -43,7 +44,7 @@ def load_hub_split(recipe: Recipe, data: Data, name: str, columns: Mapping[str, 
         rows = load_dataset(path, data.configuration, split=split, revision=revision)
     except Exception as exc:
         # The library lets through whatever hub, network and file formats raise.
-        raise DataError(f"data.dataset: {source} can't be loaded: {exc}") from exc
+        raise DataError(f"{place}.dataset: {source} can't be loaded: {exc}") from exc
     for column, called in columns.items():
         if column not in rows.column_names:
             raise DataError(f"{source}: {called} {column!r} is not among its columns {rows.column_names}")
@@ -58,10 +59,11 @@ def read_hub_texts(recipe: Recipe, data: Data, name: str) -> Split:
     Labels and tags may be names, or numbers that the data set has names for (``ClassLabel``).
 
     Raises:
-        DataError: as :func:`load_hub_split`; or a row has no text, no label, or not a tag for each token.
+        DataError: as :func:`load_hub_split`; or a row has no text, no label, or not a BIO tag for each token.
         RecipeError: as :func:`load_hub_split`.
     """
-    columns = {data.text_column: "data.text_column", data.label_column: "data.label_column"}
+    place = recipe.place_of(data)
+    columns = {data.text_column: f"{place}.text_column", data.label_column: f"{place}.label_column"}
     rows, source = load_hub_split(recipe, data, name, columns)
     tagged = recipe.task == "token-classification"
     feature = rows.features[data.label_column]
@@ -74,6 +76,8 @@ def read_hub_texts(recipe: Recipe, data: Data, name: str) -> Split:
         if not names:
             raise DataError(f"{source}, row {number}: {text!r} with {label!r} is no example")
         if tagged:
+            if wrong := [tag for tag in names if not is_bio(tag)]:
+                raise DataError(f"{source}, row {number}: tag {wrong[0]!r} is none of O, B-<type>, I-<type>")
             examples.append(TaggedSentence(tuple(tokens), names, data.token_separator))
         else:
             examples.append(LabelledText(text, names[0]))

@@ -87,6 +87,8 @@ def read_images(recipe: Recipe, data: Data, name: str, labels: Sequence[str] | N
 
 def _names(path: Path, classes: np.ndarray, labels: Sequence[str] | None) -> list[str]:
     if classes.dtype.kind == "U":
+        if "" in classes:
+            raise DataError(f"{path}: image {int(np.argmax(classes == ''))} has an empty label")
         return classes.tolist()
     if classes.dtype.kind not in "iu":
         raise DataError(f"{path}: labels are {classes.dtype}, expected texts or whole numbers")

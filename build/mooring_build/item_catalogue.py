@@ -118,13 +118,13 @@ def _text_vectors(
     texts: Mapping[str, str],
 ) -> np.ndarray:
     """Vectors ``[N, T]`` of the items' texts; only those that the checkpoint has not are made anew."""
-    from mooring_build.learners.text import embed_texts
-    from mooring_build.models import load_tokenizer
+    from mooring_build.learners.text import embed_texts, tokenizer_of
 
     vectors = dict(zip(known.values(), model.text_vectors.numpy(), strict=True))
     new = sorted(set(texts.values()) - vectors.keys())
     if new:
-        made = embed_texts(model.text_encoder, load_tokenizer(folder), new, recipe.text.max_length)
+        tokenizer = tokenizer_of(model.text_encoder, folder, recipe, "embedding")
+        made = embed_texts(model.text_encoder, tokenizer, new, recipe.text.max_length)
         vectors |= dict(zip(new, made, strict=True))
     return np.stack([vectors[text] for text in texts.values()])
 

@@ -54,14 +54,26 @@ from mooring_build.triton_config import HEADER, dumps_config, loads_config, mode
 __all__ = [
     "EngineFiles",
     "Release",
-    "is_up_to_date",
+    "check_name",
     "publish_release",
     "publish_steps",
     "read_manifest",
     "released_version",
     "roll_back",
+    "up_to_date_version",
     "write_configs",
 ]
+
+
+def check_name(repository: Path, recipe: Recipe) -> None:
+    """Refuse a recipe with the name of something else; a publish does so too, but after the training.
+
+    Raises:
+        PublishError: a model that Mooring did not write or that serves another task has the name.
+    """
+    with _explained(repository):
+        _check_ownership(repository, recipe)
+        _check_task(repository, recipe)
 
 
 def publish_release(repository: Path, recipe: Recipe, release: Release) -> int:
@@ -106,11 +118,11 @@ def publish_steps(repository: Path, recipe: Recipe, release: Release) -> Generat
         ensemble = model_configs(recipe, release.labels, 1)[recipe.name]
         _check_joining(repository, recipe.name, ensemble)
         _check_joined(repository, ensemble)
-        released = released_version(repository, recipe.name)
-        if released is not None:
+        if released_version(repository, recipe.name) is not None:
             _check_widths(repository, recipe, release.labels)
-        if released is not None and is_up_to_date(repository, recipe, release.labels, release.inputs_digest):
-            return released
+        current = up_to_date_version(repository, recipe, release.labels, release.inputs_digest)
+        if current is not None:
+            return current
         try:
             return (yield from _publish(repository, recipe, release, files, journal))
         except BaseException:
@@ -206,15 +218,17 @@ def _published_configs(repository: Path, name: str, version: int) -> dict[str, s
     return {model: text for model, text in configs.items() if text is not None}
 
 
-def is_up_to_date(repository: Path, recipe: Recipe, labels: Sequence[str], inputs_digest: str) -> bool:
-    """Whether the released version came from these inputs, is undamaged, and has the recipe's configs."""
+def up_to_date_version(
+    repository: Path, recipe: Recipe, labels: Sequence[str], inputs_digest: str
+) -> int | None:
+    """The released version, if it came from these inputs, is undamaged, and has the recipe's configs."""
     try:
         version = released_version(repository, recipe.name)
         if version is None:
-            return False
+            return None
         manifest = read_manifest(repository, recipe.name, version)
         configs = model_configs(recipe, labels, version)
-        return (
+        is_current = (
             manifest.get("inputs_digest") == inputs_digest
             and all(
                 read_text(repository / model / CONFIG) == dumps_config(config)
@@ -228,7 +242,8 @@ def is_up_to_date(repository: Path, recipe: Recipe, labels: Sequence[str], input
         )
     except (PublishError, OSError):
         # Whatever is unreadable here is told by the publish that follows.
-        return False
+        return None
+    return version if is_current else None
 
 
 def _publish(

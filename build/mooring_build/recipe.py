@@ -263,6 +263,10 @@ class Recipe(Table):
             )
         return self
 
+    def place_of(self, data: Data) -> str:
+        """The key of one of the recipe's tables of data: ``data``, or ``heads.NAME``."""
+        return next(place for place, table in self._data_tables().items() if table is data)
+
     def _data_tables(self) -> dict[str, Data]:
         tables: dict[str, Data] = {} if self.data is None else {"data": self.data}
         return tables | {f"heads.{name}": head for name, head in (self.heads or {}).items()}
@@ -335,7 +339,7 @@ def load_recipe(
     """
     path = find_file("recipe", recipe, shipped_recipes(), RecipeError)
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        table = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
         raise RecipeError(f"{path} is not a TOML file: {exc}") from exc
     if any(_OTHER_DATA.match(override) for override in overrides):

@@ -10,9 +10,8 @@ from typing import Any
 from mooring import VerificationError
 from mooring_build.audit_texts import Axis, template_axes
 from mooring_build.digests import digest_of
-from mooring_build.publish import EngineFiles
 from mooring_build.recipe import Recipe
-from mooring_build.release import open_engine_and_tokenizer
+from mooring_build.release import EngineFiles, open_engine_and_tokenizer
 from mooring_build.stages import Stage, shared_digest, source_digest
 
 _SOURCES = (

@@ -42,7 +42,7 @@ class Stage:
     Args:
         artifacts: folder of all recipes' stages.
         recipe_name: the recipe.
-        name: ``trained``, ``onnx``, ``torchscript``.
+        name: what is made, such as ``trained`` or ``onnx``.
         inputs: everything the result depends on, as JSON values.
     """
 
@@ -66,11 +66,12 @@ class Stage:
     def finish(self, result: dict[str, Any]) -> None:
         """Record the stage as done, with the files that lie in its folder."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        # An earlier record is no part of the result: it is about to be replaced.
-        (self.folder / _RECORD).unlink(missing_ok=True)
+        unfinished = self.folder / f"{_RECORD}.new"
+        # What an earlier attempt recorded, in whole or in part, is no part of the result.
+        for path in (self.folder / _RECORD, unfinished):
+            path.unlink(missing_ok=True)
         digests = {path.name: file_sha256(path) for path in self.folder.iterdir() if path.is_file()}
         record = {"key": self.key, "files": digests, "result": result}
-        unfinished = self.folder / f"{_RECORD}.new"
         unfinished.write_text(json.dumps(record, indent=2), encoding="utf-8")
         unfinished.replace(self.folder / _RECORD)
 

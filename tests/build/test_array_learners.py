@@ -16,6 +16,7 @@ from safetensors.numpy import load_file, save_file
 from mooring import CheckpointError, DataError
 from mooring_build.datasets import Dataset
 from mooring_build.examples import LabelledRow
+from mooring_build.export import export_torchscript
 from mooring_build.image_data import LabelledImages
 from mooring_build.learners import learner_of
 from mooring_build.learners.image import PreparedImages
@@ -68,6 +69,13 @@ def test_a_dense_classifier_is_saved_whole(tmp_path: Path) -> None:
         torch.testing.assert_close(loaded.state_dict()[name], tensor, rtol=0, atol=0)
     again = learner_of("tabular-classification").lesson(tabular(), tmp_path, TABLE).model
     torch.testing.assert_close(again.mean, model.mean, rtol=0, atol=0)
+
+
+def test_a_full_disk_is_an_error_of_python(tmp_path: Path) -> None:
+    new_dense().save_pretrained(tmp_path)
+    exportable = learner_of("tabular-classification").exportable(tabular(), tmp_path)
+    with pytest.raises(OSError, match="No space left on device"):
+        export_torchscript(exportable, tabular(), Path("/dev/full"))
 
 
 def test_a_dense_checkpoint_that_does_not_fit_is_refused(tmp_path: Path) -> None:

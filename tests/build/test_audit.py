@@ -283,7 +283,7 @@ def test_own_templates(tmp_path: Path) -> None:
     ("content", "kind", "said"),
     [
         (None, ConfigError, r"neither one of news, people, service nor a file .*own\.toml"),
-        ("texts = ", DataError, "can't be read"),
+        ("texts = ", DataError, "is not a TOML file"),
         ('texts = ["{name}"]', DataError, r"expected a table \[texts\] of lists of texts"),
         ("[texts]\na = [1]", DataError, r"expected a table \[texts\] of lists of texts"),
         ('[texts]\na = ["no slot here"]', ConfigError, "none of the 1 templates has a slot"),
@@ -322,8 +322,8 @@ def test_own_pairs(tmp_path: Path) -> None:
         (b"a,b\n1,2\n3\n", ":3: expected two texts"),
         (b"a,b\n1,2\n3, \n", ":3: expected two texts"),
         (b"a,b\n1,2\n", "holds 1 pairs; an interval needs 2 or more"),
-        (b"a,b\n\xff,2\n", "is not valid UTF-8"),
-        (b'a,b\n"1"x,2\n', "',' expected after"),
+        (b"a,b\n\xff,2\n", ":2: byte 0xff is not UTF-8"),
+        (b'a,b\n"1"x,2\n', ":2: the row that begins here: ',' expected after"),
     ],
 )
 def test_pairs_with_mistakes(tmp_path: Path, content: bytes | None, said: str) -> None:

@@ -91,7 +91,7 @@ def test_malformed_replies(old: str, new: str, said: str, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("messages", "said"),
     [
-        ("a,,,yes\n", "handover 'yes' is neither true nor false"),
+        ("a,,,yes\n", "row 1 after the header: handover 'yes' is neither true nor false"),
         (",,,true\n", ":2: empty text"),
         ("a,,,\n", ":2: empty handover"),
         ("", "holds no row"),
@@ -103,7 +103,7 @@ def test_malformed_messages(messages: str, said: str, tmp_path: Path) -> None:
 
 
 def test_messages_are_read(tmp_path: Path) -> None:
-    assert read_messages(recipe_with(tmp_path, messages="Stop!,cancel,,false\n???,,,true\n")) == [
+    assert read_messages(recipe_with(tmp_path, messages="Stop!,cancel,,false\n???,,,TRUE\n")) == [
         Message("Stop!", "cancel", "", False),
         Message("???", "", "", True),
     ]

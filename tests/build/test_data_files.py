@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from mooring import DataError
-from mooring_build.data_files import read_conll, read_csv
+from mooring_build.data_files import read_conll, read_csv, read_text
 from mooring_build.examples import LabelledText, TaggedSentence
 
 
@@ -53,6 +53,16 @@ def test_csv(tmp_path: Path) -> None:
     ]
 
 
+def test_empty_lines_of_a_csv_file_are_no_rows(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.csv", "\r\ntext,label\r\n\r\nhello,x\r\n\r\n")
+    assert read_csv(path, text_column="text", label_column="label") == [LabelledText("hello", "x")]
+
+
+def test_a_file_that_can_not_be_read(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=f"^{tmp_path} can't be read: Is a directory$"):
+        read_text(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("content", "complaint"),
     [
@@ -66,7 +76,12 @@ def test_csv(tmp_path: Path) -> None:
         ("text,label\nhello,\n", r":2: empty label"),
         ("text,label\n ,x\n", r":2: empty text"),
         ("text,label\nhello\n", r":2: empty label"),
-        ("text,label\n", "holds no example"),
+        ("text,label\n", "holds no row"),
+        ('"text,label\na,x\n', ":1: the row that begins here: unexpected end of data"),
+        (
+            "text,label,text\na,x,b\n",
+            r"data.text_column 'text' is the name of several of its columns \['text', 'label', 'text'\]",
+        ),
         ('text,label\na,x\n"open,x\nb,x\n', ":3: the row that begins here: unexpected end of data"),
         ("text,label\nhello, you,x\n", ":2: more cells than the 2 of the header"),
     ],

@@ -128,6 +128,18 @@ def test_a_head_that_is_not_evaluated_has_no_figures(recipe: Recipe, base: Path)
     assert {row.split(":")[0] for row in lesson.report(prediction)} == {"topic"}
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("train=/none.csv", r"^heads\.topic\.train '/none\.csv': no file /none\.csv"),
+        ("text_column=words", r"heads\.topic\.text_column 'words' is not among its columns"),
+    ],
+)
+def test_a_mistake_in_data_names_the_heads_key(words: list[str], change: str, said: str) -> None:
+    with pytest.raises(DataError, match=said):
+        load_dataset(padded_recipe("opinion_heads", [*words, f"heads.topic.{change}"]))
+
+
 def test_a_label_that_the_head_does_not_have(words: list[str]) -> None:
     recipe = padded_recipe("opinion_heads", [*words, 'heads.topic.labels=["money", "places"]'])
     with pytest.raises(DataError, match=r"topic\.csv has labels \['rivers'\] that are not among"):

@@ -55,6 +55,14 @@ def test_sentences_are_tokens_and_tags(tmp_path: Path) -> None:
     assert list(load_dataset(recipe).train) == [expected]
 
 
+def test_tags_that_are_not_bio(tmp_path: Path) -> None:
+    features = Features({"tokens": Sequence(Value("string")), "ner_tags": Sequence(Value("string"))})
+    folder = save(tmp_path / "set", {"tokens": [["Anna", "left"]], "ner_tags": [["PER", "O"]]}, features)
+    recipe = recipe_of("ner", folder, "labels=", text_column="tokens", label_column="ner_tags")
+    with pytest.raises(DataError, match="'train', row 0: tag 'PER' is none of O, B-<type>, I-<type>"):
+        load_dataset(recipe)
+
+
 def test_what_is_wrong_is_named(tmp_path: Path) -> None:
     features = Features({"text": Value("string"), "intent": Value("string")})
     folder = save(tmp_path / "set", {"text": ["one", ""], "intent": ["a", "b"]}, features)

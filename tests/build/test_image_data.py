@@ -139,6 +139,7 @@ NPZ_MISTAKES = [
     ({"images": IMAGES}, "no npz file with the arrays 'images' and 'labels'"),
     ({"images": IMAGES / 255, "labels": CLASSES}, r"images are float64\[4, 5, 6\]"),
     ({"images": IMAGES[..., None], "labels": CLASSES}, r"images are uint8\[4, 5, 6, 1\]"),
+    ({"images": IMAGES, "labels": np.array(["a", "b", "", "a"])}, "image 2 has an empty label"),
     ({"images": IMAGES, "labels": CLASSES / 1}, "labels are float64, expected texts or whole numbers"),
     ({"images": IMAGES, "labels": np.array([None] * 4)}, "no npz file with the arrays"),
     ({"images": IMAGES, "labels": CLASSES[:, None]}, r"4 images, labels are \[4, 1\]"),

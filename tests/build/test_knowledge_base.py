@@ -80,7 +80,7 @@ def test_a_build_counts_the_examples_that_it_trains_on(
     def train(recipe: Recipe, checkpoint: Checkpoint, dataset: Dataset, *_: object) -> None:
         raise BuildError(f"{len(dataset.train)} and {len(dataset.evaluation)} examples")
 
-    monkeypatch.setattr(building, "_train", train)
+    monkeypatch.setattr(building, "train", train)
     with pytest.raises(BuildError, match="2 and 2 examples"):
         building.build(load_recipe("faq", changes), repository=tmp_path / "m", artifacts=tmp_path / "a")
 

@@ -10,6 +10,8 @@ import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoModelForTokenClassification
 
 from mooring import CheckpointError
+from mooring_build.datasets import load_dataset
+from mooring_build.learners import learner_of
 from mooring_build.learners.text import OneOutput
 from mooring_build.models import (
     check_padding,
@@ -19,6 +21,7 @@ from mooring_build.models import (
     load_fine_tuned_model,
     load_tokenizer,
 )
+from mooring_build.recipe import load_recipe
 from tiny_checkpoint import make_tiny_checkpoint
 
 
@@ -94,6 +97,22 @@ def test_tokens_without_an_embedding_are_refused(folder: Path) -> None:
         CheckpointError, match=f"token 'parcel' has the id {count}, and .* embeds {count} tok"
     ):
         check_vocabulary(OneOutput(model), tokenizer, "tiny")
+
+
+@pytest.mark.parametrize(
+    ("name", "fine_tuned"),
+    [("intent", True), ("intent", False), ("opinion_heads", False), ("faq", False), ("recommender", False)],
+)
+def test_such_tokens_are_refused_before_anything_is_trained_or_scored(
+    folder: Path, name: str, fine_tuned: bool
+) -> None:
+    tokenizer = load_tokenizer(folder)
+    tokenizer.add_tokens(["parcel"])
+    tokenizer.save_pretrained(folder)
+    dimension = ["catalogue.dimension=32"] if name == "faq" else []
+    recipe = load_recipe(name, ["text.max_length=48", *dimension])
+    with pytest.raises(CheckpointError, match="token 'parcel' has the id"):
+        learner_of(recipe.task).lesson(recipe, folder, load_dataset(recipe), fine_tuned=fine_tuned)
 
 
 def test_labels_that_are_not_as_many_as_the_weights_say(folder: Path) -> None:

@@ -125,10 +125,12 @@ def test_what_is_in_scope_is_told_by_the_engine_that_answers(files: Path) -> Non
 def test_a_file_that_is_not_there_or_malformed(files: Path) -> None:
     for key in ("out_of_scope_train", "out_of_scope"):
         recipe = load_recipe("intent", [*overrides(files), f"data.{key}={files / 'none.csv'}"])
-        with pytest.raises(DataError, match=f"no file {files / 'none.csv'}"):
+        with pytest.raises(DataError, match=f"^data.{key} .*: no file {files / 'none.csv'}"):
             load_dataset(recipe)
     (files / "out.csv").write_text("words\nthe river\n")
-    with pytest.raises(DataError, match=r"out.csv: column 'text' is not among its columns \['words'\]"):
+    with pytest.raises(
+        DataError, match=r"out.csv: data.text_column 'text' is not among its columns \['words'\]"
+    ):
         load_dataset(load_recipe("intent", overrides(files)))
 
 

@@ -18,11 +18,11 @@ from mooring_build import repository as repository_module
 from mooring_build.digests import file_sha256
 from mooring_build.publish import (
     Release,
-    is_up_to_date,
     publish_release,
     publish_steps,
     read_manifest,
     released_version,
+    up_to_date_version,
     write_configs,
 )
 from mooring_build.recipe import Recipe
@@ -138,10 +138,10 @@ def test_published_files_are_read_only(repository: Path, recipe: Recipe, release
 
 
 def test_the_same_release_is_not_published_twice(repository: Path, recipe: Recipe, release: Release) -> None:
-    assert not is_up_to_date(repository, recipe, ENTITY_LABELS, "a")
+    assert up_to_date_version(repository, recipe, ENTITY_LABELS, "a") is None
     publish_release(repository, recipe, release)
     before = snapshot(repository)
-    assert is_up_to_date(repository, recipe, ENTITY_LABELS, "a")
+    assert up_to_date_version(repository, recipe, ENTITY_LABELS, "a") == 1
     assert publish_release(repository, recipe, release) == 1
     assert snapshot(repository) == before
 
@@ -201,10 +201,10 @@ def test_what_is_out_of_date_is_published_anew(
 ) -> None:
     publish_release(repository, recipe, release)
     recipe, digest = change(recipe, repository)
-    assert not is_up_to_date(repository, recipe, ENTITY_LABELS, digest)
+    assert up_to_date_version(repository, recipe, ENTITY_LABELS, digest) is None
     release = dataclasses.replace(release, inputs_digest=digest)
     assert publish_release(repository, recipe, release) == 2
-    assert is_up_to_date(repository, recipe, ENTITY_LABELS, digest)
+    assert up_to_date_version(repository, recipe, ENTITY_LABELS, digest) == 2
 
 
 def test_committed_configs_without_versions_get_the_version_that_they_pin(
@@ -228,7 +228,7 @@ def test_configs_of_a_release_are_not_rewritten_for_another_version(
         write_configs(repository, recipe, ENTITY_LABELS, 2)
     (repository / "ner_onnx" / "config.pbtxt").unlink()
     write_configs(repository, recipe, ENTITY_LABELS, 1)
-    assert is_up_to_date(repository, recipe, ENTITY_LABELS, "a")
+    assert up_to_date_version(repository, recipe, ENTITY_LABELS, "a") == 1
 
 
 def test_a_release_that_was_rolled_back_by_hand_stays_on_disk(

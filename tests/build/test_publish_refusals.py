@@ -12,6 +12,7 @@ import pytest
 from tritonclient.grpc import model_config_pb2 as pb
 
 from mooring import PublishError
+from mooring_build.building import build
 from mooring_build.publish import (
     Release,
     publish_release,
@@ -128,6 +129,13 @@ def test_a_model_that_the_recipe_did_not_make_is_not_touched(
     with pytest.raises(PublishError, match=rf"/{model} is not a model that recipe 'ner' made"):
         publish_release(repository, recipe, release)
     assert snapshot(repository) == before
+
+
+def test_a_build_looks_at_the_name_before_it_trains(tmp_path: Path, repository: Path) -> None:
+    _own_config(repository)
+    recipe = padded_recipe("ner", ["base.checkpoint=/none"])
+    with pytest.raises(PublishError, match="/ner is not a model that recipe 'ner' made"):
+        build(recipe, repository=repository, artifacts=tmp_path / "artifacts")
 
 
 def test_a_name_keeps_its_task(tmp_path: Path, repository: Path, recipe: Recipe, release: Release) -> None:

@@ -48,6 +48,12 @@ def test_relative_paths_start_at_the_recipe(recipe_file: Path) -> None:
     assert recipe.path(recipe.data.evaluation) == recipe_file.parent.resolve() / "eval.csv"
 
 
+def test_a_recipe_may_begin_with_a_byte_order_mark(recipe_file: Path) -> None:
+    name = load_recipe(recipe_file).name
+    recipe_file.write_text(MINIMAL, encoding="utf-8-sig")
+    assert load_recipe(recipe_file).name == name
+
+
 def test_every_mistake_is_reported_with_its_key(recipe_file: Path) -> None:
     recipe_file.write_text(
         MINIMAL.replace("epochs = 1", "epochs = -1\nepoch = 2").replace('"somewhere"', "3")

@@ -32,6 +32,14 @@ def test_a_stage_that_was_done_again_after_damage_is_finished(tmp_path: Path) ->
     assert stage.result() == {"try": 3}
 
 
+def test_a_record_that_was_cut_off_is_no_part_of_the_result(tmp_path: Path) -> None:
+    stage = Stage(tmp_path, "ner", "trained", {})
+    stage.folder.mkdir(parents=True)
+    (stage.folder / "stage.json.new").write_text('{"key":')
+    stage.finish({"try": 2})
+    assert stage.result() == {"try": 2}
+
+
 def test_an_interrupted_stage_is_not_finished(tmp_path: Path) -> None:
     stage = Stage(tmp_path, "ner", "onnx", {})
     stage.folder.mkdir(parents=True)
@@ -56,7 +64,7 @@ def test_stages_know_the_shared_modules_that_they_run() -> None:
 def test_stages_that_run_learners_know_their_metrics() -> None:
     texts = {path.name: path.read_text(encoding="utf-8") for path in PACKAGE.glob("*.py")}
     running = {name for name, text in texts.items() if "*learner_sources(" in text}
-    assert {"building.py", "exports.py"} <= running
+    assert {"fine_tuned.py", "exports.py"} <= running
     assert {name for name in running if '"metrics.py"' not in texts[name]} == set()
 
 

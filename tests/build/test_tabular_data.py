@@ -26,7 +26,7 @@ def recipe_of(train: Path, evaluation: Path, *more: str) -> Recipe:
 
 
 def test_a_table_of_numbers(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.csv", "\ufeffheight,kind,width\n1,x, 2.5\n-1e3,y,.5\n")
+    path = write(tmp_path / "a.csv", "\ufeffheight,kind,width\n1,x, 2.5\n-1e3,y,.5\n\n")
     columns, rows = read_table(path, label_column="kind")
     assert columns == ["height", "width"]
     assert rows == [LabelledRow((1.0, 2.5), "x"), LabelledRow((-1000.0, 0.5), "y")]
@@ -43,6 +43,8 @@ MISTAKES = [
     ("a,label\n,x\n", r":2: column 'a': '' is no number"),
     ("a,label\n1,x\nnan,x\n", r":3: column 'a': 'nan' is not finite"),
     ("a,label\ninf,x\n", r":2: column 'a': 'inf' is not finite"),
+    ("a,label\n1e39,x\n", r":2: column 'a': '1e39' is not finite in FP32"),
+    ('"a,label\n1,x\n', ":1: the row that begins here: unexpected end of data"),
     ("a,label\n", "holds no example"),
     ('a,label\n"1,x\n', "unexpected end of data"),
 ]

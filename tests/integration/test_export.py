@@ -15,7 +15,7 @@ from mooring_build.engines import Engine, open_engine
 from mooring_build.export import MAX_IR_VERSION, export_engine
 from mooring_build.learners import Exportable
 from mooring_build.learners.text import OneOutput, text_cases, text_exportable
-from mooring_build.models import load_base_model, load_fine_tuned_model, load_tokenizer
+from mooring_build.models import load_base_model, load_fine_tuned_model
 from mooring_build.packing import packed_exportable
 from mooring_build.recipe import Recipe, load_recipe
 from mooring_build.recipe_tables import ExportFormat
@@ -57,7 +57,7 @@ def exported(
 
 
 def as_engine(recipe: Recipe, model: torch.nn.Module) -> Exportable:
-    return text_exportable(model, load_tokenizer(Path(recipe.base.checkpoint)), recipe)
+    return text_exportable(model, Path(recipe.base.checkpoint), recipe)
 
 
 def verify_function(engine: Engine, recipe: Recipe, model: torch.nn.Module) -> Parity:

@@ -31,6 +31,7 @@ from mooring_build.learners.text import (
     mean_of_tokens,
     required,
     text_exportable,
+    tokenizer_of,
 )
 from mooring_build.metrics import ranking_metrics
 from mooring_build.models import load_fine_tuned_model, load_tokenizer
@@ -151,8 +152,7 @@ class _EmbeddingLearner(TextLearner):
     headline = "mrr"
 
     def exportable(self, recipe: Recipe, folder: Path) -> Exportable:
-        model = load_embedding_model(folder, recipe)
-        return text_exportable(model, load_tokenizer(folder), recipe, "embedding")
+        return text_exportable(load_embedding_model(folder, recipe), folder, recipe, "embedding")
 
 
 class FeatureExtractionLearner(_EmbeddingLearner):
@@ -171,13 +171,14 @@ class TextRankingLearner(_EmbeddingLearner):
         self, recipe: Recipe, folder: Path | None, dataset: Dataset, *, fine_tuned: bool = False
     ) -> Lesson:
         folder = required(recipe, folder)
-        tokenizer = load_tokenizer(folder)
+        model = load_embedding_model(folder, recipe)
+        tokenizer = tokenizer_of(model, folder, recipe, "embedding")
         entries = dataset.entries
         encode = _Encoder(tokenizer, recipe)
         train = of_known_items(entries, dataset.train, "data.train")
         asked = of_known_items(entries, dataset.evaluation, "data.evaluation")
         return Lesson(
-            model=load_embedding_model(folder, recipe),
+            model=model,
             train=[
                 encode.pair(example.text, positive, _mark(item))
                 for example, item in train

@@ -31,9 +31,10 @@ from mooring_build.learners.text import (
     mean_of_tokens,
     required,
     text_exportable,
+    tokenizer_of,
 )
 from mooring_build.metrics import heads_metrics, heads_report
-from mooring_build.models import load_fine_tuned_model, load_tokenizer
+from mooring_build.models import load_fine_tuned_model
 from mooring_build.recipe import Recipe
 
 _DROPOUT = 0.1
@@ -145,8 +146,8 @@ class HeadsLearner(TextLearner):
         self, recipe: Recipe, folder: Path | None, dataset: Dataset, *, fine_tuned: bool = False
     ) -> Lesson:
         folder = required(recipe, folder)
-        tokenizer = load_tokenizer(folder)
         model = load_heads_model(folder, recipe) if fine_tuned else _new_model(folder, recipe)
+        tokenizer = tokenizer_of(model, folder, recipe)
         model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
         heads = model.config.heads
         return Lesson(
@@ -160,7 +161,7 @@ class HeadsLearner(TextLearner):
         )
 
     def exportable(self, recipe: Recipe, folder: Path) -> Exportable:
-        return text_exportable(load_heads_model(folder, recipe), load_tokenizer(folder), recipe)
+        return text_exportable(load_heads_model(folder, recipe), folder, recipe)
 
 
 def load_heads_model(folder: Path, recipe: Recipe) -> HeadsModel:

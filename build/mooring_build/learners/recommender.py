@@ -25,7 +25,7 @@ from mooring_build.learners.recommender_model import (
     RecommenderModel,
     UserTower,
 )
-from mooring_build.learners.text import embed_texts, required
+from mooring_build.learners.text import embed_texts, required, tokenizer_of
 from mooring_build.metrics import ranking_metrics
 from mooring_build.models import load_fine_tuned_model, load_tokenizer
 from mooring_build.recipe import Recipe
@@ -224,7 +224,7 @@ def _new_recommender(
     )
     model = RecommenderModel(config)
     model.text_encoder = encoder.requires_grad_(False)
-    tokenizer = load_tokenizer(folder)
+    tokenizer = tokenizer_of(encoder, folder, recipe, "embedding")
     vectors = embed_texts(encoder.eval(), tokenizer, list(texts.values()), recipe.text.max_length)
     model.text_vectors.copy_(torch.from_numpy(vectors))
     # The logarithm of a share is the bias that a softmax would learn: training starts from popularity.

@@ -30,6 +30,7 @@ from mooring_build.learners.adapters import add_adapter, merge_adapter
 from mooring_build.metrics import label_report, token_metrics
 from mooring_build.models import (
     check_padding,
+    check_served_tokens,
     check_vocabulary,
     load_base_model,
     load_fine_tuned_model,
@@ -73,16 +74,14 @@ class _ClassificationLearner(TextLearner):
         self, recipe: Recipe, folder: Path | None, dataset: Dataset, *, fine_tuned: bool = False
     ) -> Lesson:
         folder = required(recipe, folder)
-        tokenizer = load_tokenizer(folder)
         adapted = recipe.adapter is not None and not fine_tuned
         if fine_tuned:
-            model = load_fine_tuned_model(folder, recipe.task)
+            model, new_pooler = load_fine_tuned_model(folder, recipe.task), False
         else:
             model, new_pooler = load_base_model(folder, recipe.task, dataset.labels)
-            # As the export does, but before the training.
-            check_vocabulary(model, tokenizer, str(folder))
-            check_padding(OneOutput(model), token_sample(recipe)[0], tokenizer.pad_token_id, str(folder))
-            model = add_adapter(model, recipe, new_pooler=new_pooler) if adapted else model
+        tokenizer = tokenizer_of(model, folder, recipe)
+        if adapted:
+            model = add_adapter(model, recipe, new_pooler=new_pooler)
         return Lesson(
             model=model,
             finish=merge_adapter if adapted else None,
@@ -97,7 +96,7 @@ class _ClassificationLearner(TextLearner):
         )
 
     def exportable(self, recipe: Recipe, folder: Path) -> Exportable:
-        return text_exportable(load_fine_tuned_model(folder, recipe.task), load_tokenizer(folder), recipe)
+        return text_exportable(load_fine_tuned_model(folder, recipe.task), folder, recipe)
 
     @abstractmethod
     def _collator(self, tokenizer: PreTrainedTokenizerFast) -> Any: ...
@@ -170,10 +169,30 @@ def exposure_loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = 
     return torch.where(labels == IGNORED, away.mean(dim=-1), own).mean()
 
 
+def tokenizer_of(
+    model: PreTrainedModel, folder: Path, recipe: Recipe, output: str = "logits"
+) -> PreTrainedTokenizerFast:
+    """Load a checkpoint's tokenizer, and try whether its model answers what the tokenizer gives.
+
+    Raises:
+        CheckpointError: it can't be loaded, has tokens without an embedding, or padding changes the answer.
+    """
+    tokenizer, module = load_tokenizer(folder), OneOutput(model, output).eval()
+    check_vocabulary(module, tokenizer, str(folder))
+    check_padding(module, token_sample(recipe)[0], tokenizer.pad_token_id, str(folder))
+    return tokenizer
+
+
 def text_exportable(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, recipe: Recipe, output: str = "logits"
+    model: PreTrainedModel, folder: Path, recipe: Recipe, output: str = "logits"
 ) -> Exportable:
-    """A model of texts as its engine: ``input_ids`` and ``attention_mask`` ``[B, L]`` in, one FP32 output."""
+    """A model of texts as its engine: ``input_ids`` and ``attention_mask`` ``[B, L]`` in, one FP32 output.
+
+    Raises:
+        CheckpointError: as :func:`tokenizer_of`, or the tokenizer's file would be served as another one.
+    """
+    tokenizer = tokenizer_of(model, folder, recipe, output)
+    check_served_tokens(tokenizer, folder)
     return Exportable(
         module=OneOutput(model, output).eval(),
         inputs=("input_ids", "attention_mask"),
