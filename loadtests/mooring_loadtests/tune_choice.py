@@ -28,8 +28,9 @@ _TIME_SHARE = 0.2
 #: A longer run with fewer requests says nothing about a 99th percentile; beyond this length it isn't tried.
 _FEWEST_REQUESTS = 10
 _LONGEST_CONFIRMATION_S = 60
-#: So many longer runs, as a rule: of what is found, and of the present settings at the same rate.
-USUAL_CONFIRMATIONS = 2
+#: So many longer runs, as a rule: two of what is found, as turns promise too much, and one of the present
+#: settings at the same rate.
+USUAL_CONFIRMATIONS = 3
 #: What a longer run takes beside itself, about.
 _OVERHEAD_S = 10.0
 
@@ -96,7 +97,8 @@ def choose(
         default: the present settings.
         turns: what each finalist did, as many as of the others.
         p99_ms: the bound.
-        time_left: for this. Without any, the best in turns and the present settings have one run each.
+        time_left: for this. Without any, the best in turns and the present settings have their runs all the
+            same until one keeps the bound: a search that ends with nothing was for nothing.
 
     Returns:
         With the present settings as the choice where no other is clearly better in the turns together and
@@ -177,8 +179,11 @@ class _LongerRuns:
         usual_s = confirmation_s(self._p99_ms, self._time_left.minutes)
         if not rate or self._seconds(rate) > max(usual_s, _LONGEST_CONFIRMATION_S):
             return False
-        is_first = not self.confirmed or (candidate == self._default and candidate not in self.confirmed)
-        return is_first or self._time_left.has(USUAL_CONFIRMATIONS * (self._seconds(rate) + _OVERHEAD_S))
+        best = next(iter(self.confirmed), candidate)
+        nothing_kept = not any(one.rate for one in self.confirmed.values())
+        is_due = candidate == self._default and candidate not in self.confirmed
+        has_to = is_due or (nothing_kept and candidate in (best, self._default))
+        return has_to or self._time_left.has(2 * (self._seconds(rate) + _OVERHEAD_S))
 
     def _seconds(self, rate: float) -> int:
         usual_s = confirmation_s(self._p99_ms, self._time_left.minutes)

@@ -535,20 +535,44 @@ def test_a_gain_shows_in_every_turn(found: tuple[float, ...], changes: bool) -> 
     assert outcome.choice == (OTHER if changes else DEFAULT)
 
 
-@pytest.mark.parametrize(("left_s", "runs"), [(1e6, 5), (40.0, 2), (-1.0, 2)])
-def test_longer_runs_end_with_the_time_that_there_is(
-    left_s: float, runs: int, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("left_s", "keeps", "runs", "choice"),
+    [
+        # The best keeps none of the three rates that are tried; the third keeps its first.
+        (1e6, {DEFAULT: 0.0, OTHER: 0.0, THIRD: 190.0}, [OTHER] * 3 + [THIRD, DEFAULT], THIRD),
+        (40.0, {DEFAULT: 0.0, OTHER: 0.0, THIRD: 190.0}, [OTHER] * 3 + [DEFAULT] * 3, DEFAULT),
+        (-1.0, {DEFAULT: 110.0, OTHER: 0.0, THIRD: 190.0}, [OTHER] * 3 + [DEFAULT] * 2, DEFAULT),
+        # Turns promised too much, which is no reason to end with nothing.
+        (-1.0, {DEFAULT: 0.0, OTHER: 150.0, THIRD: 190.0}, [OTHER] * 3 + [DEFAULT], OTHER),
+    ],
+)
+def test_without_time_longer_runs_go_on_only_until_one_keeps_the_bound(
+    left_s: float,
+    keeps: dict[Candidate, float],
+    runs: list[Candidate],
+    choice: Candidate,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(tune_choice, "time", SimpleNamespace(monotonic=lambda: 1000.0))
-    prober = Confirming({DEFAULT: 0.0, OTHER: 0.0, THIRD: 190.0}, over=9.0)
+    prober = Confirming(keeps, over=9.0)
     rates = {DEFAULT: 150.0, OTHER: 250.0, THIRD: 200.0}
     outcome = chosen(prober, rates, time_left=TimeLeft(minutes=10.0, until_s=1000.0 + left_s))
-    # The best has a run in any case, and so have the present settings.
-    assert len(prober.runs) == runs
-    assert outcome.choice == (THIRD if left_s == 1e6 else DEFAULT)
-    assert DEFAULT in outcome.confirmed
+    assert [candidate for candidate, _ in prober.runs] == runs
+    assert outcome.choice == choice
+    assert bool(outcome.confirmed[choice].rate) == (choice != DEFAULT or keeps[DEFAULT] > 0)
     # What had no run is told nowhere.
-    assert (THIRD in outcome.confirmed) == (left_s == 1e6)
+    assert set(outcome.confirmed) == set(runs)
+
+
+def test_the_present_settings_have_a_run_without_time_where_what_is_found_is_in_doubt(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(tune_choice, "time", SimpleNamespace(monotonic=lambda: 1000.0))
+    prober = Confirming({DEFAULT: 90.0, OTHER: 250.0}, {OTHER: ["requests left late"]}, over=9.0)
+    no_time = TimeLeft(minutes=10.0, until_s=999.0)
+    outcome = chosen(prober, {DEFAULT: 150.0, OTHER: 250.0}, time_left=no_time)
+    assert [candidate for candidate, _ in prober.runs] == [OTHER, DEFAULT]
+    assert outcome.choice == OTHER
 
 
 @pytest.mark.parametrize(
