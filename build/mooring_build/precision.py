@@ -16,7 +16,9 @@ int8    ONNX                weights in 7 of 8 bits, activations quantised as the
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -87,9 +89,25 @@ def quantize_onnx(path: Path) -> None:
     model = onnx_ir.load(path)
     onnx_ir.external_data.load_to_model(model)
     quantizer = OnnxRuntimeQuantizer(OnnxRuntimeDynamicConfig(per_channel=True, reduce_range=True))
-    quantized = quantizer.quantize(model, {}, HubExportFormat.ONNX)
+    with _without_basic_config():
+        quantized = quantizer.quantize(model, {}, HubExportFormat.ONNX)
     quantized.ir_version = min(quantized.ir_version, model.ir_version)
     onnx_ir.save(quantized, str(path))
+
+
+@contextmanager
+def _without_basic_config() -> Iterator[None]:
+    """Keep ``logging.warning()`` from setting up the root logger, where the program has not.
+
+    ONNX Runtime's quantizer calls it for tensors that it leaves as they are, which are none of the caller's
+    business; from then on every library's warnings would go to standard error.
+    """
+    root, nowhere = logging.getLogger(), logging.NullHandler()
+    root.addHandler(nowhere)
+    try:
+        yield
+    finally:
+        root.removeHandler(nowhere)
 
 
 def halve_onnx(path: Path) -> None:

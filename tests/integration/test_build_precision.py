@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -60,6 +61,20 @@ def test_int8_is_published_with_what_it_costs(tmp_path: Path, overrides: list[st
     graph = onnx.load(tmp_path / "models" / "intent_onnx_ragged" / str(version) / "model.onnx").graph
     assert {"MatMulInteger", "DynamicQuantizeLinear"} <= {node.op_type for node in graph.node}
     assert any(line.startswith("int8 ") for line in said)
+
+
+def test_a_quantizer_that_warns_does_not_set_up_logging(
+    tmp_path: Path, overrides: list[str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    recipe = recipe_with(tmp_path, overrides)
+    exportable = learner_of(recipe.task).exportable(recipe, Path(recipe.base.checkpoint))
+    path = export_engine(exportable, recipe, "onnx", tmp_path / "engine")
+    # pytest's own handlers away, as in a program that has set up nothing.
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    capfd.readouterr()
+    lower_engine(path, exportable, recipe, "onnx")
+    assert logging.getLogger().handlers == []
+    assert "WARNING" not in capfd.readouterr().err
 
 
 def test_int8_answers_the_same_on_every_processor(tmp_path: Path, overrides: list[str]) -> None:
