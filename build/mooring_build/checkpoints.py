@@ -114,11 +114,20 @@ def read_position_limit(folder: Path) -> int | None:
 
     RoBERTa's family counts positions from the padding id on, so the first ``pad_token_id + 1`` are lost
     (``create_position_ids_from_input_ids`` in transformers).
+
+    Raises:
+        CheckpointError: one of these has no padding id.
     """
     config = _read_config(folder)
-    limit = config.get("max_position_embeddings")
-    kind = config["model_type"]
-    offset = config.get("pad_token_id", 1) + 1 if "roberta" in kind or kind in _ROBERTAS else 0
+    limit, kind, offset = config.get("max_position_embeddings"), config["model_type"], 0
+    if "roberta" in kind or kind in _ROBERTAS:
+        padding = config.get("pad_token_id", 1)
+        if not isinstance(padding, int):
+            raise CheckpointError(
+                f"{folder / 'config.json'}: pad_token_id is {padding!r}, and {kind} counts positions from "
+                "it: write the id that the tokenizer pads with (1 in RoBERTa's own)"
+            )
+        offset = padding + 1
     return None if limit is None else int(limit) - offset
 
 

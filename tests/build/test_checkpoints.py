@@ -251,6 +251,13 @@ def test_positions_that_texts_can_take(folder: Path, config: object, limit: int 
     assert read_position_limit(folder) == limit
 
 
+def test_a_model_that_counts_positions_from_no_padding_is_refused(folder: Path) -> None:
+    config = {"model_type": "roberta", "max_position_embeddings": 514, "pad_token_id": None}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=r"config.json: pad_token_id is None, and roberta counts"):
+        read_position_limit(folder)
+
+
 def say_pooling(folder: Path, pooling: object, *kinds: str) -> None:
     modules = [
         {
