@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 
 def add_command(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add ``mooring build`` to the command line."""
+    from mooring._commands import add_folder_option
     from mooring._toml_files import add_override_option
 
     parser = subparsers.add_parser(
@@ -36,19 +36,9 @@ def add_command(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
         metavar="N",
         help="try N sets of hyper-parameters first and build the best; trials of an earlier search count",
     )
-    parser.add_argument(
-        "--repository",
-        type=Path,
-        default=Path("model_repository"),
-        metavar="FOLDER",
-        help="where releases are published (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--artifacts",
-        type=Path,
-        default=Path("artifacts"),
-        metavar="FOLDER",
-        help="what is made on the way, and need not be made again (default: %(default)s)",
+    add_folder_option(parser, "--repository", "model_repository", "where releases are published")
+    add_folder_option(
+        parser, "--artifacts", "artifacts", "what is made on the way, and need not be made again"
     )
     parser.set_defaults(run=run)
 

@@ -22,7 +22,7 @@ _OTHER_EXAMPLES = re.compile(r"(data|heads|catalogue)[.=]")
 
 def add_command(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add ``mooring evaluate`` to the command line."""
-    from mooring._commands import add_server_options
+    from mooring._commands import add_folder_option, add_server_options
     from mooring._toml_files import add_override_option
 
     parser = subparsers.add_parser(
@@ -40,13 +40,7 @@ def add_command(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
         "--recipe", metavar="RECIPE", help="path of a TOML file, or a shipped recipe's name (default: MODEL)"
     )
     add_override_option(parser, "change one key of the recipe, e.g. data.evaluation=my.csv; may be repeated")
-    parser.add_argument(
-        "--repository",
-        type=Path,
-        default=Path("model_repository"),
-        metavar="FOLDER",
-        help="where the model's manifest lies (default: %(default)s)",
-    )
+    add_folder_option(parser, "--repository", "model_repository", "where the model's manifest lies")
     parser.add_argument("--limit", type=int, metavar="N", help="ask for the first N examples only")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
     add_server_options(parser)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 _DESCRIPTION = """\
 Let an earlier version of a released pipeline answer again, with the configs that it was published with.
@@ -13,6 +12,8 @@ loads the model."""
 
 def add_command(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add ``mooring rollback`` to the command line."""
+    from mooring._commands import add_folder_option
+
     parser = subparsers.add_parser(
         "rollback", help="let an earlier version answer again", description=_DESCRIPTION
     )
@@ -24,13 +25,7 @@ def add_command(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
         metavar="VERSION",
         help="one that is in the repository (default: the highest below the one that answers)",
     )
-    parser.add_argument(
-        "--repository",
-        type=Path,
-        default=Path("model_repository"),
-        metavar="FOLDER",
-        help="where the release was published (default: %(default)s)",
-    )
+    add_folder_option(parser, "--repository", "model_repository", "where the release was published")
     parser.set_defaults(run=run)
 
 

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 from mooring._errors import ConfigError, MooringError
@@ -74,6 +75,13 @@ def add_server_options(parser: argparse.ArgumentParser) -> None:
         help="time budget of each call in seconds (default: %(default)g)",
     )
     add_credential_options(options)
+
+
+def add_folder_option(parser: argparse.ArgumentParser, option: str, default: str, words: str) -> None:
+    """Add an option that names a folder; ``words`` is its help, to which the default is added."""
+    parser.add_argument(
+        option, type=Path, default=Path(default), metavar="FOLDER", help=f"{words} (default: %(default)s)"
+    )
 
 
 def add_credential_options(options: argparse._ActionsContainer) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mooring import ConfigError, MooringError
-from mooring._commands import Credentials, add_credential_options
+from mooring._commands import Credentials, add_credential_options, add_folder_option
 from mooring._toml_files import add_override_option
 from mooring_loadtests.arrivals import arrival_times
 from mooring_loadtests.load_profile import Profile, load_profile, shipped_profiles
@@ -69,13 +69,7 @@ def add_command(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
         metavar="FILE",
         help="that of 'mooring serve --trace FILE': shows what the slowest 1 %% of the requests waited for",
     )
-    parser.add_argument(
-        "--reports",
-        type=Path,
-        default=Path("reports"),
-        metavar="FOLDER",
-        help="where the report is written (default: %(default)s)",
-    )
+    add_folder_option(parser, "--reports", "reports", "where the report is written")
     parser.set_defaults(run=run)
 
 

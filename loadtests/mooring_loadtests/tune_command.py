@@ -14,7 +14,6 @@ import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from mooring import (
     RecipeError,
     VerificationError,
 )
+from mooring._commands import add_folder_option
 from mooring._toml_files import add_override_option
 from mooring_loadtests.cores import usable_cores
 from mooring_loadtests.load_profile import Payload
@@ -81,10 +81,9 @@ def add_command(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
         "batches, engine), load each for a moment, and propose the settings that answer most requests a "
         "second within the bound. An interrupted search goes on where it was.",
     )
-    folder = partial(parser.add_argument, type=Path, metavar="FOLDER")
     parser.add_argument("model", metavar="MODEL", help="name of a released pipeline, such as ner")
     parser.add_argument("--slo", required=True, type=slo, metavar="p99=TIME", help="such as p99=50ms")
-    folder("--repository", default=Path("model_repository"), help="where it is (default: model_repository)")
+    add_folder_option(parser, "--repository", "model_repository", "where it is")
     parser.add_argument(
         "--mixed-lengths",
         nargs="+",
@@ -105,7 +104,7 @@ def add_command(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
     )
     parser.add_argument("--checkpoint", metavar="PATH", help="as it was built")
     add_override_option(parser, "as it was built")
-    folder("--artifacts", default=Path("artifacts"), help="what its build made (default: artifacts)")
+    add_folder_option(parser, "--artifacts", "artifacts", "what its build made")
     parser.add_argument(
         "--minutes",
         type=number_of_minutes,
@@ -117,7 +116,7 @@ def add_command(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
         parser, "as 'mooring serve' is given it, where recipes take some by serving.resources"
     )
     parser.add_argument("--items", metavar="FILE", help="JSON lines to ask; texts are drawn otherwise")
-    folder("--reports", default=Path("reports"), help="where the report goes (default: reports)")
+    add_folder_option(parser, "--reports", "reports", "where the report goes")
     parser.add_argument(
         "--apply",
         action="store_true",
