@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 
+from mooring._commands import add_folder_option
 from mooring_loadtests.alternatives import post_text
 from mooring_loadtests.bench_clients import Ask, Flood, draw_texts, drive, flood, lean_http_caller
 from mooring_loadtests.bench_compare import compare_sides, read_settings
@@ -63,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("parts", nargs="*", choices=[*PARTS, []], metavar="PART", help="default: all")
     parser.add_argument("--rounds", type=count, default=3, help="turns of each side (default: 3)")
     parser.add_argument("--texts", type=count, default=_TEXTS, help="of a run (default: 2000)")
-    parser.add_argument("--work", type=Path, default=Path("artifacts/bench"), metavar="FOLDER")
+    add_folder_option(parser, "--work", "artifacts/bench", "what is made, and kept")
     parser.add_argument(
         "--settings",
         type=Path,

@@ -19,6 +19,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from mooring._commands import add_folder_option
 from mooring_loadtests.client_bench_echo import write_echo
 from mooring_loadtests.client_bench_import import measure_import
 from mooring_loadtests.client_bench_infer import CASES, compare_infer
@@ -86,7 +87,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m mooring_loadtests.client_bench",
         description="Measure the client beside bare tritonclient; the last line is JSON.",
     )
-    parser.add_argument("--repository", type=Path, default=Path("model_repository"), metavar="FOLDER")
+    add_folder_option(parser, "--repository", "model_repository", "where it is")
     parser.add_argument("--only", choices=PARTS, nargs="+", default=PARTS, help="measure no more than this")
     parser.add_argument("--pairs", type=count, default=31, help="turns of each side (default: 31)")
     parser.add_argument("--slice-ms", type=count, default=200, help="length of a turn (default: 200)")

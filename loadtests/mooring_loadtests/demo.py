@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mooring import Client
+from mooring._commands import add_folder_option
 from mooring_loadtests.answers import ask_both
 from mooring_loadtests.commands import count, exit_code
 from mooring_loadtests.cores import usable_cores
@@ -56,8 +57,8 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m mooring_loadtests.demo",
         description="Serve the built ner and intent, ask both, load ner, and sum up.",
     )
-    parser.add_argument("--repository", type=Path, default=Path("model_repository"), metavar="FOLDER")
-    parser.add_argument("--reports", type=Path, default=Path("reports"), metavar="FOLDER")
+    add_folder_option(parser, "--repository", "model_repository", "where it is")
+    add_folder_option(parser, "--reports", "reports", "where the report goes")
     parser.add_argument("--seconds", type=count, default=20, help="length of the load test (default: 20)")
     return parser
 

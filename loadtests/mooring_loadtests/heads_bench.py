@@ -18,9 +18,9 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 from mooring import Client, ConfigError, TextMultiClassifier
+from mooring._commands import add_folder_option
 from mooring_loadtests.client_bench_pairs import Comparison, Side, compare
 from mooring_loadtests.commands import count, exit_code
 from mooring_loadtests.cores import usable_cores
@@ -62,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m mooring_loadtests.heads_bench",
         description="Measure one model with several heads beside separate models; the last line is JSON.",
     )
-    parser.add_argument("--repository", type=Path, default=Path("model_repository"), metavar="FOLDER")
+    add_folder_option(parser, "--repository", "model_repository", "where it is")
     parser.add_argument("--model", default="opinion_heads", metavar="MODEL", help="the one with the heads")
     parser.add_argument(
         "--separate", nargs="+", default=["topic", "sentiment"], metavar="MODEL", help="one for each head"

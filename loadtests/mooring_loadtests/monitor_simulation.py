@@ -28,6 +28,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mooring import ConfigError, Label, Opinion
+from mooring._commands import add_folder_option
 from mooring.monitor import Alert, MonitorPolicy, OpinionMonitor
 from mooring_loadtests.commands import count, exit_code
 from mooring_loadtests.summary import table
@@ -260,7 +261,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="python -m mooring_loadtests.monitor_simulation",
         description="False alarms and detection delays of mooring.monitor; the last line is JSON.",
     )
-    parser.add_argument("--data", type=Path, default=Path("../shared/data"), metavar="FOLDER")
+    add_folder_option(parser, "--data", "../shared/data", "the real data sets")
     parser.add_argument("--days", type=count, default=500, help="quiet days (default: %(default)s)")
     parser.add_argument("--surges", type=count, default=200, help="of each size (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=1, help="default: %(default)s")

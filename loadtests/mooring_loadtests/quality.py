@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mooring import Client, ConfigError, DataError
+from mooring._commands import add_folder_option
 from mooring_loadtests.commands import exit_code
 
 if TYPE_CHECKING:
@@ -135,16 +136,8 @@ def _parser(systems: Sequence[str]) -> argparse.ArgumentParser:
     parser.add_argument(
         "systems", nargs="*", choices=[*dict.fromkeys(systems), []], metavar="SYSTEM", help="default: all"
     )
-    parser.add_argument(
-        "--data", type=Path, default=Path("../shared/data"), metavar="FOLDER", help="the real data sets"
-    )
-    parser.add_argument(
-        "--work",
-        type=Path,
-        default=Path("artifacts/quality"),
-        metavar="FOLDER",
-        help="what is made, and kept",
-    )
+    add_folder_option(parser, "--data", "../shared/data", "the real data sets")
+    add_folder_option(parser, "--work", "artifacts/quality", "what is made, and kept")
     parser.add_argument("--table", type=Path, default=_PAGE, metavar="FILE")
     return parser
 

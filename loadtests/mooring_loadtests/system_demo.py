@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from mooring import Client
 from mooring._answers import format_readable
+from mooring._commands import add_folder_option
 from mooring.monitor import MonitorPolicy, OpinionMonitor, Timeline, read_texts, watch
 from mooring_loadtests.answers import same
 from mooring_loadtests.commands import exit_code
@@ -84,8 +85,8 @@ def _parser() -> argparse.ArgumentParser:
         description="Serve one built system, ask it over gRPC and HTTP, and show its answers.",
     )
     parser.add_argument("system", metavar="NAME", help="name of a shipped recipe that is built")
-    parser.add_argument("--repository", type=Path, default=Path("model_repository"), metavar="FOLDER")
-    parser.add_argument("--reports", type=Path, default=Path("reports"), metavar="FOLDER")
+    add_folder_option(parser, "--repository", "model_repository", "where it is")
+    add_folder_option(parser, "--reports", "reports", "where the report goes")
     return parser
 
 

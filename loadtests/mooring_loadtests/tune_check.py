@@ -18,8 +18,8 @@ import json
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
+from mooring._commands import add_folder_option
 from mooring_loadtests.commands import count, exit_code
 from mooring_loadtests.cores import usable_cores
 from mooring_loadtests.load_profile import Payload
@@ -47,9 +47,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("model", metavar="MODEL")
     parser.add_argument("--slo", type=slo, default=100.0, metavar="p99=TIME", help="default: p99=100ms")
     parser.add_argument("--engine", metavar="FORMAT", help="look at this engine alone")
-    parser.add_argument("--repository", type=Path, default=Path("model_repository"), metavar="FOLDER")
+    add_folder_option(parser, "--repository", "model_repository", "where it is")
     parser.add_argument("--turns", type=count, default=5, metavar="N", help="of each finalist (default: 5)")
-    parser.add_argument("--work", type=Path, default=Path("artifacts/tune-check"), metavar="FOLDER")
+    add_folder_option(parser, "--work", "artifacts/tune-check", "what is made, and kept")
     args = parser.parse_args(argv)
     return exit_code(lambda: _run(args))
 
