@@ -229,6 +229,14 @@ def test_a_time_that_is_none_is_refused(time_s: float) -> None:
     assert monitor.counters.counted == 0
 
 
+@pytest.mark.parametrize("label", ["Negative", "neg", "LABEL_0"])
+def test_a_sentiment_of_another_name_is_refused_and_not_taken_for_a_good_one(label: str) -> None:
+    monitor = OpinionMonitor(POLICY)
+    with pytest.raises(ConfigError, match=f"^sentiment '{label}' is none of negative, neutral, positive: "):
+        monitor.feed(1, opinion(label))
+    assert monitor.counters == MonitorCounters()
+
+
 def test_an_alert_quotes_redacted_texts_newest_first() -> None:
     redacted: list[str] = []
 

@@ -21,6 +21,7 @@ from mooring.redaction import Redaction, Redactor
 Redact = Callable[[str], str | Redaction]
 
 _NEGATIVE = "negative"
+_SENTIMENTS = (_NEGATIVE, "neutral", "positive")
 _MOST_CHARACTERS = 500
 #: Up to the end of the year 9999, the last that a date can have.
 MAX_TIME_S = 253_402_300_799.0
@@ -105,8 +106,15 @@ class OpinionMonitor:
             What happened, in the order of time; mostly nothing.
 
         Raises:
-            ConfigError: the time is none.
+            ConfigError: the time is none, or the sentiment is not negative, neutral or positive.
         """
+        sentiment = opinion.sentiment.label
+        if sentiment not in _SENTIMENTS:
+            # Counted as not negative, it would keep every alert away.
+            raise ConfigError(
+                f"sentiment {sentiment!r} is none of {', '.join(_SENTIMENTS)}: give the model's labels these "
+                "names (id2label in its checkpoint's config.json), or judge by a function that does"
+            )
         events = self.advance(time_s)
         number = int(time_s // self.policy.step_s)
         assert self._next_step is not None
@@ -128,7 +136,7 @@ class OpinionMonitor:
             step = topic.open[number] = Step()
         self._counts["counted"] += 1
         step.texts += 1
-        if opinion.sentiment.label == _NEGATIVE:
+        if sentiment == _NEGATIVE:
             step.negatives += 1
             if self.policy.examples and text:
                 self._keep_example(step, text)
