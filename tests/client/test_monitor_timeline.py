@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -68,6 +69,22 @@ def test_the_picture_shows_every_topic_and_alert(tmp_path: Path) -> None:
     only_oil = (tmp_path / "oil.svg").read_text(encoding="utf-8")
     assert ">bank<" not in only_oil
     assert ">alert<" not in only_oil
+
+
+@pytest.mark.parametrize("ends", [(20, 30), (20,)], ids=["windows", "one window"])
+def test_a_topic_that_was_seen_for_a_while_does_not_cut_the_others_short(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ends: tuple[float, ...]
+) -> None:
+    timeline = Timeline()
+    for topic, times in (("bank", (10, 20, 30, 40)), ("oil", ends)):
+        for end_s in times:
+            timeline.add(WindowPoint(topic, end_s, 5, share=0.2, baseline_share=None, limit_share=None))
+    drawn: list[Any] = []
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, *_, **__: drawn.append(figure))
+    timeline.plot(tmp_path / "timeline.png")
+    for axis in drawn[0].axes:
+        assert [86_400 * day for day in axis.get_xlim()] == pytest.approx([10, 40])
+    timeline.plot(tmp_path / "timeline.png", topics=["oil"])
 
 
 def test_what_can_not_be_drawn(tmp_path: Path) -> None:
