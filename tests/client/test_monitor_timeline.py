@@ -87,6 +87,17 @@ def test_a_topic_that_was_seen_for_a_while_does_not_cut_the_others_short(
     timeline.plot(tmp_path / "timeline.png", topics=["oil"])
 
 
+def test_a_topic_with_dollar_signs_is_no_formula(tmp_path: Path) -> None:
+    timeline = Timeline()
+    for end_s in (10, 20):
+        timeline.add(WindowPoint("$A_$", end_s, 5, share=0.2, baseline_share=None, limit_share=None))
+    from matplotlib import rc_context
+
+    with rc_context({"svg.fonttype": "none"}):
+        timeline.plot(tmp_path / "timeline.svg")
+    assert ">$A_$<" in (tmp_path / "timeline.svg").read_text(encoding="utf-8")
+
+
 def test_what_can_not_be_drawn(tmp_path: Path) -> None:
     timeline = watched(Timeline())
     for call, said in (

@@ -134,7 +134,8 @@ class Timeline:
             axis.axvspan(start, end, color="tab:red", alpha=0.15, linewidth=0, label="alert")
             axis.axvline(start, color="tab:red", linewidth=1)
         axis.set_ylim(0, 1)
-        axis.set_title(name, loc="left", fontsize="medium")
+        # Not as a formula, which two dollar signs would make of it.
+        axis.set_title(name, loc="left", fontsize="medium", parse_math=False)
         axis.set_ylabel("negative share")
 
     def _spans(self, name: str, last_s: float) -> list[tuple[float, float]]:
