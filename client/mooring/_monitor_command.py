@@ -126,9 +126,10 @@ def run(args: argparse.Namespace) -> int:
         out = stack.enter_context(_open_alerts(args.alerts))
         webhook = _make_webhook(args)
         session = _Session(args, monitor, out, webhook)
-        stack.callback(session.finish)
         if webhook is not None:
             stack.callback(webhook.close)
+        # Before the webhook is waited for, which may be longer than a SIGTERM leaves.
+        stack.callback(session.finish)
         with suppress(asyncio.CancelledError):  # SIGTERM
             asyncio.run(session.watch())
     return session.code

@@ -184,6 +184,23 @@ def test_a_dead_webhook_stops_nothing_but_is_told(
 
 
 @pytest.mark.usefixtures("served")
+def test_the_state_is_saved_before_a_webhook_is_waited_for(
+    capsys: pytest.CaptureFixture[str], news: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state, close = tmp_path / "state.json", webhook.Webhook.close
+    saved: list[int] = []
+
+    def note(self: webhook.Webhook) -> None:
+        saved.append(json.loads(state.read_text(encoding="utf-8"))["counts"]["counted"])
+        close(self)
+
+    monkeypatch.setattr(webhook.Webhook, "close", note)
+    with receive() as receiver:
+        run(capsys, "--replay", news, "--webhook", receiver.url, "--state", state, *OPTIONS)
+    assert saved == [400]
+
+
+@pytest.mark.usefixtures("served")
 def test_the_timeline_is_drawn(capsys: pytest.CaptureFixture[str], news: Path, tmp_path: Path) -> None:
     picture = tmp_path / "timeline.png"
     assert run(capsys, "--replay", news, "--plot", picture, *OPTIONS)[0] == 0
