@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import math
 import os
 import signal
 import sys
@@ -146,7 +147,11 @@ def _open_alerts(path: str | None) -> Any:
     try:
         return Path(path).open("a", encoding="utf-8")
     except OSError as exc:
-        raise ConfigError(f"--alerts {path!r} can't be written: {exc.strerror}") from exc
+        raise _not_written(path, exc) from exc
+
+
+def _not_written(path: str, error: OSError) -> ConfigError:
+    return ConfigError(f"--alerts {path!r} can't be written: {error.strerror}")
 
 
 def _make_webhook(args: argparse.Namespace) -> Webhook | None:
@@ -186,6 +191,8 @@ class _Session:
         self._webhook = webhook
         self._refused = 0
         self._began = False
+        #: Whether an event happened that could not be written.
+        self._untold = False
         self._before = monitor.counters
         self._reported: tuple[type[MooringError] | None, float] = (None, 0.0)
         self._saved_s = time.monotonic()
@@ -228,7 +235,8 @@ class _Session:
         """Save the state and say what became of the texts."""
         if not self._began:
             return
-        self._save()
+        if not self._untold:
+            self._save()
         now, before, topics = self._monitor.counters, self._before, self._monitor.judged_topics
         parts = [f"{now.counted - before.counted} texts on {len(topics)} topics"]
         for name in ("late", "unsure", "crowded", "failed"):
@@ -322,10 +330,20 @@ class _Session:
                 self._save()
 
     def _tell(self, event: Alert | AlertEnded) -> None:
-        print(event.to_json(), file=self._out, flush=True)
+        # The monitor knows all events of the step by now: a state saved before they are told loses them.
+        self._untold = True
+        try:
+            print(event.to_json(), file=self._out, flush=True)
+        except OSError as exc:
+            if self._args.alerts is None:
+                raise  # as where the reader of stdout left
+            with suppress(OSError):  # it would try again to write the line
+                self._out.close()
+            raise _not_written(self._args.alerts, exc) from exc
         if self._webhook is not None:
             self._webhook.send(event)
-        self._save()
+        self._untold = False
+        self._saved_s = -math.inf  # the next tick saves
 
     def _refuse(self, error: DataError) -> None:
         self._refused += 1

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import re
 import socket
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -135,6 +137,42 @@ def test_alerts_go_to_a_file_and_quote_redacted_texts(
     lines = alerts.read_text(encoding="utf-8").splitlines()
     assert lines[:2] == lines[2:]
     assert json.loads(lines[0])["examples"] == [f"bank bad negative 21.{i} [EMAIL]" for i in (7, 6)]
+
+
+@pytest.mark.usefixtures("served")
+def test_an_alert_that_could_not_be_written_comes_after_the_restart(
+    capsys: pytest.CaptureFixture[str], news: Path, tmp_path: Path
+) -> None:
+    words = ("--replay", news, "--state", tmp_path / "state.json", *OPTIONS)
+    code, events, err = run(capsys, "--alerts", "/dev/full", *words)
+    assert (code, events) == (2, [])
+    assert "--alerts '/dev/full' can't be written: No space left on device" in err
+    _, events, _ = run(capsys, *words)
+    assert [event["type"] for event in events] == ["alert", "alert_ended"]
+
+
+class Full(io.StringIO):
+    """A file with room for one line."""
+
+    def write(self, text: str) -> int:
+        if "\n" in self.getvalue():
+            raise OSError(28, "No space left on device")
+        return super().write(text)
+
+
+@pytest.mark.usefixtures("served")
+def test_nor_is_another_event_of_its_step_lost(
+    capsys: pytest.CaptureFixture[str], news: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = news.read_text(encoding="utf-8").splitlines()
+    news.write_text("\n".join(each for line in lines for each in (line, line.replace("bank", "oil"))))
+    words = ("--replay", news, "--state", tmp_path / "state.json", *OPTIONS)
+    with monkeypatch.context() as patch:
+        patch.setattr("mooring._monitor_command._open_alerts", lambda path: nullcontext(Full()))
+        assert run(capsys, "--alerts", "full", *words)[0] == 2
+    _, events, _ = run(capsys, *words)
+    told = [(event["type"], event["topic"]) for event in events]
+    assert told == [("alert", "bank"), ("alert", "oil"), ("alert_ended", "bank"), ("alert_ended", "oil")]
 
 
 @pytest.mark.usefixtures("served")
