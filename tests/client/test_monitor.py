@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Iterable
 from dataclasses import fields, replace
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -216,8 +217,10 @@ def test_the_last_windows_are_judged_without_waiting_for_late_texts() -> None:
     assert alert.time_s == 220
 
 
-@pytest.mark.parametrize("time_s", [-1.0, math.nan, math.inf, 1.7e12])
-def test_a_time_that_is_none_is_refused(time_s: float) -> None:
+@pytest.mark.parametrize(
+    "time_s", [-1.0, math.nan, math.inf, 1.7e12, "2024-05-01", datetime(2024, 5, 1, tzinfo=UTC), None]
+)
+def test_a_time_that_is_none_is_refused(time_s: Any) -> None:
     monitor = OpinionMonitor(POLICY)
     for call in (
         lambda: monitor.feed(time_s, opinion("negative")),

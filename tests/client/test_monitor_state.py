@@ -10,9 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from monitor_streams import POLICY, steps
+from monitor_streams import POLICY, opinion, steps
 from mooring import ConfigError, DataError
 from mooring.monitor import Alert, AlertEnded, OpinionMonitor
 
@@ -56,6 +57,19 @@ def test_a_new_monitor_can_be_saved(tmp_path: Path) -> None:
     OpinionMonitor(POLICY).save(path)
     loaded = OpinionMonitor.load(path, POLICY)
     assert (loaded.counters.counted, loaded.open_alerts) == (0, [])
+
+
+@pytest.mark.parametrize("kind", [np.int64, np.float32])
+def test_times_may_be_numbers_of_numpy(tmp_path: Path, kind: Any) -> None:
+    path = tmp_path / "state.json"
+    monitor, same = OpinionMonitor(POLICY), OpinionMonitor(POLICY)
+    for time_s in (1000, 1015):
+        monitor.feed(kind(time_s), opinion("negative"))
+        same.feed(time_s, opinion("negative"))
+    monitor.save(path)
+    saved = path.read_bytes()
+    same.save(path)
+    assert path.read_bytes() == saved
 
 
 def test_replaying_what_was_seen_counts_nothing_twice_but_the_open_step(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from numbers import Real
 from typing import Self
 
 from mooring._errors import ConfigError, MooringError
@@ -160,8 +161,12 @@ class OpinionMonitor:
         Raises:
             ConfigError: the time is none.
         """
-        if not 0 <= time_s <= MAX_TIME_S:
-            raise ConfigError(f"time {time_s!r} must be seconds since 1970, from 0 to {MAX_TIME_S:.0f}")
+        if not isinstance(time_s, Real) or not 0 <= time_s <= MAX_TIME_S:
+            raise ConfigError(
+                f"time {time_s!r} must be seconds since 1970, as datetime.timestamp() gives, from 0 to "
+                f"{MAX_TIME_S:.0f}"
+            )
+        time_s = float(time_s)  # NumPy's numbers are no JSON
         if time_s > self._newest_s:
             self._newest_s = time_s
         elif not final:

@@ -91,7 +91,7 @@ class _Stream:
         self._monitor = monitor
         self._on_failure = on_failure
         self._waiting: deque[TimedText] = deque()
-        self._newest_s: float | None = None
+        self._last_s: float | None = None
 
     def add(self, text: TimedText | tuple[float, str]) -> str:
         timed = TimedText(*text)
@@ -100,7 +100,7 @@ class _Stream:
 
     def take(self, outcome: Outcome[Any]) -> list[AlertEvent]:
         timed = self._waiting.popleft()
-        self._newest_s = max(timed.time_s, self._newest_s or 0)
+        self._last_s = timed.time_s
         if outcome.error is not None:
             if self._on_failure is not None:
                 self._on_failure(timed, outcome.error)
@@ -110,7 +110,7 @@ class _Stream:
         return self._monitor.feed(timed.time_s, outcome.value, timed.text)
 
     def end(self) -> list[AlertEvent]:
-        return [] if self._newest_s is None else self._monitor.advance(self._newest_s, final=True)
+        return [] if self._last_s is None else self._monitor.advance(self._last_s, final=True)
 
 
 async def _added(stream: _Stream, texts: Any) -> AsyncIterator[str]:
