@@ -46,6 +46,17 @@ def test_topics_with_alerts_come_first_then_the_larger_ones() -> None:
     assert timeline.topics == ["bank", "oil"]
 
 
+def test_an_alert_that_was_on_at_the_restart_is_drawn_on(tmp_path: Path) -> None:
+    monitor, timeline = OpinionMonitor(POLICY), Timeline()
+    for time_s, said, _ in [*steps(0, 20), *steps(20, 24, negatives=8)]:
+        monitor.feed(time_s, said)
+    (alert,) = monitor.open_alerts
+    monitor.save(tmp_path / "state.json")
+    monitor = OpinionMonitor.load(tmp_path / "state.json", POLICY, timeline=timeline)
+    monitor.advance(260)
+    assert timeline._spans("bank", 260) == [(alert.time_s, 260)]
+
+
 def test_old_windows_are_forgotten() -> None:
     timeline = watched(Timeline(max_windows=5))
     assert [point.end_s for point in timeline.points("bank")] == [550, 560, 570, 580, 590]

@@ -255,6 +255,8 @@ class OpinionMonitor:
         monitor._topics = {topic.name: topic for topic in state.topics}
         monitor._next_step = state.next_step
         monitor._newest_s = -math.inf if state.newest_s is None else state.newest_s
+        if timeline is not None:
+            timeline.add_events(monitor.open_alerts)
         return monitor
 
 
