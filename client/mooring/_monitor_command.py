@@ -123,7 +123,7 @@ def run(args: argparse.Namespace) -> int:
         monitor = OpinionMonitor(policy, timeline=timeline)
     with ExitStack() as stack:
         if timeline is not None:
-            stack.callback(_draw, timeline, args.plot)
+            stack.callback(_draw, monitor, timeline, args.plot)
         out = stack.enter_context(_open_alerts(args.alerts))
         webhook = _make_webhook(args)
         session = _Session(args, monitor, out, webhook)
@@ -136,9 +136,11 @@ def run(args: argparse.Namespace) -> int:
     return session.code
 
 
-def _draw(timeline: Timeline, path: str) -> None:
+def _draw(monitor: OpinionMonitor, timeline: Timeline, path: str) -> None:
     if timeline.topics:
         timeline.plot(path)
+    elif monitor.judged_topics:
+        print(f"mooring: no window has ended, so there is no picture in {path}", file=sys.stderr)
 
 
 def _open_alerts(path: str | None) -> Any:

@@ -249,6 +249,17 @@ def test_the_timeline_is_drawn(capsys: pytest.CaptureFixture[str], news: Path, t
 
 
 @pytest.mark.usefixtures("served")
+def test_a_stream_without_a_window_has_no_picture_and_says_so(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "news.jsonl").write_text('{"time": 7, "text": "bank bad"}\n', encoding="utf-8")
+    picture = tmp_path / "timeline.png"
+    code, _, err = run(capsys, "--replay", tmp_path / "news.jsonl", "--plot", picture, *OPTIONS)
+    assert (code, picture.exists()) == (0, False)
+    assert f"no window has ended, so there is no picture in {picture}\n" in err
+
+
+@pytest.mark.usefixtures("served")
 def test_without_matplotlib_the_extra_is_named(
     capsys: pytest.CaptureFixture[str], news: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
