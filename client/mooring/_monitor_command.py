@@ -196,6 +196,7 @@ class _Session:
         #: Whether an event happened that could not be written.
         self._untold = False
         self._before = monitor.counters
+        self._late_told = False
         self._reported: tuple[type[MooringError] | None, float] = (None, 0.0)
         self._saved_s = time.monotonic()
         # Of the time of day, which may be put forward and back, only the beginning counts.
@@ -328,6 +329,7 @@ class _Session:
             if self._args.plain:
                 for event in self._monitor.advance(self._settled_s()):
                     self._tell(event)
+            self._look_for_late_texts()
             if time.monotonic() - self._saved_s > _SAVE_EVERY_S:
                 self._save()
 
@@ -346,6 +348,18 @@ class _Session:
             self._webhook.send(event)
         self._untold = False
         self._saved_s = -math.inf  # the next tick saves
+
+    def _look_for_late_texts(self) -> None:
+        """Say once that there are some: after a time far ahead all are, and nothing else would tell."""
+        if self._late_told or self._monitor.counters.late == self._before.late:
+            return
+        self._late_told = True
+        newest_s = self._monitor.newest_s
+        assert newest_s is not None
+        report(
+            f"texts come too late and are left out: one of {format_time(newest_s)} was seen before them "
+            f"(--lateness-s {self._monitor.policy.lateness_s:g}); how many, the end says"
+        )
 
     def _refuse(self, error: DataError) -> None:
         self._refused += 1

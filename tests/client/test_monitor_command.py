@@ -468,3 +468,28 @@ def test_the_state_is_kept_while_no_text_comes(
     code, _, err = run(capsys, "--state", tmp_path / "state.json", *OPTIONS)
     assert code == 0
     assert "20 texts on" in err
+
+
+@pytest.mark.usefixtures("served")
+def test_texts_that_come_too_late_are_told_while_the_watch_goes_on(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+
+    def note(error: object) -> None:
+        said.append(str(error))
+        (tmp_path / "told").touch()
+
+    monkeypatch.setattr("mooring._monitor_command._TICK_S", 0.01)
+    monkeypatch.setattr("mooring._monitor_command.report", note)
+    lines = "".join(f'{{"time": {time_s}, "text": "bank good"}}\n' for time_s in (4000, 40, 50, 60))
+    stdin = SimpleNamespace(buffer=SimpleNamespace(raw=Pausing(lines, tmp_path / "told")))
+    monkeypatch.setattr(sys, "stdin", stdin)
+    # Ends only when it was told.
+    code, _, err = run(capsys, *OPTIONS)
+    assert code == 0
+    assert said == [
+        "texts come too late and are left out: one of 1970-01-01T01:06:40Z was seen before them "
+        "(--lateness-s 0); how many, the end says"
+    ]
+    assert "1 texts on 1 topics, 3 late" in err

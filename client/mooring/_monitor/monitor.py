@@ -86,6 +86,11 @@ class OpinionMonitor:
         return MonitorCounters(**self._counts)
 
     @property
+    def newest_s(self) -> float | None:
+        """Time of the newest text, in seconds since 1970; ``None`` before the first."""
+        return None if self._next_step is None else self._newest_s
+
+    @property
     def open_alerts(self) -> list[Alert]:
         """Alerts that have not ended."""
         return [topic.alert.alert for topic in self._topics.values() if topic.alert]
@@ -225,7 +230,7 @@ class OpinionMonitor:
             counts=self._counts,
             topics=self._topics.values(),
             next_step=self._next_step,
-            newest_s=None if self._next_step is None else self._newest_s,
+            newest_s=self.newest_s,
         )
 
     @classmethod
