@@ -104,6 +104,21 @@ def test_options_that_do_not_shape_the_counts_may_change(tmp_path: Path) -> None
             OpinionMonitor.load(path, replace(POLICY, **changes))
 
 
+def test_examples_that_are_asked_for_no_more_are_forgotten(tmp_path: Path) -> None:
+    path = tmp_path / "state.json"
+    monitor = OpinionMonitor(replace(POLICY, examples=2))
+    for time_s, said, text in [*steps(0, 20), *steps(20, 23, negatives=8)]:
+        monitor.feed(time_s, said, text)
+    monitor.save(path)
+    assert path.read_text(encoding="utf-8").count("negative 2") == 8  # in three steps and in the alert
+    for examples, left in ((1, 4), (0, 0)):
+        fewer = OpinionMonitor.load(path, replace(POLICY, examples=examples))
+        fewer.save(path)
+        content = path.read_text(encoding="utf-8")
+        assert content.count("negative 2") == left
+    assert fewer.open_alerts == [replace(alert, examples=()) for alert in monitor.open_alerts]
+
+
 def test_a_file_that_can_not_be_replaced_stays_as_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
