@@ -140,6 +140,17 @@ def test_what_is_no_opinion_is_the_callers_mistake() -> None:
         list(watch(OpinionMonitor(POLICY), lambda text: "negative", TEXTS))  # type: ignore[arg-type, return-value]
 
 
+def test_coroutines_ask_a_task(served: FakeTransport) -> None:
+    async def run(judges: Any) -> None:
+        async for _ in awatch(OpinionMonitor(POLICY), judges, TEXTS):
+            pass
+
+    with Client(URL, transport=served) as client:
+        for judges, shown in ((judge, "<function"), (client.task("opinion_monitor"), "OpinionClassifier")):
+            with pytest.raises(ConfigError, match=f"^awatch asks a task of an AsyncClient, got {shown}"):
+                asyncio.run(run(judges))
+
+
 def test_a_time_that_is_no_number_is_named() -> None:
     texts: Any = [(datetime(2024, 5, 1, tzinfo=UTC), "bank bad news")]
     with pytest.raises(ConfigError, match=r"^time datetime\.datetime\(2024, 5.* must be seconds"):

@@ -73,7 +73,16 @@ async def awatch(
     concurrency: int = 8,
     batch_size: int | None = None,
 ) -> AsyncGenerator[AlertEvent, None]:
-    """The same as :func:`watch` for coroutines; alerts come while the next text is waited for."""
+    """The same as :func:`watch` for a task of an ``AsyncClient``; alerts come while a text is waited for.
+
+    Raises:
+        ConfigError: as :func:`watch`, or what judges is no such task.
+    """
+    if not isinstance(judge, AsyncOpinionClassifier):
+        raise ConfigError(
+            f"awatch asks a task of an AsyncClient, got {judge!r}: give other judges to watch, or feed their "
+            "opinions to the monitor"
+        )
     stream = _Stream(monitor, on_failure)
     items = judge.map(_added(stream, texts), concurrency=concurrency, batch_size=batch_size)
     async with aclosing(items) as outcomes:
