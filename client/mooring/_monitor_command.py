@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import math
 import os
 import signal
 import sys
@@ -122,21 +123,24 @@ def run(args: argparse.Namespace) -> int:
         monitor = OpinionMonitor(policy, timeline=timeline)
     with ExitStack() as stack:
         if timeline is not None:
-            stack.callback(_draw, timeline, args.plot)
+            stack.callback(_draw, monitor, timeline, args.plot)
         out = stack.enter_context(_open_alerts(args.alerts))
         webhook = _make_webhook(args)
         session = _Session(args, monitor, out, webhook)
-        stack.callback(session.finish)
         if webhook is not None:
             stack.callback(webhook.close)
+        # Before the webhook is waited for, which may be longer than a SIGTERM leaves.
+        stack.callback(session.finish)
         with suppress(asyncio.CancelledError):  # SIGTERM
             asyncio.run(session.watch())
     return session.code
 
 
-def _draw(timeline: Timeline, path: str) -> None:
+def _draw(monitor: OpinionMonitor, timeline: Timeline, path: str) -> None:
     if timeline.topics:
         timeline.plot(path)
+    elif monitor.judged_topics:
+        print(f"mooring: no window has ended, so there is no picture in {path}", file=sys.stderr)
 
 
 def _open_alerts(path: str | None) -> Any:
@@ -145,7 +149,11 @@ def _open_alerts(path: str | None) -> Any:
     try:
         return Path(path).open("a", encoding="utf-8")
     except OSError as exc:
-        raise ConfigError(f"--alerts {path!r} can't be written: {exc.strerror}") from exc
+        raise _not_written(path, exc) from exc
+
+
+def _not_written(path: str, error: OSError) -> ConfigError:
+    return ConfigError(f"--alerts {path!r} can't be written: {error.strerror}")
 
 
 def _make_webhook(args: argparse.Namespace) -> Webhook | None:
@@ -185,7 +193,10 @@ class _Session:
         self._webhook = webhook
         self._refused = 0
         self._began = False
+        #: Whether an event happened that could not be written.
+        self._untold = False
         self._before = monitor.counters
+        self._late_told = False
         self._reported: tuple[type[MooringError] | None, float] = (None, 0.0)
         self._saved_s = time.monotonic()
         # Of the time of day, which may be put forward and back, only the beginning counts.
@@ -227,7 +238,8 @@ class _Session:
         """Save the state and say what became of the texts."""
         if not self._began:
             return
-        self._save()
+        if not self._untold:
+            self._save()
         now, before, topics = self._monitor.counters, self._before, self._monitor.judged_topics
         parts = [f"{now.counted - before.counted} texts on {len(topics)} topics"]
         for name in ("late", "unsure", "crowded", "failed"):
@@ -317,14 +329,37 @@ class _Session:
             if self._args.plain:
                 for event in self._monitor.advance(self._settled_s()):
                     self._tell(event)
+            self._look_for_late_texts()
             if time.monotonic() - self._saved_s > _SAVE_EVERY_S:
                 self._save()
 
     def _tell(self, event: Alert | AlertEnded) -> None:
-        print(event.to_json(), file=self._out, flush=True)
+        # The monitor knows all events of the step by now: a state saved before they are told loses them.
+        self._untold = True
+        try:
+            print(event.to_json(), file=self._out, flush=True)
+        except OSError as exc:
+            if self._args.alerts is None:
+                raise  # as where the reader of stdout left
+            with suppress(OSError):  # it would try again to write the line
+                self._out.close()
+            raise _not_written(self._args.alerts, exc) from exc
         if self._webhook is not None:
             self._webhook.send(event)
-        self._save()
+        self._untold = False
+        self._saved_s = -math.inf  # the next tick saves
+
+    def _look_for_late_texts(self) -> None:
+        """Say once that there are some: after a time far ahead all are, and nothing else would tell."""
+        if self._late_told or self._monitor.counters.late == self._before.late:
+            return
+        self._late_told = True
+        newest_s = self._monitor.newest_s
+        assert newest_s is not None
+        report(
+            f"texts come too late and are left out: one of {format_time(newest_s)} was seen before them "
+            f"(--lateness-s {self._monitor.policy.lateness_s:g}); how many, the end says"
+        )
 
     def _refuse(self, error: DataError) -> None:
         self._refused += 1

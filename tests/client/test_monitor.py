@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Iterable
 from dataclasses import fields, replace
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -216,8 +217,10 @@ def test_the_last_windows_are_judged_without_waiting_for_late_texts() -> None:
     assert alert.time_s == 220
 
 
-@pytest.mark.parametrize("time_s", [-1.0, math.nan, math.inf, 1.7e12])
-def test_a_time_that_is_none_is_refused(time_s: float) -> None:
+@pytest.mark.parametrize(
+    "time_s", [-1.0, math.nan, math.inf, 1.7e12, "2024-05-01", datetime(2024, 5, 1, tzinfo=UTC), None]
+)
+def test_a_time_that_is_none_is_refused(time_s: Any) -> None:
     monitor = OpinionMonitor(POLICY)
     for call in (
         lambda: monitor.feed(time_s, opinion("negative")),
@@ -227,6 +230,14 @@ def test_a_time_that_is_none_is_refused(time_s: float) -> None:
         with pytest.raises(ConfigError, match=f"time {re.escape(repr(time_s))} must be seconds since 1970"):
             call()
     assert monitor.counters.counted == 0
+
+
+@pytest.mark.parametrize("label", ["Negative", "neg", "LABEL_0"])
+def test_a_sentiment_of_another_name_is_refused_and_not_taken_for_a_good_one(label: str) -> None:
+    monitor = OpinionMonitor(POLICY)
+    with pytest.raises(ConfigError, match=f"^sentiment '{label}' is none of negative, neutral, positive: "):
+        monitor.feed(1, opinion(label))
+    assert monitor.counters == MonitorCounters()
 
 
 def test_an_alert_quotes_redacted_texts_newest_first() -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import re
 import socket
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -138,6 +140,42 @@ def test_alerts_go_to_a_file_and_quote_redacted_texts(
 
 
 @pytest.mark.usefixtures("served")
+def test_an_alert_that_could_not_be_written_comes_after_the_restart(
+    capsys: pytest.CaptureFixture[str], news: Path, tmp_path: Path
+) -> None:
+    words = ("--replay", news, "--state", tmp_path / "state.json", *OPTIONS)
+    code, events, err = run(capsys, "--alerts", "/dev/full", *words)
+    assert (code, events) == (2, [])
+    assert "--alerts '/dev/full' can't be written: No space left on device" in err
+    _, events, _ = run(capsys, *words)
+    assert [event["type"] for event in events] == ["alert", "alert_ended"]
+
+
+class Full(io.StringIO):
+    """A file with room for one line."""
+
+    def write(self, text: str) -> int:
+        if "\n" in self.getvalue():
+            raise OSError(28, "No space left on device")
+        return super().write(text)
+
+
+@pytest.mark.usefixtures("served")
+def test_nor_is_another_event_of_its_step_lost(
+    capsys: pytest.CaptureFixture[str], news: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = news.read_text(encoding="utf-8").splitlines()
+    news.write_text("\n".join(each for line in lines for each in (line, line.replace("bank", "oil"))))
+    words = ("--replay", news, "--state", tmp_path / "state.json", *OPTIONS)
+    with monkeypatch.context() as patch:
+        patch.setattr("mooring._monitor_command._open_alerts", lambda path: nullcontext(Full()))
+        assert run(capsys, "--alerts", "full", *words)[0] == 2
+    _, events, _ = run(capsys, *words)
+    told = [(event["type"], event["topic"]) for event in events]
+    assert told == [("alert", "bank"), ("alert", "oil"), ("alert_ended", "bank"), ("alert_ended", "oil")]
+
+
+@pytest.mark.usefixtures("served")
 def test_a_restart_goes_on_where_it_was(
     capsys: pytest.CaptureFixture[str], news: Path, tmp_path: Path
 ) -> None:
@@ -184,6 +222,23 @@ def test_a_dead_webhook_stops_nothing_but_is_told(
 
 
 @pytest.mark.usefixtures("served")
+def test_the_state_is_saved_before_a_webhook_is_waited_for(
+    capsys: pytest.CaptureFixture[str], news: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state, close = tmp_path / "state.json", webhook.Webhook.close
+    saved: list[int] = []
+
+    def note(self: webhook.Webhook) -> None:
+        saved.append(json.loads(state.read_text(encoding="utf-8"))["counts"]["counted"])
+        close(self)
+
+    monkeypatch.setattr(webhook.Webhook, "close", note)
+    with receive() as receiver:
+        run(capsys, "--replay", news, "--webhook", receiver.url, "--state", state, *OPTIONS)
+    assert saved == [400]
+
+
+@pytest.mark.usefixtures("served")
 def test_the_timeline_is_drawn(capsys: pytest.CaptureFixture[str], news: Path, tmp_path: Path) -> None:
     picture = tmp_path / "timeline.png"
     assert run(capsys, "--replay", news, "--plot", picture, *OPTIONS)[0] == 0
@@ -191,6 +246,17 @@ def test_the_timeline_is_drawn(capsys: pytest.CaptureFixture[str], news: Path, t
     code, _, err = run(capsys, "--replay", news, "--plot", tmp_path / "timeline.txt", *OPTIONS)
     assert code == 2
     assert "timeline.txt must end in one of" in err
+
+
+@pytest.mark.usefixtures("served")
+def test_a_stream_without_a_window_has_no_picture_and_says_so(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "news.jsonl").write_text('{"time": 7, "text": "bank bad"}\n', encoding="utf-8")
+    picture = tmp_path / "timeline.png"
+    code, _, err = run(capsys, "--replay", tmp_path / "news.jsonl", "--plot", picture, *OPTIONS)
+    assert (code, picture.exists()) == (0, False)
+    assert f"no window has ended, so there is no picture in {picture}\n" in err
 
 
 @pytest.mark.usefixtures("served")
@@ -402,3 +468,28 @@ def test_the_state_is_kept_while_no_text_comes(
     code, _, err = run(capsys, "--state", tmp_path / "state.json", *OPTIONS)
     assert code == 0
     assert "20 texts on" in err
+
+
+@pytest.mark.usefixtures("served")
+def test_texts_that_come_too_late_are_told_while_the_watch_goes_on(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+
+    def note(error: object) -> None:
+        said.append(str(error))
+        (tmp_path / "told").touch()
+
+    monkeypatch.setattr("mooring._monitor_command._TICK_S", 0.01)
+    monkeypatch.setattr("mooring._monitor_command.report", note)
+    lines = "".join(f'{{"time": {time_s}, "text": "bank good"}}\n' for time_s in (4000, 40, 50, 60))
+    stdin = SimpleNamespace(buffer=SimpleNamespace(raw=Pausing(lines, tmp_path / "told")))
+    monkeypatch.setattr(sys, "stdin", stdin)
+    # Ends only when it was told.
+    code, _, err = run(capsys, *OPTIONS)
+    assert code == 0
+    assert said == [
+        "texts come too late and are left out: one of 1970-01-01T01:06:40Z was seen before them "
+        "(--lateness-s 0); how many, the end says"
+    ]
+    assert "1 texts on 1 topics, 3 late" in err

@@ -10,9 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from monitor_streams import POLICY, steps
+from monitor_streams import POLICY, opinion, steps
 from mooring import ConfigError, DataError
 from mooring.monitor import Alert, AlertEnded, OpinionMonitor
 
@@ -58,6 +59,19 @@ def test_a_new_monitor_can_be_saved(tmp_path: Path) -> None:
     assert (loaded.counters.counted, loaded.open_alerts) == (0, [])
 
 
+@pytest.mark.parametrize("kind", [np.int64, np.float32])
+def test_times_may_be_numbers_of_numpy(tmp_path: Path, kind: Any) -> None:
+    path = tmp_path / "state.json"
+    monitor, same = OpinionMonitor(POLICY), OpinionMonitor(POLICY)
+    for time_s in (1000, 1015):
+        monitor.feed(kind(time_s), opinion("negative"))
+        same.feed(time_s, opinion("negative"))
+    monitor.save(path)
+    saved = path.read_bytes()
+    same.save(path)
+    assert path.read_bytes() == saved
+
+
 def test_replaying_what_was_seen_counts_nothing_twice_but_the_open_step(tmp_path: Path) -> None:
     path = tmp_path / "state.json"
     monitor = OpinionMonitor(POLICY)
@@ -88,6 +102,21 @@ def test_options_that_do_not_shape_the_counts_may_change(tmp_path: Path) -> None
     ):
         with pytest.raises(ConfigError, match=f"state.json {said}: keep the option"):
             OpinionMonitor.load(path, replace(POLICY, **changes))
+
+
+def test_examples_that_are_asked_for_no_more_are_forgotten(tmp_path: Path) -> None:
+    path = tmp_path / "state.json"
+    monitor = OpinionMonitor(replace(POLICY, examples=2))
+    for time_s, said, text in [*steps(0, 20), *steps(20, 23, negatives=8)]:
+        monitor.feed(time_s, said, text)
+    monitor.save(path)
+    assert path.read_text(encoding="utf-8").count("negative 2") == 8  # in three steps and in the alert
+    for examples, left in ((1, 4), (0, 0)):
+        fewer = OpinionMonitor.load(path, replace(POLICY, examples=examples))
+        fewer.save(path)
+        content = path.read_text(encoding="utf-8")
+        assert content.count("negative 2") == left
+    assert fewer.open_alerts == [replace(alert, examples=()) for alert in monitor.open_alerts]
 
 
 def test_a_file_that_can_not_be_replaced_stays_as_it_was(

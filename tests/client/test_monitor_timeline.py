@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -45,6 +46,17 @@ def test_topics_with_alerts_come_first_then_the_larger_ones() -> None:
     assert timeline.topics == ["bank", "oil"]
 
 
+def test_an_alert_that_was_on_at_the_restart_is_drawn_on(tmp_path: Path) -> None:
+    monitor, timeline = OpinionMonitor(POLICY), Timeline()
+    for time_s, said, _ in [*steps(0, 20), *steps(20, 24, negatives=8)]:
+        monitor.feed(time_s, said)
+    (alert,) = monitor.open_alerts
+    monitor.save(tmp_path / "state.json")
+    monitor = OpinionMonitor.load(tmp_path / "state.json", POLICY, timeline=timeline)
+    monitor.advance(260)
+    assert timeline._spans("bank", 260) == [(alert.time_s, 260)]
+
+
 def test_old_windows_are_forgotten() -> None:
     timeline = watched(Timeline(max_windows=5))
     assert [point.end_s for point in timeline.points("bank")] == [550, 560, 570, 580, 590]
@@ -68,6 +80,33 @@ def test_the_picture_shows_every_topic_and_alert(tmp_path: Path) -> None:
     only_oil = (tmp_path / "oil.svg").read_text(encoding="utf-8")
     assert ">bank<" not in only_oil
     assert ">alert<" not in only_oil
+
+
+@pytest.mark.parametrize("ends", [(20, 30), (20,)], ids=["windows", "one window"])
+def test_a_topic_that_was_seen_for_a_while_does_not_cut_the_others_short(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ends: tuple[float, ...]
+) -> None:
+    timeline = Timeline()
+    for topic, times in (("bank", (10, 20, 30, 40)), ("oil", ends)):
+        for end_s in times:
+            timeline.add(WindowPoint(topic, end_s, 5, share=0.2, baseline_share=None, limit_share=None))
+    drawn: list[Any] = []
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, *_, **__: drawn.append(figure))
+    timeline.plot(tmp_path / "timeline.png")
+    for axis in drawn[0].axes:
+        assert [86_400 * day for day in axis.get_xlim()] == pytest.approx([10, 40])
+    timeline.plot(tmp_path / "timeline.png", topics=["oil"])
+
+
+def test_a_topic_with_dollar_signs_is_no_formula(tmp_path: Path) -> None:
+    timeline = Timeline()
+    for end_s in (10, 20):
+        timeline.add(WindowPoint("$A_$", end_s, 5, share=0.2, baseline_share=None, limit_share=None))
+    from matplotlib import rc_context
+
+    with rc_context({"svg.fonttype": "none"}):
+        timeline.plot(tmp_path / "timeline.svg")
+    assert ">$A_$<" in (tmp_path / "timeline.svg").read_text(encoding="utf-8")
 
 
 def test_what_can_not_be_drawn(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -137,6 +138,23 @@ def test_texts_are_taken_only_as_fast_as_they_are_judged(served: FakeTransport) 
 def test_what_is_no_opinion_is_the_callers_mistake() -> None:
     with pytest.raises(ConfigError, match="must return an Opinion, got 'negative'"):
         list(watch(OpinionMonitor(POLICY), lambda text: "negative", TEXTS))  # type: ignore[arg-type, return-value]
+
+
+def test_coroutines_ask_a_task(served: FakeTransport) -> None:
+    async def run(judges: Any) -> None:
+        async for _ in awatch(OpinionMonitor(POLICY), judges, TEXTS):
+            pass
+
+    with Client(URL, transport=served) as client:
+        for judges, shown in ((judge, "<function"), (client.task("opinion_monitor"), "OpinionClassifier")):
+            with pytest.raises(ConfigError, match=f"^awatch asks a task of an AsyncClient, got {shown}"):
+                asyncio.run(run(judges))
+
+
+def test_a_time_that_is_no_number_is_named() -> None:
+    texts: Any = [(datetime(2024, 5, 1, tzinfo=UTC), "bank bad news")]
+    with pytest.raises(ConfigError, match=r"^time datetime\.datetime\(2024, 5.* must be seconds"):
+        list(watch(OpinionMonitor(POLICY), judge, texts))
 
 
 def test_an_empty_stream_has_no_end_to_judge() -> None:

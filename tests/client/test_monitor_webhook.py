@@ -216,6 +216,8 @@ def test_a_closed_webhook_takes_nothing() -> None:
         ("https://host/ö", "must be percent-encoded"),
         ("https://hooks..example.com/s3cret", "no host name but 'hooks..example.com'"),
         (f"https://{'a' * 64}.example.com/", "no host name but 'aaaa"),
+        ("https://example.com ", "no host name but 'example.com '"),
+        ("https://example.com /s3cret", "no host name but 'example.com '"),
         (7, "can't be read"),
     ],
 )

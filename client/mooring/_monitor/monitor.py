@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from numbers import Real
 from typing import Self
 
 from mooring._errors import ConfigError, MooringError
@@ -21,6 +22,7 @@ from mooring.redaction import Redaction, Redactor
 Redact = Callable[[str], str | Redaction]
 
 _NEGATIVE = "negative"
+_SENTIMENTS = (_NEGATIVE, "neutral", "positive")
 _MOST_CHARACTERS = 500
 #: Up to the end of the year 9999, the last that a date can have.
 MAX_TIME_S = 253_402_300_799.0
@@ -84,6 +86,11 @@ class OpinionMonitor:
         return MonitorCounters(**self._counts)
 
     @property
+    def newest_s(self) -> float | None:
+        """Time of the newest text, in seconds since 1970; ``None`` before the first."""
+        return None if self._next_step is None else self._newest_s
+
+    @property
     def open_alerts(self) -> list[Alert]:
         """Alerts that have not ended."""
         return [topic.alert.alert for topic in self._topics.values() if topic.alert]
@@ -105,8 +112,15 @@ class OpinionMonitor:
             What happened, in the order of time; mostly nothing.
 
         Raises:
-            ConfigError: the time is none.
+            ConfigError: the time is none, or the sentiment is not negative, neutral or positive.
         """
+        sentiment = opinion.sentiment.label
+        if sentiment not in _SENTIMENTS:
+            # Counted as not negative, it would keep every alert away.
+            raise ConfigError(
+                f"sentiment {sentiment!r} is none of {', '.join(_SENTIMENTS)}: give the model's labels these "
+                "names (id2label in its checkpoint's config.json), or judge by a function that does"
+            )
         events = self.advance(time_s)
         number = int(time_s // self.policy.step_s)
         assert self._next_step is not None
@@ -128,7 +142,7 @@ class OpinionMonitor:
             step = topic.open[number] = Step()
         self._counts["counted"] += 1
         step.texts += 1
-        if opinion.sentiment.label == _NEGATIVE:
+        if sentiment == _NEGATIVE:
             step.negatives += 1
             if self.policy.examples and text:
                 self._keep_example(step, text)
@@ -152,8 +166,12 @@ class OpinionMonitor:
         Raises:
             ConfigError: the time is none.
         """
-        if not 0 <= time_s <= MAX_TIME_S:
-            raise ConfigError(f"time {time_s!r} must be seconds since 1970, from 0 to {MAX_TIME_S:.0f}")
+        if not isinstance(time_s, Real) or not 0 <= time_s <= MAX_TIME_S:
+            raise ConfigError(
+                f"time {time_s!r} must be seconds since 1970, as datetime.timestamp() gives, from 0 to "
+                f"{MAX_TIME_S:.0f}"
+            )
+        time_s = float(time_s)  # NumPy's numbers are no JSON
         if time_s > self._newest_s:
             self._newest_s = time_s
         elif not final:
@@ -212,7 +230,7 @@ class OpinionMonitor:
             counts=self._counts,
             topics=self._topics.values(),
             next_step=self._next_step,
-            newest_s=None if self._next_step is None else self._newest_s,
+            newest_s=self.newest_s,
         )
 
     @classmethod
@@ -242,6 +260,8 @@ class OpinionMonitor:
         monitor._topics = {topic.name: topic for topic in state.topics}
         monitor._next_step = state.next_step
         monitor._newest_s = -math.inf if state.newest_s is None else state.newest_s
+        if timeline is not None:
+            timeline.add_events(monitor.open_alerts)
         return monitor
 
 

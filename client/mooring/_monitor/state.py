@@ -122,21 +122,23 @@ def _step_state(step: Step) -> list[Any]:
 
 def _read_topic(name: str, state: Mapping[str, Any], policy: MonitorPolicy) -> Topic:
     topic = Topic(name, policy)
-    topic.window = deque(_read_step(raw) for raw in state["window"])
+    topic.window = deque(_read_step(raw, policy) for raw in state["window"])
     topic.baseline.extend(_read_pair(raw) for raw in state["baseline"])
-    topic.open = {int(number): _read_step(raw) for number, raw in state["open"].items()}
+    topic.open = {int(number): _read_step(raw, policy) for number, raw in state["open"].items()}
     if "alert" in state:
         topic.held.extend(_read_pair(raw) for raw in state["held"])
         raw = dict(state["alert"])
-        alert = Alert(**{**raw.pop("alert"), "examples": tuple(state["alert"]["alert"]["examples"])})
+        examples = state["alert"]["alert"]["examples"][: policy.examples]  # newest first
+        alert = Alert(**{**raw.pop("alert"), "examples": tuple(examples)})
         topic.alert = OpenAlert(alert=alert, **raw)
     topic.recount()
     return topic
 
 
-def _read_step(raw: Any) -> Step:
+def _read_step(raw: Any, policy: MonitorPolicy) -> Step:
     texts, negatives, examples = raw
-    return Step(*_read_pair((texts, negatives)), examples=[str(text) for text in examples])
+    newest = examples[max(0, len(examples) - policy.examples) :]
+    return Step(*_read_pair((texts, negatives)), examples=[str(text) for text in newest])
 
 
 def _read_pair(raw: Any) -> tuple[int, int]:

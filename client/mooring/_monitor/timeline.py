@@ -93,6 +93,10 @@ class Timeline:
         axes = figure.subplots(len(names), 1, sharex=True, squeeze=False)[:, 0]
         for axis, name in zip(axes, names, strict=True):
             self._draw(axis, name)
+        ends = [point.end_s for name in names for point in self._points[name]]
+        if min(ends) < max(ends):
+            # Of all topics, as they share the axis.
+            axes[0].set_xlim(_date(min(ends)), _date(max(ends)))
         legend: dict[str, Any] = {}
         for axis in axes:
             handles, labels = axis.get_legend_handles_labels()
@@ -130,8 +134,8 @@ class Timeline:
             axis.axvspan(start, end, color="tab:red", alpha=0.15, linewidth=0, label="alert")
             axis.axvline(start, color="tab:red", linewidth=1)
         axis.set_ylim(0, 1)
-        axis.set_xlim(times[0], times[-1])
-        axis.set_title(name, loc="left", fontsize="medium")
+        # Not as a formula, which two dollar signs would make of it.
+        axis.set_title(name, loc="left", fontsize="medium", parse_math=False)
         axis.set_ylabel("negative share")
 
     def _spans(self, name: str, last_s: float) -> list[tuple[float, float]]:

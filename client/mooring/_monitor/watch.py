@@ -73,7 +73,16 @@ async def awatch(
     concurrency: int = 8,
     batch_size: int | None = None,
 ) -> AsyncGenerator[AlertEvent, None]:
-    """The same as :func:`watch` for coroutines; alerts come while the next text is waited for."""
+    """The same as :func:`watch` for a task of an ``AsyncClient``; alerts come while a text is waited for.
+
+    Raises:
+        ConfigError: as :func:`watch`, or what judges is no such task.
+    """
+    if not isinstance(judge, AsyncOpinionClassifier):
+        raise ConfigError(
+            f"awatch asks a task of an AsyncClient, got {judge!r}: give other judges to watch, or feed their "
+            "opinions to the monitor"
+        )
     stream = _Stream(monitor, on_failure)
     items = judge.map(_added(stream, texts), concurrency=concurrency, batch_size=batch_size)
     async with aclosing(items) as outcomes:
@@ -91,7 +100,7 @@ class _Stream:
         self._monitor = monitor
         self._on_failure = on_failure
         self._waiting: deque[TimedText] = deque()
-        self._newest_s: float | None = None
+        self._last_s: float | None = None
 
     def add(self, text: TimedText | tuple[float, str]) -> str:
         timed = TimedText(*text)
@@ -100,7 +109,7 @@ class _Stream:
 
     def take(self, outcome: Outcome[Any]) -> list[AlertEvent]:
         timed = self._waiting.popleft()
-        self._newest_s = max(timed.time_s, self._newest_s or 0)
+        self._last_s = timed.time_s
         if outcome.error is not None:
             if self._on_failure is not None:
                 self._on_failure(timed, outcome.error)
@@ -110,7 +119,7 @@ class _Stream:
         return self._monitor.feed(timed.time_s, outcome.value, timed.text)
 
     def end(self) -> list[AlertEvent]:
-        return [] if self._newest_s is None else self._monitor.advance(self._newest_s, final=True)
+        return [] if self._last_s is None else self._monitor.advance(self._last_s, final=True)
 
 
 async def _added(stream: _Stream, texts: Any) -> AsyncIterator[str]:

@@ -225,7 +225,8 @@ def _parse_url(url: str) -> tuple[str, str, int, str]:
         )
     try:
         parts.hostname.encode("idna")
-    except UnicodeError as exc:
+        http.client.HTTPConnection(parts.hostname, 80)  # connects to nothing yet, but looks at the name
+    except (UnicodeError, http.client.InvalidURL) as exc:
         raise ConfigError(f"the webhook's URL has no host name but {parts.hostname!r}: {exc}") from exc
     target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     if not target.isascii() or not target.isprintable() or " " in target:
