@@ -7,6 +7,7 @@ one is imported; ``mooring --help`` imports them all.
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib.metadata
 import os
 import sys
@@ -17,6 +18,7 @@ from mooring._errors import ConfigError, InvalidInput, MooringError
 
 #: What a shell reports for a command that ended as the reader of its output had left.
 _SIGPIPE = 141
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 _Subparsers = argparse._SubParsersAction  # the only name that argparse has for it
 
@@ -48,17 +50,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _report(_explain_import(args.command, args.run.__module__, exc), 2)
     except BrokenPipeError:
         # The reader of our output left, as `head` does: no error, but no success of a command that had not
-        # ended, either. stdout is replaced because Python flushes it once more at exit
-        # (https://docs.python.org/3/library/signal.html#note-on-sigpipe).
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # ended, either.
+        _write_no_more()
         return _SIGPIPE if code is None else code
     except OSError as exc:
-        if exc.filename is None:
+        if exc.filename is not None:
+            return _report(f"{exc.filename}: {exc.strerror}", 1)
+        if exc.errno not in _NO_ROOM:
             raise
-        return _report(f"{exc.filename}: {exc.strerror}", 1)
+        _write_no_more()
+        return _report(f"output can't be written: {exc.strerror}", 1)
     except KeyboardInterrupt:
         return 130  # what a shell reports for a command ended by Ctrl-C
     return code
+
+
+def _write_no_more() -> None:
+    """Replace stdout, as Python flushes it once more at exit
+    (https://docs.python.org/3/library/signal.html#note-on-sigpipe).
+    """
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _build_parser(words: Sequence[str]) -> argparse.ArgumentParser:

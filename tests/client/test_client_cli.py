@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from functools import partial
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -216,3 +217,19 @@ sys.exit(mooring._cli.main(["predict", "ner"]))
     process.stdout = None
     _, err = process.communicate(b"")
     assert (process.returncode, err) == (status, b"")
+
+
+@pytest.mark.parametrize("flush", [False, True])
+def test_output_for_which_there_is_no_room_is_an_error(flush: bool) -> None:
+    program = f"""
+import sys
+import mooring._cli, mooring._predict
+mooring._predict.run = lambda args: print("short", flush={flush}) or 0
+sys.exit(mooring._cli.main(["predict", "ner"]))
+"""
+    with Path("/dev/full").open("w") as full:
+        process = subprocess.run(
+            [sys.executable, "-c", program], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    said = "mooring: error: output can't be written: No space left on device\n"
+    assert (process.returncode, process.stderr) == (1, said)
