@@ -164,12 +164,18 @@ def _note_cpu(generator: int) -> None:
 
 
 def _note_lag() -> None:
-    """In a closed loop nothing leaves late; what a user would wait for its turn is measured instead."""
+    """In a closed loop nothing leaves late; what a user would wait for its turn is measured instead.
+
+    Beats are due at set times: a process that stands still for long is late for many of them.
+    """
+    due_s = time.perf_counter()
     while True:
-        began_s, is_measured = time.perf_counter(), _process.began_ns is not None
-        gevent.sleep(_HEARTBEAT_S)
-        if is_measured:
-            _process.recorder.late(_process.now_s(), time.perf_counter() - began_s - _HEARTBEAT_S)
+        due_s += _HEARTBEAT_S
+        gevent.sleep(max(0.0, due_s - time.perf_counter()))
+        late_s = max(0.0, time.perf_counter() - due_s)
+        # Before the clock is started nothing is due.
+        if (at_s := _process.now_s() - late_s) > 0:
+            _process.recorder.late(at_s, late_s)
 
 
 @events.report_to_master.add_listener

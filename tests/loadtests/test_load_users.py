@@ -225,3 +225,20 @@ def test_users_show_what_the_options_name() -> None:
     assert _run_python(_USER + code) == (
         "secret True\nmooring: error: --token-env: there is no environment variable 'NO_TOKEN' with a token\n"
     )
+
+
+def test_a_process_that_stands_still_is_late_for_all_that_time() -> None:
+    code = """
+    import gevent, time
+    from gevent.monkey import get_original
+
+    options.load_profile, options.overrides, environment.runner = "smoke", ["users=1"], None
+    users._watch(environment)
+    users._process.begin()
+    gevent.sleep(0.1)
+    get_original("time", "sleep")(1.0)
+    gevent.sleep(0.2)
+    late = [ms for health in users._process.recorder.health.values() for ms in health.lateness_ms.elements()]
+    print(sum(ms > 100 for ms in late) >= 15, max(late) >= 900)
+    """
+    assert _run_python(_USER + code) == "True True\n"
