@@ -137,8 +137,9 @@ def _watch(environment: Environment, **_: Any) -> None:
         return
     profile = profile_of(environment)
     loop = profile.loop
-    if environment.parsed_options.generators > 1 and loop == "closed":
-        # All at once, as some processes may get their first user in a later stage, or none.
+    if environment.parsed_options.generators > 1:
+        # All at once: some processes may get their first user in a later stage, or none, and what one whose
+        # first answer takes long sends would come after the others' stages.
         _process.begin()
     elif loop == "closed":
         _process.awaited = int(profile.spans()[0].amount)

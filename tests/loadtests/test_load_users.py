@@ -242,3 +242,29 @@ def test_a_process_that_stands_still_is_late_for_all_that_time() -> None:
     print(sum(ms > 100 for ms in late) >= 15, max(late) >= 900)
     """
     assert _run_python(_USER + code) == "True True\n"
+
+
+def test_one_of_several_processes_whose_first_answer_takes_long_sends_late() -> None:
+    code = """
+    import gevent
+    from types import SimpleNamespace
+
+    options.generators, options.overrides, environment.runner = 2, ["rate=100", "stages=[{seconds=1}]"], None
+    users._watch(environment)
+
+    def config(model):
+        gevent.sleep(0.5)
+        return SimpleNamespace(name=model, parameters={})
+
+    user = users.GrpcUser(environment)
+    user._client = SimpleNamespace(
+        config=config, metadata=lambda model: None, task=lambda model: lambda item: None, close=lambda: None
+    )
+    try:
+        user.run_loop()
+    except StopUser:
+        user.on_stop()
+    late = [ms for health in users._process.recorder.health.values() for ms in health.lateness_ms.elements()]
+    print(sum(ms > 100 for ms in late) >= 10)
+    """
+    assert _run_python(_USER + code) == "True\n"
