@@ -184,6 +184,11 @@ def run_load(
             f"the server answered {result.others:,} requests of others meanwhile: times of its steps and "
             "sizes of its batches are of these, too"
         )
+    if result.uncounted:
+        complain(
+            f"{result.uncounted:,} answers are not in what the server counted, as it was started again or "
+            "the URL leads to several servers: do not trust the times of its steps and sizes of its batches"
+        )
     return result
 
 

@@ -130,6 +130,12 @@ def test_requests_of_others_are_told(requests: int, said: bool, tmp_path: Path) 
     assert bool(re.search(r"The server answered 3,8\d\d requests of others meanwhile, which", words)) == said
 
 
+def test_answers_that_the_server_did_not_count_are_told(tmp_path: Path) -> None:
+    result = load_result(stages=SHORT, server=server_times(8.0, 500))
+    assert 500 < result.uncounted < 700
+    assert f"{result.uncounted} answers are not in what the server counted" in _page(result, tmp_path).words
+
+
 def test_steps_are_drawn_against_load(tmp_path: Path) -> None:
     result = load_result(stages=STEPS, rate=80.0, slowest=server_times(60.0, 30))
     page = _page(result, tmp_path)

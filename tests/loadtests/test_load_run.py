@@ -198,7 +198,11 @@ def test_a_run_says_what_changed_of_the_server_meanwhile(
     ]
     assert (result.version, list(result.changes), result.doubts) == ("3", changes, changes)
     assert result.anew == ("ner_onnx",)
-    assert [words.partition(":")[0] for words in complaints] == ["the server began anew during the run"]
+    assert [words.partition(":")[0] for words in complaints] == [
+        "the server began anew during the run",
+        f"{result.uncounted:,} answers are not in what the server counted, as it was started again or the "
+        "URL leads to several servers",
+    ]
 
 
 def test_a_run_without_its_token_does_not_begin(tmp_path: Path) -> None:
