@@ -156,6 +156,7 @@ def run_load(
         else:
             if slowest_times is None:
                 complain(f"no times of the slowest requests: {trace} has none of this run yet")
+    elsewhere = {} if workers is None else {"load comes from": f"{workers.count} Locust workers"}
     result = LoadResult(
         name=name,
         model=model,
@@ -163,7 +164,7 @@ def run_load(
         started=started,
         profile=profile,
         processes=processes if workers is None else workers.count,
-        machine=machine(),
+        machine=machine() | elsewhere,
         versions=_versions() | {server.name: server.version},
         settings=settings,
         recorder=recorder,
