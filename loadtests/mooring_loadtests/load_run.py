@@ -250,6 +250,11 @@ def _generate(
         raise MooringError(
             f"{len(written['crashes'])} kinds of crashes among the users:\n{written['crashes'][0]}"
         )
+    if written["strangers"]:
+        raise MooringError(
+            f"workers on {', '.join(written['strangers'])} sent something else: the profile and the file "
+            "that it replays must be the same there as here"
+        )
     recorder = Recorder()
     recorder.add(written["measured"])
     return recorder, written["began_ns"]

@@ -12,6 +12,7 @@ try:
 except ModuleNotFoundError as exc:
     raise ImportError("load tests need Locust: install Mooring's extra [loadtests]") from exc
 
+import hashlib
 import itertools
 import json
 import logging
@@ -37,7 +38,7 @@ from mooring._commands import Credentials
 from mooring_loadtests.arrivals import arrival_times
 from mooring_loadtests.load_profile import Profile, load_profile
 from mooring_loadtests.options import add_options
-from mooring_loadtests.payloads import endless_items
+from mooring_loadtests.payloads import endless_items, items_sha256
 from mooring_loadtests.recorder import Recorder, round_ms
 
 # Locust keeps whole milliseconds below 100 and two digits above: too coarse for a model that answers in five.
@@ -78,6 +79,10 @@ class _Process:
         self.awaited = 0
         #: When the clock was started, since 1970. A master has its workers', by its own time.
         self.began_ns: int | None = None
+        #: Digest of what is sent.
+        self.load = ""
+        #: Of a master: workers that send something else.
+        self.strangers: set[str] = set()
 
     def begin(self) -> None:
         """Start the clock, if it stands."""
@@ -133,9 +138,10 @@ def _prepare(environment: Environment, **_: Any) -> None:
 @events.test_start.add_listener
 def _watch(environment: Environment, **_: Any) -> None:
     _process.reset()
+    profile = profile_of(environment)
+    _process.load = _digest(profile)
     if isinstance(environment.runner, MasterRunner):
         return
-    profile = profile_of(environment)
     loop = profile.loop
     if environment.parsed_options.generators > 1:
         # All at once: some processes may get their first user in a later stage, or none, and what one whose
@@ -148,6 +154,17 @@ def _watch(environment: Environment, **_: Any) -> None:
         gevent.spawn(_note_cpu, _generator(environment))
         if loop == "closed":
             gevent.spawn(_note_lag)
+
+
+def _digest(profile: Profile) -> str:
+    """Of what a profile sends, items of a file included."""
+    try:
+        items = items_sha256(profile.payload)
+    except OSError:
+        # The users say so.
+        items = ""
+    load = profile.model_dump_json(exclude={"description", "slo"})
+    return hashlib.sha256(f"{load}\n{items}".encode()).hexdigest()
 
 
 def _generator(environment: Environment) -> int:
@@ -182,15 +199,18 @@ def _note_lag() -> None:
 @events.report_to_master.add_listener
 def _hand_over(data: dict[str, Any], **_: Any) -> None:
     data["mooring"] = _process.recorder.take()
+    data["mooring_load"] = _process.load
     # Clocks of other machines may differ.
     data["mooring_ago_s"] = None if _process.began_ns is None else _process.now_s()
 
 
 @events.worker_report.add_listener
-def _take_over(data: dict[str, Any], **_: Any) -> None:
+def _take_over(client_id: str, data: dict[str, Any]) -> None:
     _process.recorder.add(data["mooring"])
     if (ago_s := data["mooring_ago_s"]) is not None:
         _process.began_ns = max(_process.began_ns or 0, time.time_ns() - round(ago_s * 1e9))
+        if data["mooring_load"] != _process.load:
+            _process.strangers.add(client_id)
 
 
 @events.quitting.add_listener
@@ -202,7 +222,14 @@ def _write_results(environment: Environment, **_: Any) -> None:
         return
     crashes = [crash["traceback"] for crash in runner.exceptions.values()]
     measured = _process.recorder.to_dict()
-    written = {"measured": measured, "began_ns": _process.began_ns, "crashes": crashes}
+    # A worker's name ends in an underscore and a number of its own.
+    strangers = sorted({name.rpartition("_")[0] for name in _process.strangers})
+    written = {
+        "measured": measured,
+        "began_ns": _process.began_ns,
+        "crashes": crashes,
+        "strangers": strangers,
+    }
     Path(path).write_text(json.dumps(written), encoding="utf-8")
 
 

@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 
 from load_results import load_result
-from mooring import ConfigError, ConnectError, DurationStatistics, ModelStatistics
+from mooring import ConfigError, ConnectError, DurationStatistics, ModelStatistics, MooringError
 from mooring._commands import Credentials
 from mooring_loadtests import demo, load_run, server_times
 from mooring_loadtests.load_changes import incomparable
 from mooring_loadtests.load_profile import load_profile
 from mooring_loadtests.load_result import LoadResult
-from mooring_loadtests.load_run import Workers, _environment, run_load
+from mooring_loadtests.load_run import Workers, _environment, _generate, run_load
 
 # Nothing listens on port 1.
 NO_SERVER = "grpc://127.0.0.1:1"
@@ -116,7 +116,8 @@ def test_what_generates_the_load_is_told_which_variable_has_the_token(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     commands: list[list[str]] = []
-    answer = {"measured": {"seconds": [], "health": [], "errors": {}}, "began_ns": None, "crashes": []}
+    measured = {"seconds": [], "health": [], "errors": {}}
+    answer = {"measured": measured, "began_ns": None, "crashes": [], "strangers": []}
 
     def run(command: list[str], *rest: Any) -> int:
         commands.append(command)
@@ -228,6 +229,19 @@ def test_workers_are_not_taken_for_processes_of_this_machine(
 
     a, b = load(processes=2), load(workers=Workers(count=2, host="10.0.0.5", port=5557))
     assert "machine: load comes from is None in A and 2 Locust workers in B" in incomparable(a, b)
+
+
+def test_workers_with_another_profile_make_no_result(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    measured = {"seconds": [], "health": [], "errors": {}}
+    answer = {"measured": measured, "began_ns": None, "crashes": [], "strangers": ["one", "two"]}
+
+    def run(command: list[str], *rest: Any) -> int:
+        Path(command[command.index("--results") + 1]).write_text(json.dumps(answer), encoding="utf-8")
+        return 0
+
+    monkeypatch.setattr(load_run, "_run", run)
+    with pytest.raises(MooringError, match="workers on one, two sent something else: the profile and"):
+        _generate("ner", load_profile("smoke"), [], 2, tmp_path / "ner.log", lambda elapsed_s: None)
 
 
 def test_a_run_without_its_token_does_not_begin(tmp_path: Path) -> None:
