@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -7,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from matplotlib.figure import Figure
 
 from load_results import STEPS, load_result, server_times
-from mooring_loadtests.load_plots import batch_sizes
+from mooring_loadtests.load_plots import ACCENT, _points, batch_sizes
 from mooring_loadtests.load_profile import Profile, Slo, Stage
 from mooring_loadtests.load_report import write_report
 from mooring_loadtests.load_result import LoadResult
+from mooring_loadtests.load_statistics import Estimate
 
 #: Elements that have no end.
 VOID = {"meta", "link", "br", "img"}
@@ -239,6 +242,16 @@ def test_the_largest_panel_is_of_the_step_that_computes_most(tmp_path: Path) -> 
     titles = re.findall(r"(\w+): mean", words)
     assert titles == ["onnx", "tokenizer", "postprocessor"]
     assert batch_sizes([]) == ""
+
+
+def test_an_interval_that_ends_among_failures_is_drawn() -> None:
+    axes = Figure().subplots()
+    certain = Estimate(value=20.0, low=19.0, high=21.0)
+    uncertain = Estimate(value=20.0, low=15.0, high=math.inf)
+    _points(axes, [1.0, 2.0], [certain, uncertain], ACCENT, "p99")
+    (low, high), (low_unsure, high_unsure) = (line.get_ydata() for line in axes.lines[1:])
+    assert (low, high, low_unsure) == (19.0, 21.0, 15.0)
+    assert high_unsure > 1e9
 
 
 def test_a_page_repeats(tmp_path: Path) -> None:
