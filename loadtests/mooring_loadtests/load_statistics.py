@@ -11,6 +11,7 @@ from it: with a server at 80 % of its capacity, the interval of a minute's p99 i
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -84,8 +85,7 @@ def figures(stages: Sequence[Sequence[Second]], *, seed: int = 0) -> Draws:
         ValueError: nothing was sent.
     """
     size = max(1, round(sum(map(len, stages)) / _BLOCKS))
-    # A short stage has two blocks at least, or there would be no interval for all the others.
-    cut = [_split(stage, min(size, max(1, len(stage) // 2))) for stage in stages]
+    cut = [_split(stage, size) for stage in stages]
     parts = [part for blocks in cut for part in blocks]
     counts, values = _histograms([together(part) for part in parts])
     requests = int(counts.sum())
@@ -168,7 +168,14 @@ def _measure(
 
 
 def _split(seconds: Sequence[Second], size: int) -> list[Sequence[Second]]:
-    return [seconds[first : first + size] for first in range(0, len(seconds), size)]
+    """Blocks of about so many seconds, all alike, as each is drawn as often as any other.
+
+    A short stage has two, or there would be no interval for all the others.
+    """
+    length = len(seconds)
+    count = max(min(2, length), round(length / size))
+    ends = [length * number // count for number in range(count + 1)]
+    return [seconds[first:end] for first, end in itertools.pairwise(ends)]
 
 
 def together(part: Sequence[Second]) -> Second:
