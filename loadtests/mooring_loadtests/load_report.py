@@ -249,6 +249,8 @@ def _load(result: LoadResult) -> Iterator[tuple[str, str]]:
         yield "loop", f"open, {profile.rate:g} requests a second, {profile.arrivals} arrivals"
     else:
         yield "loop", f"closed, {profile.users} users"
+    if result.urls:
+        yield "server", ", ".join(result.urls)
     yield "requests", ", ".join(result.names)
     yield "time budget", f"{profile.timeout_s:g} s"
     for number, span in enumerate(profile.spans(), start=1):

@@ -254,6 +254,14 @@ def test_an_interval_that_ends_among_failures_is_drawn() -> None:
     assert high_unsure > 1e9
 
 
+def test_the_page_says_what_was_asked_and_from_where(tmp_path: Path) -> None:
+    words = _page(
+        load_result(stages=SHORT, urls=("grpc://models:8001", "http://models:8000")), tmp_path
+    ).words
+    assert "server grpc://models:8001, http://models:8000" in words
+    assert "Machine of the generator" in words
+
+
 def test_a_page_repeats(tmp_path: Path) -> None:
     result = load_result(stages=SHORT)
     assert _page(result, tmp_path).source == _page(result, tmp_path).source
