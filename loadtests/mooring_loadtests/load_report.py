@@ -181,7 +181,8 @@ def _show(name: str, value: float, *, unit: bool = True) -> str:
     if name == "error_rate":
         return f"{100 * value:.3g} %"
     words = " ms" if name.endswith("_ms") else " /s"
-    shown = "∞" if math.isinf(value) else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    # What three digits would round to a thousand is one.
+    shown = "∞" if math.isinf(value) else f"{value:,.0f}" if abs(value) >= 999.5 else f"{value:.3g}"
     return shown + words * unit
 
 

@@ -288,7 +288,7 @@ class LoadResult:
             by_chance = late <= expected + 2 * math.sqrt(expected)
             if not by_chance or figure - self._without_slowest(stage, name, share) > limit:
                 return share, (
-                    f"{share:.1%} of the requests left more than {limit:.3g} ms late: the generator or its "
+                    f"{share:.1%} of the requests left more than {limit:,.4g} ms late: the generator or its "
                     "machine was overloaded"
                 )
         return None

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from load_results import STEPS, load_result, server_times
 from mooring_loadtests.load_plots import ACCENT, _points, batch_sizes
 from mooring_loadtests.load_profile import Profile, Slo, Stage
-from mooring_loadtests.load_report import write_report
+from mooring_loadtests.load_report import _show, write_report
 from mooring_loadtests.load_result import LoadResult
 from mooring_loadtests.load_statistics import Estimate
 
@@ -260,6 +260,14 @@ def test_the_page_says_what_was_asked_and_from_where(tmp_path: Path) -> None:
     ).words
     assert "server grpc://models:8001, http://models:8000" in words
     assert "Machine of the generator" in words
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [(999.4, "999 /s"), (999.7, "1,000 /s"), (12345.6, "12,346 /s"), (0.01234, "0.0123 /s")],
+)
+def test_figures_are_written_out(value: float, shown: str) -> None:
+    assert _show("throughput", value) == shown
 
 
 def test_a_page_repeats(tmp_path: Path) -> None:
