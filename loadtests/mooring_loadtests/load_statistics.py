@@ -59,9 +59,7 @@ class Draws:
         value = self.values[name]
         if name not in self.draws:
             return Estimate(value=value)
-        # Without interpolation, which knows no infinity.
-        shares = [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2]
-        low, high = map(float, np.quantile(self.draws[name], shares, method="inverted_cdf"))
+        low, high = interval(self.draws[name])
         if name == "error_rate":
             # Draws of a run without failures have none either, which does not make it certain that there
             # never are any.
@@ -105,6 +103,14 @@ def figures(stages: Sequence[Sequence[Second]], *, seed: int = 0) -> Draws:
     return Draws(
         values={name: float(figure[0]) for name, figure in whole.items()}, draws=draws, requests=requests
     )
+
+
+def interval(draws: np.ndarray) -> tuple[float, float]:
+    """95 % interval of what was drawn."""
+    shares = [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2]
+    # Without interpolation, which knows no infinity.
+    low, high = np.quantile(draws, shares, method="inverted_cdf")
+    return float(low), float(high)
 
 
 def wilson(share: float, total: int) -> tuple[float, float]:
