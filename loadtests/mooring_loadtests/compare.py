@@ -117,6 +117,8 @@ def _conclusion(changes: Sequence[Change], threshold: float) -> list[str]:
         f"Different means by more than {100 * threshold:.3g} %, and beyond chance with all figures together "
         "(5 %, Holm).",
     ]
+    if counts["no difference"]:
+        lines.append("No difference means that none was shown: the interval says how large one may be.")
     if counts["unknown"]:
         lines.append(
             "Unknown: a run had too few seconds or requests for this figure, or a measured stage of a second."

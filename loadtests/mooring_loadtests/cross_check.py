@@ -29,7 +29,7 @@ import numpy as np
 from mooring import ConfigError, MooringError
 from mooring_loadtests.commands import count, exit_code
 from mooring_loadtests.load_profile import Payload, Profile, Stage
-from mooring_loadtests.load_result import LoadResult
+from mooring_loadtests.load_result import LoadResult, finite
 from mooring_loadtests.load_run import run_load
 from mooring_loadtests.payloads import draw_text
 
@@ -94,7 +94,8 @@ def _run(args: argparse.Namespace) -> int:
             for figure, values in ratios.items():
                 values.append(figures["mooring"][figure] / figures["perf_analyzer"][figure])
     medians = {figure: statistics.median(values) for figure, values in ratios.items()}
-    print(json.dumps({f"{figure}_ratio": round(median, 4) for figure, median in medians.items()}))
+    said = {f"{figure}_ratio": round(median, 4) for figure, median in medians.items()}
+    print(json.dumps(finite(said), allow_nan=False))
     return int(any(abs(median - 1) > _ALLOWED[figure] for figure, median in medians.items()))
 
 

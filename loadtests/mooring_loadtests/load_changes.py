@@ -10,13 +10,12 @@ from typing import Any, Literal
 import numpy as np
 
 from mooring_loadtests.load_result import LoadResult
-from mooring_loadtests.load_statistics import Draws, wilson
+from mooring_loadtests.load_statistics import Draws, interval, wilson
 
 ALL = "all"
 FIGURES = ("p50_ms", "p95_ms", "p99_ms", "mean_ms", "throughput", "error_rate")
 _MORE_IS_BETTER = "throughput"
 _SHARE = "error_rate"
-_LEVEL = 0.95
 #: Chance of one false alarm or more in a whole comparison of runs that do not differ.
 _FALSE_ALARMS = 0.05
 #: Words that say how the machine was, not what it is.
@@ -121,7 +120,7 @@ def _ratio_change(requests: str, figure: str, a: Draws, b: Draws) -> Change:
     # Every draw of one run with every draw of the other: the runs are independent, their draws are not, as
     # both come from the same seed.
     ratios = _ratio(b.draws[figure][:, None], a.draws[figure][None, :])
-    low, high = _interval(ratios)
+    low, high = interval(ratios)
     return replace(change, low=low, high=high, p=_chance(ratios, 1.0))
 
 
@@ -131,7 +130,7 @@ def _share_change(requests: str, a: Draws, b: Draws) -> Change:
     if _SHARE not in a.draws or _SHARE not in b.draws:
         return change
     differences = b.draws[_SHARE][:, None] - a.draws[_SHARE][None, :]
-    low, high = _interval(differences)
+    low, high = interval(differences)
     # A run without failures has draws without failures, all alike. So the interval is no narrower than that
     # of independent failures (Newcombe, "Interval estimation for the difference between independent
     # proportions", Statistics in Medicine 17, 1998, method 10), and the chance no smaller than theirs.
@@ -150,13 +149,6 @@ def _ratio(after: np.ndarray, before: np.ndarray) -> np.ndarray:
     """``after / before``; 1 where both are 0 or both infinite."""
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.where(after == before, 1.0, after / before)
-
-
-def _interval(draws: np.ndarray) -> tuple[float, float]:
-    shares = [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2]
-    # Without interpolation, which knows no infinity.
-    low, high = np.quantile(draws, shares, method="inverted_cdf")
-    return float(low), float(high)
 
 
 def _chance(draws: np.ndarray, unchanged: float) -> float:

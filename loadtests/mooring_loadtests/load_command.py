@@ -203,8 +203,6 @@ def _verdict_lines(result: LoadResult, verdicts: list[Bound]) -> list[str]:
         doubt = ", too little measured for an interval"
         if interval:
             doubt = "" if bound.sure else ", within the confidence interval"
-        verdict = "kept" if bound.kept else "BROKEN"
-        lines.append(
-            f"{bound.name} {bound.figure.value:.4g}{interval}, bound {bound.limit:g}: {verdict}{doubt}"
-        )
+        verdict = "no verdict" if result.doubts else f"{'kept' if bound.kept else 'BROKEN'}{doubt}"
+        lines.append(f"{bound.name} {bound.figure.value:.4g}{interval}, bound {bound.limit:g}: {verdict}")
     return lines + [f"INVALID: {doubt}" for doubt in result.doubts]

@@ -64,6 +64,8 @@ _WIDE = 9.4
 _HALF = 4.6
 _BUCKETS = 120
 _TAIL = (0.0, 0.5, 0.9, 0.95, 0.99, 0.999)
+#: Above every latency that is drawn.
+_BEYOND = 1e12
 _PARTS = {
     "queue": ("queue_ms", SECOND),
     "input": ("input_ms", THIRD),
@@ -295,8 +297,9 @@ def _points(
     values = np.array([figure.value if math.isfinite(figure.value) else math.nan for figure in figures])
     axes.plot(amounts, values, "o-", color=colour, linewidth=1.4, markersize=4, label=name)
     for amount, figure in zip(amounts, figures, strict=True):
-        if figure.low is not None and figure.high is not None and math.isfinite(figure.high):
-            axes.plot([amount, amount], [figure.low, figure.high], color=colour, linewidth=1)
+        if figure.low is not None and figure.high is not None and math.isfinite(figure.low):
+            # One that ends among failures leaves the plot.
+            axes.plot([amount, amount], [figure.low, min(figure.high, _BEYOND)], color=colour, linewidth=1)
 
 
 def _label_stages(axes: Axes, result: LoadResult) -> None:

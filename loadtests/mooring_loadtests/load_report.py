@@ -181,7 +181,8 @@ def _show(name: str, value: float, *, unit: bool = True) -> str:
     if name == "error_rate":
         return f"{100 * value:.3g} %"
     words = " ms" if name.endswith("_ms") else " /s"
-    shown = "∞" if math.isinf(value) else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    # What three digits would round to a thousand is one.
+    shown = "∞" if math.isinf(value) else f"{value:,.0f}" if abs(value) >= 999.5 else f"{value:.3g}"
     return shown + words * unit
 
 
@@ -249,6 +250,8 @@ def _load(result: LoadResult) -> Iterator[tuple[str, str]]:
         yield "loop", f"open, {profile.rate:g} requests a second, {profile.arrivals} arrivals"
     else:
         yield "loop", f"closed, {profile.users} users"
+    if result.urls:
+        yield "server", ", ".join(result.urls)
     yield "requests", ", ".join(result.names)
     yield "time budget", f"{profile.timeout_s:g} s"
     for number, span in enumerate(profile.spans(), start=1):

@@ -188,6 +188,16 @@ class LoadResult:
         others = max(self.server.requests, *(step.requests for step in self.server.steps)) - own
         return others if others > _OTHERS_SHARE * own else 0
 
+    @property
+    def uncounted(self) -> int:
+        """Answers that the server did not count, as others gave them or it began anew; 0 where hardly any."""
+        if self.server is None:
+            return 0
+        seconds = self.recorder.seconds.values()
+        answered = sum(second.latencies_ms.total() for second in seconds)
+        uncounted = answered - self.server.requests
+        return uncounted if uncounted > _OTHERS_SHARE * answered else 0
+
     def cpu(self, span: Span) -> dict[int, Counter[float]]:
         """What each generating process used of a core in the seconds of a stage."""
         used: defaultdict[int, Counter[float]] = defaultdict(Counter)
@@ -278,7 +288,7 @@ class LoadResult:
             by_chance = late <= expected + 2 * math.sqrt(expected)
             if not by_chance or figure - self._without_slowest(stage, name, share) > limit:
                 return share, (
-                    f"{share:.1%} of the requests left more than {limit:.3g} ms late: the generator or its "
+                    f"{share:.1%} of the requests left more than {limit:,.4g} ms late: the generator or its "
                     "machine was overloaded"
                 )
         return None

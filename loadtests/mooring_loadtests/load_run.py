@@ -156,6 +156,7 @@ def run_load(
         else:
             if slowest_times is None:
                 complain(f"no times of the slowest requests: {trace} has none of this run yet")
+    elsewhere = {} if workers is None else {"load comes from": f"{workers.count} Locust workers"}
     result = LoadResult(
         name=name,
         model=model,
@@ -163,7 +164,7 @@ def run_load(
         started=started,
         profile=profile,
         processes=processes if workers is None else workers.count,
-        machine=machine(),
+        machine=machine() | elsewhere,
         versions=_versions() | {server.name: server.version},
         settings=settings,
         recorder=recorder,
@@ -183,6 +184,11 @@ def run_load(
         complain(
             f"the server answered {result.others:,} requests of others meanwhile: times of its steps and "
             "sizes of its batches are of these, too"
+        )
+    if result.uncounted:
+        complain(
+            f"{result.uncounted:,} answers are not in what the server counted, as it was started again or "
+            "the URL leads to several servers: do not trust the times of its steps and sizes of its batches"
         )
     return result
 
@@ -243,6 +249,11 @@ def _generate(
     if written["crashes"]:
         raise MooringError(
             f"{len(written['crashes'])} kinds of crashes among the users:\n{written['crashes'][0]}"
+        )
+    if written["strangers"]:
+        raise MooringError(
+            f"workers on {', '.join(written['strangers'])} sent something else: the profile and the file "
+            "that it replays must be the same there as here"
         )
     recorder = Recorder()
     recorder.add(written["measured"])

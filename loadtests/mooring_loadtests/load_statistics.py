@@ -11,6 +11,7 @@ from it: with a server at 80 % of its capacity, the interval of a minute's p99 i
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -58,9 +59,7 @@ class Draws:
         value = self.values[name]
         if name not in self.draws:
             return Estimate(value=value)
-        # Without interpolation, which knows no infinity.
-        shares = [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2]
-        low, high = map(float, np.quantile(self.draws[name], shares, method="inverted_cdf"))
+        low, high = interval(self.draws[name])
         if name == "error_rate":
             # Draws of a run without failures have none either, which does not make it certain that there
             # never are any.
@@ -84,8 +83,7 @@ def figures(stages: Sequence[Sequence[Second]], *, seed: int = 0) -> Draws:
         ValueError: nothing was sent.
     """
     size = max(1, round(sum(map(len, stages)) / _BLOCKS))
-    # A short stage has two blocks at least, or there would be no interval for all the others.
-    cut = [_split(stage, min(size, max(1, len(stage) // 2))) for stage in stages]
+    cut = [_split(stage, size) for stage in stages]
     parts = [part for blocks in cut for part in blocks]
     counts, values = _histograms([together(part) for part in parts])
     requests = int(counts.sum())
@@ -105,6 +103,14 @@ def figures(stages: Sequence[Sequence[Second]], *, seed: int = 0) -> Draws:
     return Draws(
         values={name: float(figure[0]) for name, figure in whole.items()}, draws=draws, requests=requests
     )
+
+
+def interval(draws: np.ndarray) -> tuple[float, float]:
+    """95 % interval of what was drawn."""
+    shares = [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2]
+    # Without interpolation, which knows no infinity.
+    low, high = np.quantile(draws, shares, method="inverted_cdf")
+    return float(low), float(high)
 
 
 def wilson(share: float, total: int) -> tuple[float, float]:
@@ -168,7 +174,14 @@ def _measure(
 
 
 def _split(seconds: Sequence[Second], size: int) -> list[Sequence[Second]]:
-    return [seconds[first : first + size] for first in range(0, len(seconds), size)]
+    """Blocks of about so many seconds, all alike, as each is drawn as often as any other.
+
+    A short stage has two, or there would be no interval for all the others.
+    """
+    length = len(seconds)
+    count = max(min(2, length), round(length / size))
+    ends = [length * number // count for number in range(count + 1)]
+    return [seconds[first:end] for first, end in itertools.pairwise(ends)]
 
 
 def together(part: Sequence[Second]) -> Second:

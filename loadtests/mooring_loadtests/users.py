@@ -12,6 +12,7 @@ try:
 except ModuleNotFoundError as exc:
     raise ImportError("load tests need Locust: install Mooring's extra [loadtests]") from exc
 
+import hashlib
 import itertools
 import json
 import logging
@@ -37,7 +38,7 @@ from mooring._commands import Credentials
 from mooring_loadtests.arrivals import arrival_times
 from mooring_loadtests.load_profile import Profile, load_profile
 from mooring_loadtests.options import add_options
-from mooring_loadtests.payloads import endless_items
+from mooring_loadtests.payloads import endless_items, items_sha256
 from mooring_loadtests.recorder import Recorder, round_ms
 
 # Locust keeps whole milliseconds below 100 and two digits above: too coarse for a model that answers in five.
@@ -78,6 +79,10 @@ class _Process:
         self.awaited = 0
         #: When the clock was started, since 1970. A master has its workers', by its own time.
         self.began_ns: int | None = None
+        #: Digest of what is sent.
+        self.load = ""
+        #: Of a master: workers that send something else.
+        self.strangers: set[str] = set()
 
     def begin(self) -> None:
         """Start the clock, if it stands."""
@@ -133,12 +138,14 @@ def _prepare(environment: Environment, **_: Any) -> None:
 @events.test_start.add_listener
 def _watch(environment: Environment, **_: Any) -> None:
     _process.reset()
+    profile = profile_of(environment)
+    _process.load = _digest(profile)
     if isinstance(environment.runner, MasterRunner):
         return
-    profile = profile_of(environment)
     loop = profile.loop
-    if environment.parsed_options.generators > 1 and loop == "closed":
-        # All at once, as some processes may get their first user in a later stage, or none.
+    if environment.parsed_options.generators > 1:
+        # All at once: some processes may get their first user in a later stage, or none, and what one whose
+        # first answer takes long sends would come after the others' stages.
         _process.begin()
     elif loop == "closed":
         _process.awaited = int(profile.spans()[0].amount)
@@ -147,6 +154,17 @@ def _watch(environment: Environment, **_: Any) -> None:
         gevent.spawn(_note_cpu, _generator(environment))
         if loop == "closed":
             gevent.spawn(_note_lag)
+
+
+def _digest(profile: Profile) -> str:
+    """Of what a profile sends, items of a file included."""
+    try:
+        items = items_sha256(profile.payload)
+    except OSError:
+        # The users say so.
+        items = ""
+    load = profile.model_dump_json(exclude={"description", "slo"})
+    return hashlib.sha256(f"{load}\n{items}".encode()).hexdigest()
 
 
 def _generator(environment: Environment) -> int:
@@ -164,26 +182,35 @@ def _note_cpu(generator: int) -> None:
 
 
 def _note_lag() -> None:
-    """In a closed loop nothing leaves late; what a user would wait for its turn is measured instead."""
+    """In a closed loop nothing leaves late; what a user would wait for its turn is measured instead.
+
+    Beats are due at set times: a process that stands still for long is late for many of them.
+    """
+    due_s = time.perf_counter()
     while True:
-        began_s, is_measured = time.perf_counter(), _process.began_ns is not None
-        gevent.sleep(_HEARTBEAT_S)
-        if is_measured:
-            _process.recorder.late(_process.now_s(), time.perf_counter() - began_s - _HEARTBEAT_S)
+        due_s += _HEARTBEAT_S
+        gevent.sleep(max(0.0, due_s - time.perf_counter()))
+        late_s = max(0.0, time.perf_counter() - due_s)
+        # Before the clock is started nothing is due.
+        if (at_s := _process.now_s() - late_s) > 0:
+            _process.recorder.late(at_s, late_s)
 
 
 @events.report_to_master.add_listener
 def _hand_over(data: dict[str, Any], **_: Any) -> None:
     data["mooring"] = _process.recorder.take()
+    data["mooring_load"] = _process.load
     # Clocks of other machines may differ.
     data["mooring_ago_s"] = None if _process.began_ns is None else _process.now_s()
 
 
 @events.worker_report.add_listener
-def _take_over(data: dict[str, Any], **_: Any) -> None:
+def _take_over(client_id: str, data: dict[str, Any]) -> None:
     _process.recorder.add(data["mooring"])
     if (ago_s := data["mooring_ago_s"]) is not None:
         _process.began_ns = max(_process.began_ns or 0, time.time_ns() - round(ago_s * 1e9))
+        if data["mooring_load"] != _process.load:
+            _process.strangers.add(client_id)
 
 
 @events.quitting.add_listener
@@ -195,7 +222,14 @@ def _write_results(environment: Environment, **_: Any) -> None:
         return
     crashes = [crash["traceback"] for crash in runner.exceptions.values()]
     measured = _process.recorder.to_dict()
-    written = {"measured": measured, "began_ns": _process.began_ns, "crashes": crashes}
+    # A worker's name ends in an underscore and a number of its own.
+    strangers = sorted({name.rpartition("_")[0] for name in _process.strangers})
+    written = {
+        "measured": measured,
+        "began_ns": _process.began_ns,
+        "crashes": crashes,
+        "strangers": strangers,
+    }
     Path(path).write_text(json.dumps(written), encoding="utf-8")
 
 

@@ -57,6 +57,11 @@ def test_what_is_not_worse_passes(files: dict[str, Path], sides: tuple[str, str]
     assert _run(*(files[side] for side in sides)) == 0
 
 
+def test_no_difference_is_not_called_sure(files: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    _run(files["a"], files["same"])
+    assert "No difference means that none was shown: the interval says" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("run", ["short", "a second"])
 def test_where_nothing_could_be_judged_nothing_passes(
     files: dict[str, Path], run: str, capsys: pytest.CaptureFixture[str]

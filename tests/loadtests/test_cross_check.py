@@ -109,3 +109,13 @@ def test_requests_without_an_answer_count_for_nothing(
 ) -> None:
     assert _compare(perf_analyzer(lost=1), "--rate", f"{_RATE}") == 1
     assert re.search(r"perf_analyzer has \d+ answers to \d+ requests", capsys.readouterr().err)
+
+
+def test_a_percentile_among_failures_leaves_the_last_line_json(
+    perf_analyzer: Callable[..., Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cross_check, "run_load", lambda **asked: load_result(rate=_RATE, failures=0.1))
+    assert _compare(perf_analyzer(), "--rate", f"{_RATE}") == 1
+    last = capsys.readouterr().out.splitlines()[-1]
+    ratios = json.loads(last, parse_constant=lambda word: pytest.fail(f"{word} is no JSON"))
+    assert ratios["p99_ms_ratio"] is None

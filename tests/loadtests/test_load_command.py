@@ -45,6 +45,18 @@ def test_a_bound_without_an_interval_is_told(
     assert said in capsys.readouterr().out
 
 
+def test_a_run_that_says_nothing_calls_no_bound_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = load_result(cpu=0.97, slo=Slo(p99_ms=1000.0, p50_ms=0.1))
+    assert _run(result, tmp_path, monkeypatch) == 3
+    out = capsys.readouterr().out
+    assert out.count(": no verdict\n") == 2
+    assert ": kept" not in out
+    assert "BROKEN" not in out
+    assert "INVALID: a generating process used 97% of a core" in out
+
+
 @pytest.mark.parametrize("stages", ["[{seconds=1}]", "[{seconds=99, measured=false}, {seconds=1}]"])
 def test_a_run_in_which_nothing_is_due_does_not_begin(
     stages: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -7,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from matplotlib.figure import Figure
 
 from load_results import STEPS, load_result, server_times
-from mooring_loadtests.load_plots import batch_sizes
+from mooring_loadtests.load_plots import ACCENT, _points, batch_sizes
 from mooring_loadtests.load_profile import Profile, Slo, Stage
-from mooring_loadtests.load_report import write_report
+from mooring_loadtests.load_report import _show, write_report
 from mooring_loadtests.load_result import LoadResult
+from mooring_loadtests.load_statistics import Estimate
 
 #: Elements that have no end.
 VOID = {"meta", "link", "br", "img"}
@@ -130,6 +133,12 @@ def test_requests_of_others_are_told(requests: int, said: bool, tmp_path: Path) 
     assert bool(re.search(r"The server answered 3,8\d\d requests of others meanwhile, which", words)) == said
 
 
+def test_answers_that_the_server_did_not_count_are_told(tmp_path: Path) -> None:
+    result = load_result(stages=SHORT, server=server_times(8.0, 500))
+    assert 500 < result.uncounted < 700
+    assert f"{result.uncounted} answers are not in what the server counted" in _page(result, tmp_path).words
+
+
 def test_steps_are_drawn_against_load(tmp_path: Path) -> None:
     result = load_result(stages=STEPS, rate=80.0, slowest=server_times(60.0, 30))
     page = _page(result, tmp_path)
@@ -233,6 +242,32 @@ def test_the_largest_panel_is_of_the_step_that_computes_most(tmp_path: Path) -> 
     titles = re.findall(r"(\w+): mean", words)
     assert titles == ["onnx", "tokenizer", "postprocessor"]
     assert batch_sizes([]) == ""
+
+
+def test_an_interval_that_ends_among_failures_is_drawn() -> None:
+    axes = Figure().subplots()
+    certain = Estimate(value=20.0, low=19.0, high=21.0)
+    uncertain = Estimate(value=20.0, low=15.0, high=math.inf)
+    _points(axes, [1.0, 2.0], [certain, uncertain], ACCENT, "p99")
+    (low, high), (low_unsure, high_unsure) = (line.get_ydata() for line in axes.lines[1:])
+    assert (low, high, low_unsure) == (19.0, 21.0, 15.0)
+    assert high_unsure > 1e9
+
+
+def test_the_page_says_what_was_asked_and_from_where(tmp_path: Path) -> None:
+    words = _page(
+        load_result(stages=SHORT, urls=("grpc://models:8001", "http://models:8000")), tmp_path
+    ).words
+    assert "server grpc://models:8001, http://models:8000" in words
+    assert "Machine of the generator" in words
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [(999.4, "999 /s"), (999.7, "1,000 /s"), (12345.6, "12,346 /s"), (0.01234, "0.0123 /s")],
+)
+def test_figures_are_written_out(value: float, shown: str) -> None:
+    assert _show("throughput", value) == shown
 
 
 def test_a_page_repeats(tmp_path: Path) -> None:

@@ -136,6 +136,14 @@ def test_requests_of_others_are_told_from_ones_own(
     assert replace(result, server=None).others == 0
 
 
+@pytest.mark.parametrize(("counted", "uncounted"), [(240, 0), (228, 0), (227, 13), (0, 240)])
+def test_answers_that_the_server_did_not_count_are_told(counted: int, uncounted: int) -> None:
+    # Such as those of another server behind the same name: 240 were answered.
+    result = _result()
+    assert replace(result, server=replace(SERVER, requests=counted)).uncounted == uncounted
+    assert replace(result, server=None).uncounted == 0
+
+
 def test_each_stage_has_figures() -> None:
     stages = (Stage(seconds=2), Stage(seconds=10, load=2.0))
     slow, fast = _result(stages=stages).stages()
@@ -226,7 +234,7 @@ def test_lateness_is_held_against_the_time_budget_where_most_requests_fail(
     # A server that crashes breaks its bounds, whatever a few milliseconds of the generator's are.
     result = _result(failing=150, late_s=late_s, slo=Slo(error_rate=0.01))
     assert all(math.isinf(result.figures()[name].value) for name in ("p50_ms", "p95_ms", "p99_ms"))
-    assert any("more than 1e+03 ms late" in doubt for doubt in result.doubts) == doubted
+    assert any("more than 1,000 ms late" in doubt for doubt in result.doubts) == doubted
     assert bool(result.doubts) == doubted
 
 

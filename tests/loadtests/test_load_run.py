@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import platform
@@ -12,11 +13,13 @@ from typing import Any
 import pytest
 
 from load_results import load_result
-from mooring import ConfigError, ConnectError, DurationStatistics, ModelStatistics
+from mooring import ConfigError, ConnectError, DurationStatistics, ModelStatistics, MooringError
 from mooring._commands import Credentials
 from mooring_loadtests import demo, load_run, server_times
+from mooring_loadtests.load_changes import incomparable
 from mooring_loadtests.load_profile import load_profile
-from mooring_loadtests.load_run import Workers, _environment, run_load
+from mooring_loadtests.load_result import LoadResult
+from mooring_loadtests.load_run import Workers, _environment, _generate, run_load
 
 # Nothing listens on port 1.
 NO_SERVER = "grpc://127.0.0.1:1"
@@ -113,7 +116,8 @@ def test_what_generates_the_load_is_told_which_variable_has_the_token(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     commands: list[list[str]] = []
-    answer = {"measured": {"seconds": [], "health": [], "errors": {}}, "began_ns": None, "crashes": []}
+    measured = {"seconds": [], "health": [], "errors": {}}
+    answer = {"measured": measured, "began_ns": None, "crashes": [], "strangers": []}
 
     def run(command: list[str], *rest: Any) -> int:
         commands.append(command)
@@ -198,7 +202,46 @@ def test_a_run_says_what_changed_of_the_server_meanwhile(
     ]
     assert (result.version, list(result.changes), result.doubts) == ("3", changes, changes)
     assert result.anew == ("ner_onnx",)
-    assert [words.partition(":")[0] for words in complaints] == ["the server began anew during the run"]
+    assert [words.partition(":")[0] for words in complaints] == [
+        "the server began anew during the run",
+        f"{result.uncounted:,} answers are not in what the server counted, as it was started again or the "
+        "URL leads to several servers",
+    ]
+
+
+def test_workers_are_not_taken_for_processes_of_this_machine(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    server = SimpleNamespace(server_metadata=lambda: SimpleNamespace(name="triton", version="2.51.0"))
+    monkeypatch.setattr(load_run, "Client", lambda *rest, **options: contextlib.nullcontext(server))
+    monkeypatch.setattr(load_run, "_try", lambda *rest: "3")
+    for name in ("snapshot", "served_settings"):
+        monkeypatch.setattr(load_run, name, lambda *rest: {})
+    monkeypatch.setattr(load_run, "between", lambda *rest: None)
+    result = load_result()
+    monkeypatch.setattr(load_run, "_generate", lambda *rest: (result.recorder, None))
+
+    def load(**options: Any) -> LoadResult:
+        log = tmp_path / "ner.log"
+        return run_load(
+            model="ner", name="steady", profile=result.profile, grpc_url=NO_SERVER, log=log, **options
+        )
+
+    a, b = load(processes=2), load(workers=Workers(count=2, host="10.0.0.5", port=5557))
+    assert "machine: load comes from is None in A and 2 Locust workers in B" in incomparable(a, b)
+
+
+def test_workers_with_another_profile_make_no_result(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    measured = {"seconds": [], "health": [], "errors": {}}
+    answer = {"measured": measured, "began_ns": None, "crashes": [], "strangers": ["one", "two"]}
+
+    def run(command: list[str], *rest: Any) -> int:
+        Path(command[command.index("--results") + 1]).write_text(json.dumps(answer), encoding="utf-8")
+        return 0
+
+    monkeypatch.setattr(load_run, "_run", run)
+    with pytest.raises(MooringError, match="workers on one, two sent something else: the profile and"):
+        _generate("ner", load_profile("smoke"), [], 2, tmp_path / "ner.log", lambda elapsed_s: None)
 
 
 def test_a_run_without_its_token_does_not_begin(tmp_path: Path) -> None:

@@ -117,6 +117,13 @@ def test_stages_are_drawn_by_themselves() -> None:
     assert mixed.low < 40
 
 
+def test_a_stage_has_no_short_block_that_stands_for_the_whole() -> None:
+    fast, slow = [_second(1.0)] * 600, [_second(100.0)] * 41
+    # Each stage is the same all the time, and so are repetitions of the run.
+    mean = figures([fast, slow]).estimates()["mean_ms"]
+    assert (mean.low, mean.high) == pytest.approx((mean.value, mean.value), rel=0.05)
+
+
 def test_no_failure_seen_does_not_mean_that_none_will_come() -> None:
     errors = figures([[_second(1.0) for _ in range(100)]]).estimates()["error_rate"]
     assert (errors.value, errors.low) == (0.0, 0.0)

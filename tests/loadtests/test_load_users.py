@@ -153,7 +153,7 @@ def test_results_say_when_the_clock_of_the_last_generator_began(tmp_path: Path) 
     users._process.reset()
     # By the master's clock, whatever the others' say.
     for ago_s in (50.0, 9.0, None, 70.0):
-        users._take_over(own | {{"mooring_ago_s": ago_s}})
+        users._take_over(client_id="there_0a", data=own | {{"mooring_ago_s": ago_s}})
     users._write_results(environment)
     print(round((time.time_ns() - json.loads(Path(options.results).read_text())["began_ns"]) / 1e9))
     """
@@ -225,3 +225,79 @@ def test_users_show_what_the_options_name() -> None:
     assert _run_python(_USER + code) == (
         "secret True\nmooring: error: --token-env: there is no environment variable 'NO_TOKEN' with a token\n"
     )
+
+
+def test_a_process_that_stands_still_is_late_for_all_that_time() -> None:
+    code = """
+    import gevent, time
+    from gevent.monkey import get_original
+
+    options.load_profile, options.overrides, environment.runner = "smoke", ["users=1"], None
+    users._watch(environment)
+    users._process.begin()
+    gevent.sleep(0.1)
+    get_original("time", "sleep")(1.0)
+    gevent.sleep(0.2)
+    late = [ms for health in users._process.recorder.health.values() for ms in health.lateness_ms.elements()]
+    print(sum(ms > 100 for ms in late) >= 15, max(late) >= 900)
+    """
+    assert _run_python(_USER + code) == "True True\n"
+
+
+def test_one_of_several_processes_whose_first_answer_takes_long_sends_late() -> None:
+    code = """
+    import gevent
+    from types import SimpleNamespace
+
+    options.generators, options.overrides, environment.runner = 2, ["rate=100", "stages=[{seconds=1}]"], None
+    users._watch(environment)
+
+    def config(model):
+        gevent.sleep(0.5)
+        return SimpleNamespace(name=model, parameters={})
+
+    user = users.GrpcUser(environment)
+    user._client = SimpleNamespace(
+        config=config, metadata=lambda model: None, task=lambda model: lambda item: None, close=lambda: None
+    )
+    try:
+        user.run_loop()
+    except StopUser:
+        user.on_stop()
+    late = [ms for health in users._process.recorder.health.values() for ms in health.lateness_ms.elements()]
+    print(sum(ms > 100 for ms in late) >= 10)
+    """
+    assert _run_python(_USER + code) == "True\n"
+
+
+def test_workers_that_send_something_else_are_named(tmp_path: Path) -> None:
+    code = f"""
+    import json
+    from pathlib import Path
+    from types import SimpleNamespace
+
+    items, options.results = Path({str(tmp_path / "items.jsonl")!r}), {str(tmp_path / "results.json")!r}
+    environment.runner = SimpleNamespace(exceptions={{}})
+
+    def report(name, text, *overrides):
+        items.write_text(json.dumps(text))
+        options.overrides = [f"payload.file='{{items}}'", *overrides]
+        users._process.profile = None
+        users._watch(environment)
+        users._process.begin()
+        told = {{}}
+        users._hand_over(told)
+        return {{"client_id": f"{{name}}_0a", "data": told}}
+
+    reports = [
+        report("other_time", "one", "timeout_s=9"),
+        report("other_texts", "two"),
+        report("other_bounds", "one", "slo.p99_ms=9"),
+        report("same", "one"),
+    ]
+    for one in reports:
+        users._take_over(**one)
+    users._write_results(environment)
+    print(json.loads(Path(options.results).read_text())["strangers"])
+    """
+    assert _run_python(_USER + code) == "['other_texts', 'other_time']\n"
