@@ -214,9 +214,7 @@ def test_a_small_chunk_that_would_be_large_is_not_unpacked(name: bytes) -> None:
     bomb = encode(GREY)
     bomb = bomb[:33] + chunk(name, content) + bomb[33:]  # after IHDR
     assert len(bomb) < SETTINGS.max_bytes
-    # Left out where it is no part of the picture, refused where Pillow can't go on.
-    said = outcome(bomb)
-    assert isinstance(said, np.ndarray) or "Decompressed data too large" in said
+    assert "Decompressed data too large" in str(outcome(bomb))
 
 
 def _animated() -> bytes:

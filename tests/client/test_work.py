@@ -782,7 +782,7 @@ def test_sync_work_in_the_background_ends_with_its_owner() -> None:
     work.spawn(lambda: None)
     work.spawn(hang)
     assert begun.wait(LIMIT_S)
-    assert all(thread.daemon for thread in threads_called("mooring-background"))
+    assert {thread.daemon for thread in threads_called("mooring-background")} == {True}
     work.close()
     work.close()
     assert ended == ["hangs", "cancelled"]
