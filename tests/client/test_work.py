@@ -51,12 +51,16 @@ def wait_until(condition: Callable[[], bool]) -> None:
         time.sleep(0.002)
 
 
-def wait_cancelled(cancelled: list[Any] | None = None, what: Any = None) -> None:
+def wait_cancelled(
+    cancelled: list[Any] | None = None, what: Any = None, hanging: threading.Semaphore | None = None
+) -> None:
     """As a request that hangs: until this thread's requests are cancelled."""
     cancellation = current_cancellation()
     assert cancellation is not None
     ended = threading.Event()
     cancellation.attach(ended.set)
+    if hanging is not None:
+        hanging.release()
     try:
         assert ended.wait(LIMIT_S), "nobody cancelled it"
     finally:
@@ -541,9 +545,9 @@ FIRST, SECOND = Oops("first"), Oops("second")
 RACES = {
     "only the first": (("a", 0.0), ("b", 0.0), 5.0, ("a", False), []),
     "the second is faster": (("a", LIMIT_S), ("b", 0.0), 0.01, ("b", True), ["a"]),
-    "the first after all": (("a", 0.1), ("b", LIMIT_S), 0.01, ("a", False), ["b"]),
+    "the first after all": (("a", 0.5), ("b", LIMIT_S), 0.01, ("a", False), ["b"]),
     "the first fails at once": ((FIRST, 0.0), ("b", 0.0), 5.0, FIRST, []),
-    "the first fails while the second runs": ((FIRST, 0.1), ("b", 0.3), 0.01, ("b", True), []),
+    "the first fails while the second runs": ((FIRST, 0.5), ("b", 1.0), 0.01, ("b", True), []),
     "the second fails while the first runs": (("a", 0.2), (SECOND, 0.0), 0.01, ("a", False), []),
     "the first fails, then the second": ((FIRST, 0.1), (SECOND, 0.2), 0.01, FIRST, []),
     "the second fails, then the first": ((FIRST, 0.2), (SECOND, 0.0), 0.01, FIRST, []),
@@ -676,7 +680,12 @@ def test_a_cancelled_async_race_cancels_both() -> None:
     assert sorted(cancelled) == ["a", "b"]
 
 
-def race_within(sync_work: SyncWork, outer: Cancellation, may_start: Callable[[], bool]) -> list[str]:
+def race_within(
+    sync_work: SyncWork,
+    outer: Cancellation,
+    may_start: Callable[[], bool] = lambda: True,
+    hanging: threading.Semaphore | None = None,
+) -> list[str]:
     """Race two that hang, from a thread that may be cancelled; returns who saw the end of it."""
     cancelled: list[str] = []
     raised: list[BaseException] = []
@@ -685,8 +694,8 @@ def race_within(sync_work: SyncWork, outer: Cancellation, may_start: Callable[[]
         try:
             with cancelled_by(outer):
                 sync_work.race(
-                    lambda: wait_cancelled(cancelled, "a"),
-                    lambda: wait_cancelled(cancelled, "b"),
+                    lambda: wait_cancelled(cancelled, "a", hanging),
+                    lambda: wait_cancelled(cancelled, "b", hanging),
                     after_s=0.02,
                     may_start=may_start,
                 )
@@ -702,16 +711,17 @@ def race_within(sync_work: SyncWork, outer: Cancellation, may_start: Callable[[]
 
 
 def test_a_cancelled_sync_race_cancels_both(sync_work: SyncWork) -> None:
-    outer = Cancellation()
-    threads = []
+    outer, hanging = Cancellation(), threading.Semaphore(0)
 
-    def may_start() -> bool:
-        threads.append(threading.Timer(0.05, outer.cancel))
-        threads[0].start()
-        return True
+    def cancel_both() -> None:
+        for _ in range(2):
+            hanging.acquire(timeout=LIMIT_S)
+        outer.cancel()
 
-    assert race_within(sync_work, outer, may_start) == ["a", "b"]
-    threads[0].join()
+    canceller = threading.Thread(target=cancel_both)
+    canceller.start()
+    assert race_within(sync_work, outer, hanging=hanging) == ["a", "b"]
+    canceller.join()
 
 
 def test_a_sync_race_cancelled_while_its_second_starts_cancels_that_too(sync_work: SyncWork) -> None:
@@ -730,7 +740,7 @@ def test_a_sync_race_cancelled_while_its_second_starts_cancels_that_too(sync_wor
 def test_a_sync_race_of_a_cancelled_thread_does_not_begin(sync_work: SyncWork) -> None:
     outer = Cancellation()
     outer.cancel()
-    assert race_within(sync_work, outer, lambda: True) == []
+    assert race_within(sync_work, outer) == []
 
 
 # --- background work
