@@ -203,37 +203,6 @@ def test_a_client_for_coroutines_belongs_to_one_event_loop(fake: Any) -> None:
     asyncio.run(client.aclose())
 
 
-def test_a_coroutine_that_is_cancelled_gives_its_request_up(loop: Any) -> None:
-    class Stuck:
-        cancelled = False
-
-        async def asend(self, operation: Any, *, timeout_s: float, headers: Any = ()) -> Any:
-            try:
-                await asyncio.sleep(60)
-            except asyncio.CancelledError:
-                self.cancelled = True
-                raise
-
-        async def aclose(self) -> None:
-            """Nothing is open."""
-
-    stuck = Stuck()
-
-    async def work() -> None:
-        async with AsyncClient("grpc://fake:1", transport=stuck) as client:  # type: ignore[arg-type]
-            with pytest.raises(TimeoutError):
-                async with asyncio.timeout(0.01):
-                    await client.ready("m")
-            counters = client.counters()
-            assert (counters.calls, counters.failed_calls) == (1, 1)
-            assert counters.endpoints[0].outstanding == 0
-            # It says nothing of the server.
-            assert counters.endpoints[0].failures == 0
-
-    loop.run_until_complete(work())
-    assert stuck.cancelled
-
-
 @pytest.mark.parametrize("connected", [True, False])
 @pytest.mark.parametrize("scheme", ["grpc", "http"])
 def test_a_transport_that_is_closed_ends_its_calls_with_an_error(scheme: str, connected: bool) -> None:
