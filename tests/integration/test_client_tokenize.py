@@ -18,7 +18,7 @@ from driven_clients import PAIRS, AnyClient, CoroutinesClient, Pair
 from mooring import Client, Entity, Label, MooringError
 from mooring_build.publish import publish_release
 from mooring_serve import TritonServer
-from processes import wait_until
+from processes import settled, wait_until
 from python_models import write_python_model
 from random_texts import random_texts
 from recording_models import executions, write_recorder
@@ -151,9 +151,9 @@ def test_the_engine_alone_is_asked(server: TritonServer) -> None:
 
     with Client(server.grpc_url) as client:
         task = client.task("ner", tokenize="client")
-        before = counts(client)
+        before = settled(lambda: counts(client))
         task("Anna Smith")
-        after = counts(client)
+        after = settled(lambda: counts(client))
     assert {name: after[name] - before[name] for name in after} == {
         "ner": 0,
         "ner_tokenizer": 0,
