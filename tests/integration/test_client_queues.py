@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from crashes import skipped_if_the_server_dies
 from driven_clients import COROUTINES_PAIRS, AnyClient, CoroutinesClient, Pair, timed
 from mooring import DeadlineExceeded, HedgePolicy
 from mooring_serve import TritonServer
@@ -66,7 +67,10 @@ def wait_until_idle(client: AnyClient) -> None:
     client.infer("recorder", seconds(0), request_id="idle")
 
 
-def test_giving_up_drops_queued_work(client: AnyClient, ran: Callable[[], list[str]]) -> None:
+@skipped_if_the_server_dies
+def test_giving_up_drops_queued_work(
+    client: AnyClient, server: TritonServer, ran: Callable[[], list[str]]
+) -> None:
     """Eight callers with 0.7 s for a model that takes 0.5 s: without it the model would run eight times."""
     wait_until_idle(client)
     with ThreadPoolExecutor(8) as pool:
@@ -86,8 +90,9 @@ def test_giving_up_drops_queued_work(client: AnyClient, ran: Callable[[], list[s
 
 
 @pytest.mark.parametrize("pair", COROUTINES_PAIRS, ids=str)
+@skipped_if_the_server_dies
 def test_cancelling_a_task_drops_its_queued_request(
-    client: CoroutinesClient, pair: Pair, ran: Callable[[], list[str]]
+    client: CoroutinesClient, server: TritonServer, pair: Pair, ran: Callable[[], list[str]]
 ) -> None:
     async def work() -> None:
         running = asyncio.create_task(client.client.infer("recorder", seconds(1), request_id="running"))
@@ -115,6 +120,7 @@ def other_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonSer
         yield running
 
 
+@skipped_if_the_server_dies
 def test_a_slow_server_is_hedged(
     server: TritonServer, other_server: TritonServer, pair: Pair, ran: Callable[[], list[str]]
 ) -> None:
