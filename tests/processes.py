@@ -21,7 +21,7 @@ def wait_until(condition: Callable[[], bool], *, timeout_s: float = 20.0) -> Non
 
 
 def settled(read: Callable[[], T], *, quiet_s: float = 0.5) -> T:
-    """A reading of what tritonserver counts, once it stays: a request is counted a moment after its answer."""
+    """A reading of what tritonserver counts, once it stays: it counts a request a moment after its answer."""
     last, since_s = read(), time.monotonic()
     while time.monotonic() - since_s < quiet_s:
         time.sleep(0.02)
