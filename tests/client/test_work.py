@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from awaited import as_async
 from mooring import ConfigError
 from mooring._async_work import WINDOW, AsyncWork, resolved, run_apart
 from mooring._cancellation import Cancellation, RequestCancelledError, cancelled_by, current_cancellation
@@ -24,6 +25,7 @@ from mooring._sync_work import SyncWork
 from mooring._sync_work import resolved as sync_resolved
 from mooring._sync_work import run_apart as sync_run_apart
 from mooring._sync_work import sleep as sync_sleep
+from processes import wait_until
 
 #: Bounds what takes a moment unless it hangs, in seconds.
 LIMIT_S = 10.0
@@ -42,13 +44,6 @@ class Result:
 
 def threads_called(prefix: str) -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name.startswith(prefix)]
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    ends_at_s = time.monotonic() + LIMIT_S
-    while not condition():
-        assert time.monotonic() < ends_at_s, "it did not come to that"
-        time.sleep(0.002)
 
 
 def wait_cancelled(
@@ -88,12 +83,6 @@ def run_async(scenario: Callable[[], Any]) -> Any:
         return result
 
     return asyncio.run(run())
-
-
-async def as_async(items: Any) -> AsyncIterator[Any]:
-    for item in items:
-        await asyncio.sleep(0)
-        yield item
 
 
 # --- map of coroutines

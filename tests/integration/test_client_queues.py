@@ -16,20 +16,9 @@ from driven_clients import COROUTINES_PAIRS, AnyClient, CoroutinesClient, Pair, 
 from mooring import DeadlineExceeded, HedgePolicy
 from mooring_serve import TritonServer
 from processes import wait_until
-from recording_models import executions, write_recorder
+from recording_models import QUEUE, executions, write_recorder
 
 pytestmark = pytest.mark.integration
-
-#: A request may say how long it is willing to wait; that takes a default above 0.
-QUEUE = """
-    dynamic_batching {
-      default_queue_policy {
-        timeout_action: REJECT
-        allow_timeout_override: true
-        default_timeout_microseconds: 60000000
-      }
-    }
-"""
 
 
 def seconds(value: float) -> dict[str, np.ndarray]:

@@ -21,7 +21,7 @@ from mooring_serve import TritonServer
 from processes import settled, wait_until
 from python_models import write_python_model
 from random_texts import random_texts
-from recording_models import executions, write_recorder
+from recording_models import QUEUE, executions, write_recorder
 from tiny_release import make_release, padded_recipe
 
 pytestmark = pytest.mark.integration
@@ -264,17 +264,6 @@ def test_a_task_follows_a_new_release_whole(tmp_path: Path, pair: Pair) -> None:
             wait_until(lambda: not other.ready("ner_onnx", version="1"))
         with ThreadPoolExecutor(4) as pool:
             assert list(pool.map(lambda _: labels(), range(8))) == [after] * 8
-
-
-QUEUE = """
-    dynamic_batching {
-      default_queue_policy {
-        timeout_action: REJECT
-        allow_timeout_override: true
-        default_timeout_microseconds: 60000000
-      }
-    }
-"""
 
 
 def test_an_ensemble_passes_a_requests_timeout_to_its_steps(
