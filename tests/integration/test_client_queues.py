@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -60,14 +59,14 @@ def wait_until_idle(client: AnyClient) -> None:
 def test_giving_up_drops_queued_work(
     client: AnyClient, server: TritonServer, ran: Callable[[], list[str]]
 ) -> None:
-    """Eight callers with 0.7 s for a model that takes 0.5 s: without it the model would run eight times."""
+    """Eight callers with 1.7 s for a model that takes 1 s: without it the model would run eight times."""
     wait_until_idle(client)
     with ThreadPoolExecutor(8) as pool:
 
         def call(number: int) -> object:
             ended = timed(
-                lambda: client.infer("recorder", seconds(0.5), timeout_s=0.7, request_id=f"call-{number}"),
-                timeout_s=0.7,
+                lambda: client.infer("recorder", seconds(1), timeout_s=1.7, request_id=f"call-{number}"),
+                timeout_s=1.7,
             )
             return ended.kind
 
@@ -84,11 +83,11 @@ def test_cancelling_a_task_drops_its_queued_request(
     client: CoroutinesClient, server: TritonServer, pair: Pair, ran: Callable[[], list[str]]
 ) -> None:
     async def work() -> None:
-        running = asyncio.create_task(client.client.infer("recorder", seconds(1), request_id="running"))
+        running = asyncio.create_task(client.client.infer("recorder", seconds(3), request_id="running"))
         while "running" not in ran():
             await asyncio.sleep(0.01)
         queued = asyncio.create_task(client.client.infer("recorder", seconds(0), request_id="cancelled"))
-        await asyncio.sleep(0.2)
+        await asyncio.sleep(0.5)
         queued.cancel()
         with pytest.raises(asyncio.CancelledError):
             await queued
@@ -114,7 +113,7 @@ def test_a_slow_server_is_hedged(
     server: TritonServer, other_server: TritonServer, pair: Pair, ran: Callable[[], list[str]]
 ) -> None:
     """Two servers, of which one is kept busy: the hedge goes to the other one."""
-    hedge = HedgePolicy(percentile=90, min_delay_s=0.1, min_samples=10)
+    hedge = HedgePolicy(percentile=90, min_delay_s=0.5, min_samples=10)
     with (
         pair([pair.url(server), pair.url(other_server)], hedge=hedge) as client,
         pair(pair.url(server)) as busy,
@@ -123,13 +122,11 @@ def test_a_slow_server_is_hedged(
         for _ in range(12):
             client.infer("recorder", seconds(0))
         assert client.counters().hedges == 0
-        blocking = pool.submit(busy.infer, "recorder", seconds(2), request_id="blocking")
+        blocking = pool.submit(busy.infer, "recorder", seconds(4), request_id="blocking")
         wait_until(lambda: "blocking" in ran())
-        began_s = time.monotonic()
         for number in range(2):
             client.infer("recorder", seconds(0), request_id=f"call-{number}")
         assert not blocking.done(), "the busy server was fast: this test shows nothing"
-        assert time.monotonic() - began_s < 2
         counters = client.counters()
         assert (counters.hedges, counters.hedge_wins, counters.failed_calls) == (1, 1, 0)
         assert [one.requests >= 7 for one in counters.endpoints] == [True, True]

@@ -164,11 +164,9 @@ def test_a_deadline_in_the_midst_cancels_on_the_server(
     request_id = f"deadline-{request.node.callspec.id}"
     inputs = count_to(1000, pause_ms=20)
     client.collect("count", count_to(1))
-    ended = timed(
-        lambda: client.collect("count", inputs, request_id=request_id, timeout_s=0.5), timeout_s=0.5
-    )
+    ended = timed(lambda: client.collect("count", inputs, request_id=request_id, timeout_s=1), timeout_s=1)
     responses, error = ended.value
-    assert 1 <= len(responses) < 50
+    assert 1 <= len(responses) < 500
     assert isinstance(error, DeadlineExceeded)
     wait_until(lambda: cancelled_at(folder, request_id) is not None)
 
