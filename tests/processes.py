@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import TypeVar
 
 import psutil
+
+T = TypeVar("T")
 
 
 def wait_until(condition: Callable[[], bool], *, timeout_s: float = 20.0) -> None:
@@ -15,6 +18,16 @@ def wait_until(condition: Callable[[], bool], *, timeout_s: float = 20.0) -> Non
         if time.monotonic() > deadline:
             raise AssertionError(f"not so after {timeout_s} s")
         time.sleep(0.02)
+
+
+def settled(read: Callable[[], T], *, quiet_s: float = 0.5) -> T:
+    """A reading of what tritonserver counts, once it stays: it counts a request a moment after its answer."""
+    last, since_s = read(), time.monotonic()
+    while time.monotonic() - since_s < quiet_s:
+        time.sleep(0.02)
+        if (now := read()) != last:
+            last, since_s = now, time.monotonic()
+    return last
 
 
 def is_running(pid: int) -> bool:

@@ -20,6 +20,20 @@ ECHO_CONFIG = """
     input { name: "x" data_type: TYPE_FP32 dims: [-1] }
     output { name: "y" data_type: TYPE_FP32 dims: [-1] }
 """
+#: Returns each input under its name with "out_" before it.
+NAMED_BACK = """
+    import triton_python_backend_utils as pb_utils
+
+
+    class TritonPythonModel:
+        def execute(self, requests):
+            return [
+                pb_utils.InferenceResponse(
+                    [pb_utils.Tensor("out_" + given.name(), given.as_numpy()) for given in request.inputs()]
+                )
+                for request in requests
+            ]
+"""
 
 
 def write_python_model(

@@ -34,6 +34,16 @@ _CONFIG = """
     instance_group {{ count: {instances} kind: KIND_CPU }}
     {more}
 """
+#: More of a config: a request may say how long it is willing to wait; that takes a default above 0.
+QUEUE = """
+    dynamic_batching {
+      default_queue_policy {
+        timeout_action: REJECT
+        allow_timeout_override: true
+        default_timeout_microseconds: 60000000
+      }
+    }
+"""
 
 
 def write_recorder(

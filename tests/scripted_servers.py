@@ -3,7 +3,8 @@
 A :class:`ScriptedServer` stands for what answers at one address. Actions, by type of operation:
 
 - an error's class: raised anew with a plain message; an error: raised as it is;
-- :class:`Hold`: no answer until the given time has passed, or until :meth:`ScriptedServer.release`;
+- :class:`Hold`: no answer until the given time has passed, its condition holds, or
+  :meth:`ScriptedServer.release` is called;
 - anything else is the answer. Without an action, a :class:`FakeTransport` answers.
 """
 
@@ -43,6 +44,8 @@ class Hold:
 
     seconds: float = float("inf")
     then: Any = None
+    #: Ends it sooner.
+    until: Callable[[], bool] = lambda: False
 
 
 class ScriptedServer:
@@ -115,7 +118,11 @@ class ScriptedServer:
             released = self._released
             self.waiting += 1
             try:
-                while time.monotonic() - began_s < action.seconds and self._released == released:
+                while not (
+                    time.monotonic() - began_s >= action.seconds
+                    or self._released != released
+                    or action.until()
+                ):
                     if time.monotonic() - began_s >= timeout_s:
                         raise DeadlineExceeded(f"no answer within {timeout_s:.3g} s")
                     if transport.closed:
@@ -167,8 +174,8 @@ class ScriptedTransport:
     async def asend(self, operation: Any, *, timeout_s: float, headers: Any = ()) -> Any:
         """As a transport for coroutines."""
         steps = self._begin(operation, timeout_s, headers)
-        await asyncio.sleep(0)
         try:
+            await asyncio.sleep(0)
             while True:
                 try:
                     next(steps)

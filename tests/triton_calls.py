@@ -12,6 +12,7 @@ import tritonclient.grpc as triton_grpc
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from mooring_serve import TritonServer
+from processes import settled
 
 Array = npt.NDArray[Any]
 Client = triton_grpc.InferenceServerClient
@@ -49,7 +50,7 @@ def infer_together(client: Client, model: str, requests: Sequence[dict[str, Any]
 
 def count(client: Client, model: str, statistic: str) -> int:
     """Read a counter of the model's statistics, such as ``execution_count``."""
-    (statistics,) = client.get_inference_statistics(model, as_json=True)["model_stats"]
+    (statistics,) = settled(lambda: client.get_inference_statistics(model, as_json=True))["model_stats"]
     return int(statistics.get(statistic, 0))
 
 

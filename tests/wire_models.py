@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pytest
 
 from mooring import BatchStatistics, DurationStatistics, InvalidInput, ModelStatistics, Overloaded
 from mooring._operations import GetMetadata, GetStatistics, Infer, InferAnswer, Operation
@@ -16,6 +17,9 @@ from mooring.testing import FakeModel, FakeTransport
 from task_models import make_task_server
 
 Arrays = dict[str, np.ndarray]
+
+#: For tests of what a client does by itself: it does the same over every wire.
+in_memory = pytest.mark.parametrize("wired", ["fake"], indirect=True)
 
 NER_OUTPUTS = {
     "label": ("BYTES", [-1, -1]),

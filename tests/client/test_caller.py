@@ -10,6 +10,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -51,8 +52,8 @@ from mooring.testing import FakeTransport
 from scripted_servers import DOUBLE, INPUTS, Clock, Hold, ScriptedServer, ScriptedServers, run, until
 
 A, B = "grpc://10.0.0.1:8001", "grpc://10.0.0.2:8001"
-#: Hedges what takes longer than half of the requests before it, but never sooner than after 50 ms.
-HEDGE = HedgePolicy(percentile=50, min_samples=3, min_delay_s=0.05)
+#: Hedges what takes longer than half of the five requests before it, but never sooner than after 50 ms.
+HEDGE = HedgePolicy(percentile=50, min_samples=5, min_delay_s=0.05)
 #: Never opens.
 PATIENT = CircuitPolicy(failures=1_000_000)
 
@@ -152,6 +153,11 @@ class Bench:
 
         await asyncio.to_thread(read)
         return found
+
+    def failures(self) -> int:
+        """Requests to its one server that failed."""
+        (endpoint,) = self.client.counters().endpoints
+        return endpoint.failures
 
     async def close(self) -> None:
         """Close the client."""
@@ -354,7 +360,7 @@ def test_silence_ends_with_the_deadline(bench: Bench) -> None:
         began_s = time.monotonic()
         with pytest.raises(DeadlineExceeded):
             await bench.metadata(timeout_s=0.2)
-        assert 0.2 <= time.monotonic() - began_s < 2.0
+        assert 0.2 <= time.monotonic() - began_s < 5.0
         assert server.count(GetMetadata) == 1
 
     play(bench, scenario)
@@ -369,13 +375,13 @@ def test_retries_and_pauses_spend_one_deadline(bench: Bench) -> None:
         server.always(Hold(0.01, then=Overloaded), GetMetadata)
         began_s = time.monotonic()
         with pytest.raises((Overloaded, DeadlineExceeded)) as caught:
-            await bench.metadata(timeout_s=0.4)
-        assert time.monotonic() - began_s < 2.0
+            await bench.metadata(timeout_s=1.0)
+        assert time.monotonic() - began_s < 5.0
         # The time may be up just before the last one leaves.
         assert server.count(GetMetadata) - len(caught.value.attempts) in (-1, 0)
         assert server.count(GetMetadata) > 2
         assert server.timeouts_s == sorted(server.timeouts_s, reverse=True)
-        assert 0 < server.timeouts_s[-1] < server.timeouts_s[0] <= 0.4
+        assert 0 < server.timeouts_s[-1] < server.timeouts_s[0] <= 1.0
 
     play(bench, scenario)
 
@@ -610,7 +616,7 @@ def test_the_first_may_still_win(bench: Bench) -> None:
     async def scenario() -> None:
         server = bench.start(hedge=HEDGE)
         await bench.know_model(times=5)
-        server.next(Infer, Hold(0.15), Hold())
+        server.next(Infer, Hold(until=lambda: server.count(Infer) == 2), Hold())
         await bench.infer()
         await until(lambda: len(server.cancelled) == 1)
         assert (server.count(Infer), bench.client.counters().hedge_wins) == (2, 0)
@@ -654,7 +660,8 @@ def test_where_both_fail_the_first_ones_error_counts(bench: Bench) -> None:
     async def scenario() -> None:
         server = bench.start(hedge=HEDGE)
         await bench.know_model(times=5)
-        server.next(Infer, Hold(0.15, then=TransportError("the first")), TransportError("the second"))
+        first = Hold(until=lambda: bench.failures() == 1, then=TransportError("the first"))
+        server.next(Infer, first, TransportError("the second"))
         with pytest.raises(TransportError, match="the first"):
             await bench.infer()
         assert server.count(Infer) == 2
@@ -666,7 +673,7 @@ def test_a_hedge_that_fails_harms_nothing(bench: Bench) -> None:
     async def scenario() -> None:
         server = bench.start(hedge=HEDGE)
         await bench.know_model(times=5)
-        server.next(Infer, Hold(0.15), TransportError("the second"))
+        server.next(Infer, Hold(until=lambda: bench.failures() == 1), TransportError("the second"))
         assert (await bench.infer())["y"].tolist() == [[2.0, 2.0]]
         assert bench.client.counters().hedge_wins == 0
 
@@ -677,7 +684,8 @@ def test_a_hedge_answers_where_the_first_fails(bench: Bench) -> None:
     async def scenario() -> None:
         server = bench.start(hedge=HEDGE)
         await bench.know_model(times=5)
-        server.next(Infer, Hold(0.15, then=TransportError), Hold(0.2))
+        first = Hold(until=lambda: server.count(Infer) == 2, then=TransportError)
+        server.next(Infer, first, Hold(until=lambda: bench.failures() == 1))
         assert (await bench.infer())["y"].tolist() == [[2.0, 2.0]]
         assert bench.client.counters().hedge_wins == 1
 
@@ -686,7 +694,7 @@ def test_a_hedge_answers_where_the_first_fails(bench: Bench) -> None:
 
 def test_a_request_that_fails_soon_is_retried_and_not_hedged(bench: Bench) -> None:
     async def scenario() -> None:
-        server = bench.start(hedge=HEDGE)
+        server = bench.start(hedge=replace(HEDGE, min_delay_s=5.0))
         await bench.know_model(times=5)
         server.next(Infer, ConnectError)
         await bench.infer()
@@ -731,7 +739,7 @@ def test_a_hedged_call_keeps_its_deadline(bench: Bench) -> None:
         began_s = time.monotonic()
         with pytest.raises(DeadlineExceeded):
             await bench.infer(timeout_s=0.3)
-        assert 0.3 <= time.monotonic() - began_s < 2.0
+        assert 0.3 <= time.monotonic() - began_s < 5.0
         assert server.count(Infer) == 2
 
     play(bench, scenario)
@@ -901,7 +909,7 @@ def test_a_region_is_not_lent_again_while_a_request_may_use_it(
             await bench.infer(shared_memory=region)
             server.next(Infer, action)
             with pytest.raises(MooringError):
-                await bench.infer(shared_memory=region, timeout_s=0.2)
+                await bench.infer(shared_memory=region, timeout_s=0.5 if isinstance(action, Hold) else 10.0)
             for _ in range(2):
                 if may_go_on:
                     with pytest.raises(ConfigError, match="was given up and may still use it: open another"):
@@ -936,7 +944,8 @@ def test_a_request_that_a_gateway_may_have_passed_on_is_not_sent_again_over_a_re
 )
 def test_what_a_server_may_have_registered_is_removed(bench: Bench, action: Any, removals: int) -> None:
     async def scenario() -> None:
-        server = bench.start(timeout_s=0.2, retry=RetryPolicy(max_retries=0))
+        timeout_s = 0.5 if isinstance(action, Hold) else 10.0
+        server = bench.start(timeout_s=timeout_s, retry=RetryPolicy(max_retries=0))
         server.always(True, UnregisterSystemMemory)
         server.next(RegisterSystemMemory, action)
         region = bench.client.shared_memory(input_bytes=1000)

@@ -28,6 +28,7 @@ from mooring._wires._grpc_aio import AsyncGrpcTransport
 from mooring._wires._http import HttpTransport
 from mooring._wires._http_aio import AsyncHttpTransport
 from mooring.testing import FakeTransport
+from wire_models import in_memory
 
 X = np.array([[1, 2, 3], [4, 5, 6]], np.float32)
 
@@ -118,6 +119,7 @@ BAD_INPUTS = [
 ]
 
 
+@in_memory
 @pytest.mark.parametrize(("inputs", "said"), BAD_INPUTS, ids=range(len(BAD_INPUTS)))
 def test_inputs_that_contradict_the_metadata_are_not_sent(wired: Any, inputs: Any, said: str) -> None:
     with pytest.raises(InvalidInput, match=rf"^model 'double': .*{said}") as caught:
@@ -126,6 +128,7 @@ def test_inputs_that_contradict_the_metadata_are_not_sent(wired: Any, inputs: An
     assert wired.fake.requests == []
 
 
+@in_memory
 @pytest.mark.parametrize(
     ("array", "said"),
     [
@@ -141,6 +144,7 @@ def test_texts_that_can_not_be_sent_are_not(wired: Any, array: np.ndarray, said:
     assert wired.fake.requests == []
 
 
+@in_memory
 @pytest.mark.parametrize("outputs", [[], "y", ["y", "z"]])
 def test_outputs_that_the_model_lacks_are_not_asked_for(wired: Any, outputs: Any) -> None:
     with pytest.raises(InvalidInput, match=r"y FP32\[-1, -1\], rows INT64\[-1, 1\]"):
@@ -171,6 +175,7 @@ def test_unknown_models_and_versions_and_unloaded_models_have_their_errors(wired
         call(wired.client, "unloaded")
 
 
+@in_memory
 @pytest.mark.parametrize("call", CALLS_OF_A_MODEL.values(), ids=CALLS_OF_A_MODEL.keys())
 @pytest.mark.parametrize("version", ["x", "0", "-1", "1.0", "１", 1])  # noqa: RUF001 - a full-width digit
 def test_versions_that_are_no_positive_number_are_refused(wired: Any, call: Any, version: Any) -> None:
@@ -180,6 +185,7 @@ def test_versions_that_are_no_positive_number_are_refused(wired: Any, call: Any,
         call(wired.client, "ner", version=version)
 
 
+@in_memory
 @pytest.mark.parametrize(
     ("model", "said"),
     [

@@ -234,7 +234,7 @@ def test_bytes_that_are_no_grpc_are_a_decode_error(connect: Any) -> None:
 def test_silence_ends_with_the_deadline(connect: Any) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:  # connections wait, unaccepted
         client = connect(f"grpc://127.0.0.1:{listener.getsockname()[1]}", timeout_s=0.3)
-        with pytest.raises(DeadlineExceeded, match=r"no answer within 0\.(3|2\d+) s"):
+        with pytest.raises(DeadlineExceeded, match=r"no answer within 0\.[0-3]\d* s"):
             client.server_ready()
         with pytest.raises(DeadlineExceeded, match=r"no answer within 0\.(1|0\d+) s"):
             client.server_ready(timeout_s=0.1)

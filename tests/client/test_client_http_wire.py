@@ -158,7 +158,7 @@ def test_the_deadline_holds_against_silence_and_against_a_trickle(
 
     server = serve_raw(trickle)
     client = connect(server.url, timeout_s=0.2)
-    with pytest.raises(DeadlineExceeded, match=r"no answer within 0\.(2|1\d+) s") as caught:
+    with pytest.raises(DeadlineExceeded, match=r"no answer within 0\.[012]\d* s") as caught:
         client.models()
     assert isinstance(caught.value, TimeoutError)
     with pytest.raises(DeadlineExceeded, match=r"no answer within 0\.(1|0\d+) s"):
@@ -359,14 +359,14 @@ def _wait_for_end_of_stream(side: Any, client: Any) -> None:
 def test_a_failed_request_costs_its_connection(serve_raw: Any, connect: Any) -> None:
     def script(number: int, request: bytes) -> Iterator[bytes]:
         if number == 0:
-            server.wait(0.3)  # the late answer must not be taken for that of the next request
+            server.wait(1.0)  # the late answer must not be taken for that of the next request
             yield response(b"late", 500)
         yield response()
 
     server = serve_raw(script)
     client = connect(server.url)
     with pytest.raises(DeadlineExceeded):
-        client.server_ready(timeout_s=0.05)
+        client.server_ready(timeout_s=0.3)
     assert client.server_ready()
     assert server.connections == 2
 

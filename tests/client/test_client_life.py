@@ -20,6 +20,7 @@ from mooring._open_transports import open_async_transport
 from mooring._operations import Infer, Tensor
 from mooring._url import parse_url
 from mooring._wires import _http_aio
+from wire_models import in_memory
 
 X = np.array([[1, 2, 3], [4, 5, 6]], np.float32)
 
@@ -142,6 +143,7 @@ def test_counters_count_what_was_done(wired: Any) -> None:
     assert (endpoint.requests, endpoint.failures) == (3, 0)
 
 
+@in_memory
 @pytest.mark.parametrize("timeout_s", [0, -1, float("nan"), float("inf"), 1e9, "5", True])
 def test_timeouts_that_can_not_be_right_are_refused(wired: Any, timeout_s: Any) -> None:
     ner = wired.client.task("ner")
@@ -165,6 +167,7 @@ def test_a_client_is_not_copied_and_says_what_to_do(client: Any, send: Any) -> N
     assert str(caught.value) == f"{client.__name__}('grpc://h:1') {said}"
 
 
+@in_memory
 def test_a_task_is_not_copied_either(wired: Any) -> None:
     task = wired.client.task("ner")
     with pytest.raises(ConfigError, match="can't be copied or sent to another process"):
@@ -201,37 +204,6 @@ def test_a_client_for_coroutines_belongs_to_one_event_loop(fake: Any) -> None:
     with pytest.raises(ConfigError, match="belongs to the event loop of its first call"):
         asyncio.run(use())
     asyncio.run(client.aclose())
-
-
-def test_a_coroutine_that_is_cancelled_gives_its_request_up(loop: Any) -> None:
-    class Stuck:
-        cancelled = False
-
-        async def asend(self, operation: Any, *, timeout_s: float, headers: Any = ()) -> Any:
-            try:
-                await asyncio.sleep(60)
-            except asyncio.CancelledError:
-                self.cancelled = True
-                raise
-
-        async def aclose(self) -> None:
-            """Nothing is open."""
-
-    stuck = Stuck()
-
-    async def work() -> None:
-        async with AsyncClient("grpc://fake:1", transport=stuck) as client:  # type: ignore[arg-type]
-            with pytest.raises(TimeoutError):
-                async with asyncio.timeout(0.01):
-                    await client.ready("m")
-            counters = client.counters()
-            assert (counters.calls, counters.failed_calls) == (1, 1)
-            assert counters.endpoints[0].outstanding == 0
-            # It says nothing of the server.
-            assert counters.endpoints[0].failures == 0
-
-    loop.run_until_complete(work())
-    assert stuck.cancelled
 
 
 @pytest.mark.parametrize("connected", [True, False])

@@ -17,6 +17,7 @@ import pytest
 
 from awaited import as_async
 from mooring import ConfigError, ConnectError, InvalidInput, ModelNotFound, Outcome, Overloaded
+from wire_models import in_memory
 
 #: What may be begun and not yet taken, as a multiple of ``concurrency``.
 WINDOW = 4
@@ -48,6 +49,7 @@ def test_without_order_every_input_still_has_its_outcome(wired: Any) -> None:
     assert all(value(outcome) == outcome.index for outcome in outcomes)
 
 
+@in_memory
 @pytest.mark.parametrize("side", ["threads"], indirect=True)
 def test_threads_can_not_wait_for_an_async_generator(wired: Any) -> None:
     with pytest.raises(TypeError, match="not iterable"):
@@ -210,6 +212,7 @@ def test_closing_early_leaves_nothing_under_way(wired: Any) -> None:
         assert closed == [True]
 
 
+@in_memory
 @pytest.mark.parametrize("concurrency", [0, -1, 1.5, True, "8", None])
 def test_impossible_counts_are_refused(wired: Any, concurrency: Any) -> None:
     ner = wired.client.task("ner")
@@ -298,6 +301,7 @@ def test_items_that_no_model_takes_spare_their_neighbours(wired: Any) -> None:
     assert sum(len(request.inputs[0].array) for request in wired.fake.requests) == 4
 
 
+@in_memory
 @pytest.mark.parametrize("items", ["Anna visits Porto", b"Anna", bytearray(b"Anna")], ids=repr)
 def test_one_text_is_not_taken_for_its_characters(wired: Any, items: Any) -> None:
     said = f"^model 'ner': map takes an iterable of texts, got one {type(items).__name__}$"

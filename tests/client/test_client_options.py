@@ -9,6 +9,7 @@ import pytest
 
 from mooring import AccessDenied, ConfigError, SequenceStep
 from mooring._operations import GetConfig, GetMetadata, Infer
+from wire_models import in_memory
 
 X = np.array([[1, 2, 3], [4, 5, 6]], np.float32)
 SECRET = "s3cret"
@@ -57,6 +58,7 @@ def test_a_sequence_step_arrives(wired: Any, step: SequenceStep) -> None:
     assert last(wired).sequence == step
 
 
+@in_memory
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -174,6 +176,7 @@ def test_coroutine_functions_are_awaited(wired: Any) -> None:
     assert wired.fake.headers[-1]["x-turn"] == "1"
 
 
+@in_memory
 def test_what_a_callable_raises_is_the_callers_own(wired: Any) -> None:
     def token() -> str:
         raise LookupError("no token today")
@@ -196,6 +199,7 @@ BAD_HEADERS = [
 ]
 
 
+@in_memory
 @pytest.mark.parametrize("headers", BAD_HEADERS, ids=range(len(BAD_HEADERS)))
 def test_headers_that_can_not_be_sent_are_refused_without_their_value(wired: Any, headers: Any) -> None:
     for call in (
@@ -211,6 +215,7 @@ def test_headers_that_can_not_be_sent_are_refused_without_their_value(wired: Any
     assert wired.fake.requests == []
 
 
+@in_memory
 @pytest.mark.parametrize("token", ["", f"{SECRET} two", f"{SECRET}\n", f"{SECRET}é", SECRET.encode()])
 def test_tokens_that_can_not_be_sent_are_refused_without_their_value(wired: Any, token: Any) -> None:
     for call in (lambda: wired.open(token=token), lambda: wired.open(token=lambda: token).models()):

@@ -423,7 +423,7 @@ import logging, os, threading
 
 class Watched(dict):
     def __getitem__(self, key):
-        assert "mooring" not in key.lower(), key
+        assert b"MOORING" not in key, key
         return super().__getitem__(key)
 
 os.environ._data = Watched(os.environ._data) if hasattr(os.environ, "_data") else os.environ._data
@@ -434,6 +434,4 @@ handlers = logging.getLogger("mooring").handlers
 assert [type(handler) for handler in handlers] == [logging.NullHandler], handlers
 assert threading.active_count() == 1
 """
-    loaded_by(
-        program.replace('assert "mooring" not in key.lower(), key', "assert b'MOORING' not in key, key")
-    )
+    loaded_by(program)

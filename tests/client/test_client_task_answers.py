@@ -98,7 +98,6 @@ def test_labels_that_can_not_be_are_decode_errors(task_of: Any, answer: dict[str
         task_of("intent", answer)(TEXT)
 
 
-EMBEDDING: dict[str, Any] = {"embedding": [[0.0] * 8]}
 BAD_EMBEDDINGS = [
     (
         {"embedding": [[0.0] * 8] * 2},

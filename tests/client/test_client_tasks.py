@@ -21,8 +21,10 @@ from mooring import (
 )
 from mooring._task_kinds import KINDS
 from mooring.testing import FakeModel
+from wire_models import in_memory
 
 
+@in_memory
 @pytest.mark.parametrize(
     ("model", "task", "kind"),
     [
@@ -43,6 +45,7 @@ def test_each_task_has_its_class(wired: Any, model: str, task: str, kind: str) -
     assert wired.client.task(model, version="1").version == "1"
 
 
+@in_memory
 def test_a_caller_says_which_class_it_relies_on(wired: Any) -> None:
     classifier = wired.side.kind("TextClassifier")
     made = wired.client.task("intent", classifier)
@@ -53,6 +56,7 @@ def test_a_caller_says_which_class_it_relies_on(wired: Any) -> None:
         wired.client.task("ner", classifier)
 
 
+@in_memory
 @pytest.mark.parametrize("kind", [Label, "ner", TextClassifier | AsyncTextClassifier])
 def test_a_class_that_is_no_task_is_refused_before_anything_is_asked(wired: Any, kind: Any) -> None:
     known = f"{wired.side.name('CustomerService')}, {wired.side.name('Embedder')}, "
@@ -60,6 +64,7 @@ def test_a_class_that_is_no_task_is_refused_before_anything_is_asked(wired: Any,
         wired.client.task("nobody", kind)
 
 
+@in_memory
 def test_a_class_of_the_other_client_is_refused(wired: Any) -> None:
     other = ({TextClassifier, AsyncTextClassifier} - {wired.side.kind("TextClassifier")}).pop()
     with pytest.raises(ConfigError, match=f"^kind must be one of .*, or None; got .*{other.__name__}"):
@@ -119,6 +124,7 @@ def test_recommender_takes_histories_and_pads_the_shorter(wired: Any) -> None:
     assert wired.fake.requests[-1].inputs[0].array.tolist() == [[b"tent", b"rope"], [b"boot", b""]]
 
 
+@in_memory
 @pytest.mark.parametrize(
     ("items", "said"),
     [
@@ -147,6 +153,7 @@ def test_image_classifier_takes_bytes_and_paths(wired: Any, tmp_path: Path) -> N
     assert [row[0].label for row in images([b"x", path])] == ["short", "long"]
 
 
+@in_memory
 def test_images_that_are_not_there_are_not_sent(wired: Any, tmp_path: Path) -> None:
     images = wired.client.task("images")
     for items, said in (
@@ -169,6 +176,7 @@ def test_images_that_are_not_there_are_not_sent(wired: Any, tmp_path: Path) -> N
     assert wired.fake.requests == []
 
 
+@in_memory
 def test_an_image_that_goes_before_it_is_read_is_invalid_input(
     wired: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -230,6 +238,7 @@ BAD_ROWS = [
 ]
 
 
+@in_memory
 @pytest.mark.parametrize(("items", "said"), BAD_ROWS, ids=range(len(BAD_ROWS)))
 def test_rows_that_no_model_takes_are_not_sent(wired: Any, items: Any, said: str) -> None:
     rows = wired.client.task("rows")
@@ -246,6 +255,7 @@ def test_a_row_of_another_width_fails_alone_in_a_map(wired: Any) -> None:
     assert "row 3, number 0 is nan" in str(outcomes[3].error)
 
 
+@in_memory
 def test_tokenize_is_one_of_two(wired: Any) -> None:
     for options in ({"tokenize": "maybe"}, {"tokenizer": "folder"}):
         with pytest.raises(ConfigError, match="tokenize must be 'server', or 'client' with or without"):
@@ -279,6 +289,7 @@ BAD_TEXTS = [
 ]
 
 
+@in_memory
 @pytest.mark.parametrize("model", ["ner", "intent"])
 @pytest.mark.parametrize(("texts", "said"), BAD_TEXTS, ids=range(len(BAD_TEXTS)))
 def test_texts_that_no_model_takes_are_not_sent(wired: Any, model: str, texts: Any, said: str) -> None:
@@ -305,6 +316,7 @@ def test_a_text_that_the_server_refuses_is_found_in_the_call(wired: Any) -> None
         ner(["a"] * 5)
 
 
+@in_memory
 def test_a_model_without_a_known_task_is_refused_with_the_known_ones(wired: Any) -> None:
     known = ", ".join(sorted(KINDS))
     assert known.startswith(

@@ -13,6 +13,7 @@ from hypothesis.extra import numpy as arrays
 
 from mooring import DecodeError, InvalidInput
 from mooring.testing import FakeModel
+from wire_models import in_memory
 
 DTYPES = {
     "BOOL": np.bool_,
@@ -83,6 +84,7 @@ def test_a_matrix_is_sent_as_an_array(wired: Any, datatype: str) -> None:
     np.testing.assert_array_equal(came, array)
 
 
+@in_memory
 def test_a_masked_array_is_refused(wired: Any) -> None:
     wired.fake.models_by_name["typed"] = echo_model("FP32", [-1])
     masked = np.ma.masked_array(np.float32([1, 2]), mask=[True, False])
@@ -91,6 +93,7 @@ def test_a_masked_array_is_refused(wired: Any) -> None:
     assert wired.fake.requests == []
 
 
+@in_memory
 @pytest.mark.parametrize("datatype", DTYPES)
 def test_every_other_numpy_type_is_refused(wired: Any, datatype: str) -> None:
     wired.fake.models_by_name["typed"] = echo_model(datatype, [-1])

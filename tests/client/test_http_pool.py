@@ -763,9 +763,8 @@ def test_another_thread_may_cancel(wire: Any, at: str) -> None:
 
     server, pool = wire(script)
     body = [bytes(50_000_000)] if at == "send" else []
-    with promptly(), pytest.raises(OSError, match=r".") as caught:
+    with promptly(), pytest.raises(ConnectionError):
         pool.exchange("POST", "/", headers={}, body=body, timeout_s=FOREVER_S, cancellation=cancellation)
-    assert not isinstance(caught.value, TimeoutError)
     assert cancellation.attached == 0
     assert get(pool).status == 200
     assert server.connections == 2
@@ -811,7 +810,7 @@ def test_another_thread_may_cancel_the_handshake(
         peer.wait()
 
     pool = connect(serve(script), tls=client_tls)
-    with promptly(), pytest.raises(OSError, match=r"."):
+    with promptly(), pytest.raises((ssl.SSLError, ConnectionError)):
         get(pool, timeout_s=FOREVER_S, cancellation=cancellation)
     assert cancellation.attached == 0
 

@@ -10,6 +10,7 @@ import pytest
 from mooring import DecodeError, InvalidInput, Label, Opinion
 from mooring._answers import format_json, format_readable
 from opinion_models import fake_opinion_model
+from wire_models import in_memory
 
 BAD = Opinion(topic=Label(label="bank", score=0.75), sentiment=Label(label="negative", score=0.75))
 
@@ -26,6 +27,7 @@ def test_a_text_gives_an_opinion_and_several_a_list(wired: Any) -> None:
     assert [outcome.unwrap() for outcome in opinions.map(texts)] == opinions(texts)
 
 
+@in_memory
 def test_what_is_no_text_is_not_sent(wired: Any) -> None:
     wired.fake.models_by_name["opinions"] = fake_opinion_model()
     opinions = wired.client.task("opinions")

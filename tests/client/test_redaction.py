@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import re
-import unicodedata
 from collections.abc import Sequence
 
 import pytest
@@ -371,7 +370,7 @@ SLOW = {
 @pytest.mark.parametrize("name", SLOW)
 def test_long_texts_take_time_in_proportion(name: str) -> None:
     # Quadratic work would be 10^10 steps and more, which ends at the time limit.
-    redact(SLOW[name] + " anna@example.com")
+    assert redact(SLOW[name] + " anna@example.com").text.endswith(" [EMAIL]")
 
 
 def ner(*found: tuple[str, str]) -> Redactor:
@@ -433,8 +432,6 @@ def test_twice_is_the_same_with_names_too(text: str, seed: int) -> None:
     entities = [Entity(label="PER", score=1.0, start=a, end=b, text=text[a:b]) for a, b in ends]
     once = redact.redact(text, entities)
     assert redact(once.text).findings == ()
-    letters = (char for part in once.findings for char in text[part.start : part.end])
-    assert all(unicodedata.category(char) for char in letters)
     for entity in entities:
         for at in range(entity.start, entity.end):
             inside = any(part.start <= at < part.end for part in once.findings)

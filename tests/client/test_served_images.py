@@ -214,9 +214,7 @@ def test_a_small_chunk_that_would_be_large_is_not_unpacked(name: bytes) -> None:
     bomb = encode(GREY)
     bomb = bomb[:33] + chunk(name, content) + bomb[33:]  # after IHDR
     assert len(bomb) < SETTINGS.max_bytes
-    # Left out where it is no part of the picture, refused where Pillow can't go on.
-    said = outcome(bomb)
-    assert isinstance(said, np.ndarray) or "Decompressed data too large" in said
+    assert "Decompressed data too large" in str(outcome(bomb))
 
 
 def _animated() -> bytes:
@@ -323,10 +321,7 @@ def test_a_damaged_file_is_an_image_or_an_image_error(
 
 
 @settings(deadline=None, max_examples=100)
-@given(
-    st.sampled_from([b"IHDR", b"PLTE", b"tRNS", b"eXIf", b"acTL", b"fcTL", b"iCCP", b"gAMA"]),
-    st.binary(max_size=60),
-)
+@given(st.sampled_from(CHUNKS), st.binary(max_size=60))
 def test_any_content_of_a_chunk_with_a_right_checksum(name: bytes, content: bytes) -> None:
     whole = encode(GREY)
     _check_any(whole[:33] + chunk(name, content) + whole[33:])

@@ -44,7 +44,8 @@ from mooring._sync_work import SyncWork
 from mooring._url import parse_urls
 from scripted_servers import Clock, Hold, ScriptedServer, ScriptedServers, run, until
 
-CIRCUIT = CircuitPolicy(failures=3, pause_s=5.0, max_pause_s=20.0, probe_timeout_s=0.1)
+#: A probe that is held has time enough for whatever a test does meanwhile.
+CIRCUIT = CircuitPolicy(failures=3, pause_s=5.0, max_pause_s=20.0, probe_timeout_s=5.0)
 A, B, C = "grpc://10.0.0.1:8001", "grpc://10.0.0.2:8001", "grpc://10.0.0.3:8001"
 
 
@@ -296,7 +297,11 @@ def test_a_server_that_says_no_to_a_probe_is_back_too(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("action", [ConnectError, DecodeError, Hold()], ids=["refused", "garbled", "silent"])
-def test_a_bad_probe_leaves_a_server_out_for_longer(bench: Bench, action: Any) -> None:
+def test_a_bad_probe_leaves_a_server_out_for_longer(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, action: Any
+) -> None:
+    monkeypatch.setattr(f"{__name__}.CIRCUIT", replace(CIRCUIT, probe_timeout_s=0.1))
+
     async def scenario() -> None:
         bench.start(A)
         await bench.fail(await bench.choose(), times=3)
@@ -344,7 +349,7 @@ def test_a_call_without_time_for_a_probe_does_not_wait_for_it(bench: Bench) -> N
         began_s = asyncio.get_running_loop().time()
         with pytest.raises(CircuitOpen):
             await bench.choose(timeout_s=0.05)
-        assert asyncio.get_running_loop().time() - began_s < 2.0
+        assert asyncio.get_running_loop().time() - began_s < CIRCUIT.probe_timeout_s
         # The probe has its own time all the same: one that was cut short would count against the server.
         await until(lambda: bench.scripted[A].timeouts_s[-1:] == [CIRCUIT.probe_timeout_s])
 
@@ -367,29 +372,41 @@ def test_servers_that_a_call_has_no_time_to_probe_are_probed_behind_it(bench: Be
     play(bench, scenario)
 
 
-@pytest.mark.parametrize("back", [True, False])
-@pytest.mark.parametrize("silent", [Hold(), ConnectError], ids=["silent", "refused"])
-def test_servers_are_probed_side_by_side(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch, silent: Any, back: bool
-) -> None:
-    monkeypatch.setattr(f"{__name__}.CIRCUIT", replace(CIRCUIT, probe_timeout_s=1.0))
-
+@pytest.mark.parametrize("others", [Hold(), ConnectError], ids=["silent", "refused"])
+def test_a_server_that_is_back_is_not_held_up_by_the_probes_of_others(bench: Bench, others: Any) -> None:
     async def scenario() -> None:
         bench.start(A, B, C)
         for server in [await bench.choose() for _ in range(3)]:
             await bench.fail(server, times=3)
         for url in (A, B):
-            bench.scripted[url].always(silent, GetServerReady)
-        bench.scripted[C].always(Hold(0.05) if back else Hold(), GetServerReady)
+            bench.scripted[url].always(others, GetServerReady)
+        bench.scripted[C].always(Hold(0.05), GetServerReady)
         bench.clock.advance(CIRCUIT.pause_s)
-        began_s = asyncio.get_running_loop().time()
-        if back:
-            assert (await bench.choose()).url == C
-        else:
-            with pytest.raises(CircuitOpen):
-                await bench.choose()
-        took_s = asyncio.get_running_loop().time() - began_s
-        assert took_s < (0.9 if back else 1.9)
+        assert (await bench.choose()).url == C
+        waiting = int(isinstance(others, Hold))
+        rest = [bench.scripted[url] for url in (A, B)]
+        await until(lambda: all((one.probes, one.waiting) == (1, waiting) for one in rest))
+
+    play(bench, scenario)
+
+
+@pytest.mark.parametrize("others", [Hold(then=ConnectError), ConnectError], ids=["silent", "refused"])
+def test_servers_are_probed_side_by_side(bench: Bench, others: Any) -> None:
+    async def scenario() -> None:
+        bench.start(A, B, C)
+        for server in [await bench.choose() for _ in range(3)]:
+            await bench.fail(server, times=3)
+        for url in (A, B):
+            bench.scripted[url].always(others, GetServerReady)
+        bench.scripted[C].always(Hold(then=ConnectError), GetServerReady)
+        bench.clock.advance(CIRCUIT.pause_s)
+        choosing = asyncio.ensure_future(bench.choose())
+        silent = [A, B, C] if isinstance(others, Hold) else [C]
+        await until(lambda: all(bench.scripted[url].waiting == 1 for url in silent))
+        for url in silent:
+            bench.scripted[url].release()
+        with pytest.raises(CircuitOpen):
+            await choosing
         assert [bench.scripted[url].probes for url in (A, B, C)] == [1, 1, 1]
 
     play(bench, scenario)
@@ -467,7 +484,11 @@ def test_a_probe_that_can_not_begin_is_made_up_for(bench: Bench, monkeypatch: py
     play(bench, scenario)
 
 
-def test_three_timeouts_and_silence_open_the_circuit(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+def test_three_timeouts_and_silence_open_the_circuit(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(f"{__name__}.CIRCUIT", replace(CIRCUIT, probe_timeout_s=0.5))
+
     async def scenario() -> None:
         bench.start(A, B)
         a = next(server for server in [await bench.choose(), await bench.choose()] if server.url == A)
@@ -858,7 +879,7 @@ def test_look_ups_of_all_names_end_with_the_calls_deadline(bench: Bench, names: 
             began_s = asyncio.get_running_loop().time()
             with pytest.raises(DeadlineExceeded, match="grpc://one:8001: the name was not resolved within"):
                 await bench.choose(timeout_s=0.2)
-            assert asyncio.get_running_loop().time() - began_s < 2.0
+            assert asyncio.get_running_loop().time() - began_s < 5.0
         finally:
             hanging.set()
 
@@ -885,8 +906,8 @@ def test_a_late_name_does_not_get_the_whole_budget_again(
         monkeypatch.setattr(bench.work, "look_up", look_up if bench.is_async else sync_look_up)
         await bench.choose(timeout_s=5.0)
         # Each has an equal part of what is left.
-        assert 2.4 < asked[0] <= 2.5
-        assert 4.0 < asked[1] < 4.95
+        assert 2.0 < asked[0] <= 2.5
+        assert 3.0 < asked[1] < 4.95
 
     play(bench, scenario)
 

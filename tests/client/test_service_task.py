@@ -14,6 +14,7 @@ from mooring import AsyncClient, CustomerServiceAnswer, DecodeError, InvalidInpu
 from mooring._answers import format_json, format_readable
 from mooring._cli import main
 from mooring.testing import FakeModel, FakeTransport
+from wire_models import in_memory
 
 TEXT = "Wo ist mein Paket?"
 GOOD: dict[str, Any] = {
@@ -74,6 +75,7 @@ def test_a_person_may_take_over_and_know_no_answer(wired: Any) -> None:
     assert (said.handover, said.answers) == (True, [])
 
 
+@in_memory
 def test_what_is_no_text_is_not_sent(wired: Any) -> None:
     wired.fake.models_by_name["service"] = model_of({})
     service = wired.client.task("service")

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from awaited import as_async
 from mooring import ConfigError
 from mooring._async_work import WINDOW, AsyncWork, resolved, run_apart
 from mooring._cancellation import Cancellation, RequestCancelledError, cancelled_by, current_cancellation
@@ -24,6 +25,7 @@ from mooring._sync_work import SyncWork
 from mooring._sync_work import resolved as sync_resolved
 from mooring._sync_work import run_apart as sync_run_apart
 from mooring._sync_work import sleep as sync_sleep
+from processes import wait_until
 
 #: Bounds what takes a moment unless it hangs, in seconds.
 LIMIT_S = 10.0
@@ -44,19 +46,16 @@ def threads_called(prefix: str) -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name.startswith(prefix)]
 
 
-def wait_until(condition: Callable[[], bool]) -> None:
-    ends_at_s = time.monotonic() + LIMIT_S
-    while not condition():
-        assert time.monotonic() < ends_at_s, "it did not come to that"
-        time.sleep(0.002)
-
-
-def wait_cancelled(cancelled: list[Any] | None = None, what: Any = None) -> None:
+def wait_cancelled(
+    cancelled: list[Any] | None = None, what: Any = None, hanging: threading.Semaphore | None = None
+) -> None:
     """As a request that hangs: until this thread's requests are cancelled."""
     cancellation = current_cancellation()
     assert cancellation is not None
     ended = threading.Event()
     cancellation.attach(ended.set)
+    if hanging is not None:
+        hanging.release()
     try:
         assert ended.wait(LIMIT_S), "nobody cancelled it"
     finally:
@@ -84,12 +83,6 @@ def run_async(scenario: Callable[[], Any]) -> Any:
         return result
 
     return asyncio.run(run())
-
-
-async def as_async(items: Any) -> AsyncIterator[Any]:
-    for item in items:
-        await asyncio.sleep(0)
-        yield item
 
 
 # --- map of coroutines
@@ -541,9 +534,9 @@ FIRST, SECOND = Oops("first"), Oops("second")
 RACES = {
     "only the first": (("a", 0.0), ("b", 0.0), 5.0, ("a", False), []),
     "the second is faster": (("a", LIMIT_S), ("b", 0.0), 0.01, ("b", True), ["a"]),
-    "the first after all": (("a", 0.1), ("b", LIMIT_S), 0.01, ("a", False), ["b"]),
+    "the first after all": (("a", 0.5), ("b", LIMIT_S), 0.01, ("a", False), ["b"]),
     "the first fails at once": ((FIRST, 0.0), ("b", 0.0), 5.0, FIRST, []),
-    "the first fails while the second runs": ((FIRST, 0.1), ("b", 0.3), 0.01, ("b", True), []),
+    "the first fails while the second runs": ((FIRST, 0.5), ("b", 1.0), 0.01, ("b", True), []),
     "the second fails while the first runs": (("a", 0.2), (SECOND, 0.0), 0.01, ("a", False), []),
     "the first fails, then the second": ((FIRST, 0.1), (SECOND, 0.2), 0.01, FIRST, []),
     "the second fails, then the first": ((FIRST, 0.2), (SECOND, 0.0), 0.01, FIRST, []),
@@ -676,7 +669,12 @@ def test_a_cancelled_async_race_cancels_both() -> None:
     assert sorted(cancelled) == ["a", "b"]
 
 
-def race_within(sync_work: SyncWork, outer: Cancellation, may_start: Callable[[], bool]) -> list[str]:
+def race_within(
+    sync_work: SyncWork,
+    outer: Cancellation,
+    may_start: Callable[[], bool] = lambda: True,
+    hanging: threading.Semaphore | None = None,
+) -> list[str]:
     """Race two that hang, from a thread that may be cancelled; returns who saw the end of it."""
     cancelled: list[str] = []
     raised: list[BaseException] = []
@@ -685,8 +683,8 @@ def race_within(sync_work: SyncWork, outer: Cancellation, may_start: Callable[[]
         try:
             with cancelled_by(outer):
                 sync_work.race(
-                    lambda: wait_cancelled(cancelled, "a"),
-                    lambda: wait_cancelled(cancelled, "b"),
+                    lambda: wait_cancelled(cancelled, "a", hanging),
+                    lambda: wait_cancelled(cancelled, "b", hanging),
                     after_s=0.02,
                     may_start=may_start,
                 )
@@ -702,16 +700,17 @@ def race_within(sync_work: SyncWork, outer: Cancellation, may_start: Callable[[]
 
 
 def test_a_cancelled_sync_race_cancels_both(sync_work: SyncWork) -> None:
-    outer = Cancellation()
-    threads = []
+    outer, hanging = Cancellation(), threading.Semaphore(0)
 
-    def may_start() -> bool:
-        threads.append(threading.Timer(0.05, outer.cancel))
-        threads[0].start()
-        return True
+    def cancel_both() -> None:
+        for _ in range(2):
+            hanging.acquire(timeout=LIMIT_S)
+        outer.cancel()
 
-    assert race_within(sync_work, outer, may_start) == ["a", "b"]
-    threads[0].join()
+    canceller = threading.Thread(target=cancel_both)
+    canceller.start()
+    assert race_within(sync_work, outer, hanging=hanging) == ["a", "b"]
+    canceller.join()
 
 
 def test_a_sync_race_cancelled_while_its_second_starts_cancels_that_too(sync_work: SyncWork) -> None:
@@ -730,7 +729,7 @@ def test_a_sync_race_cancelled_while_its_second_starts_cancels_that_too(sync_wor
 def test_a_sync_race_of_a_cancelled_thread_does_not_begin(sync_work: SyncWork) -> None:
     outer = Cancellation()
     outer.cancel()
-    assert race_within(sync_work, outer, lambda: True) == []
+    assert race_within(sync_work, outer) == []
 
 
 # --- background work
@@ -782,7 +781,7 @@ def test_sync_work_in_the_background_ends_with_its_owner() -> None:
     work.spawn(lambda: None)
     work.spawn(hang)
     assert begun.wait(LIMIT_S)
-    assert all(thread.daemon for thread in threads_called("mooring-background"))
+    assert {thread.daemon for thread in threads_called("mooring-background")} == {True}
     work.close()
     work.close()
     assert ended == ["hangs", "cancelled"]

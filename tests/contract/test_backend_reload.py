@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import onnx
@@ -12,6 +10,7 @@ import pytest
 
 from engine_models import LOOKUP_CONFIG, lookup_model, write_config
 from mooring_serve import TritonServer
+from processes import wait_until
 from triton_calls import connect, infer
 
 pytestmark = pytest.mark.integration
@@ -20,7 +19,6 @@ _ROUNDS = 20
 # The first rounds fill the allocator's pools; what leaks shows in every later one.
 _WARM_ROUNDS = 5
 _MAX_GROWTH_BYTES = 4 << 20
-_PATIENCE_S = 20
 
 
 def _stubs(server: psutil.Process) -> int:
@@ -34,14 +32,6 @@ def _shared_memory(server: psutil.Process) -> int:
         if "shm-region-prefix-name=" in argument
     }
     return len(list(Path("/dev/shm").glob(f"{prefix}*")))
-
-
-def _wait_until(condition: Callable[[], bool]) -> None:
-    """Wait for what Triton finishes after its answer."""
-    deadline = time.monotonic() + _PATIENCE_S
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def test_twenty_reloads_leave_nothing_behind(tmp_path: Path) -> None:
@@ -63,9 +53,9 @@ def test_twenty_reloads_leave_nothing_behind(tmp_path: Path) -> None:
             client.unload_model("lookup")
             client.load_model("lookup")
             assert infer(client, "lookup", ids=[[3]]).as_numpy("values").tolist() == [[30]]
-            _wait_until(lambda: (_stubs(server), _shared_memory(server)) == loaded)
+            wait_until(lambda: (_stubs(server), _shared_memory(server)) == loaded)
             resident.append(server.memory_info().rss)
         growth = resident[-1] - resident[_WARM_ROUNDS]
         assert growth < _MAX_GROWTH_BYTES, resident
         client.unload_model("lookup")
-        _wait_until(lambda: _stubs(server) == 0)
+        wait_until(lambda: _stubs(server) == 0)

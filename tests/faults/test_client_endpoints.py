@@ -15,12 +15,15 @@ from fault_kinds import BlackHole, Delay, Pass, Refuse
 from fault_proxy import FaultProxy
 from mooring import CircuitOpen, CircuitPolicy, ConnectError, DeadlineExceeded, EndpointStatus
 from mooring_serve import TritonServer
+from processes import wait_until
 from python_models import write_python_model
 
 pytestmark = pytest.mark.integration
 
 X = {"x": np.float32([[1, 2]])}
 QUICK = CircuitPolicy(pause_s=0.1, max_pause_s=0.2, probe_timeout_s=0.5)
+#: Until the clients have noticed that connections were lost: what is lost within a request is not repeated.
+NOTICED_S = 0.5
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +64,7 @@ def last(client: AnyClient) -> EndpointStatus:
 
 def check_return(client: AnyClient) -> None:
     """The third endpoint gets traffic again, and no call fails."""
-    before, ends_at_s = last(client).requests, time.monotonic() + 10
+    before, ends_at_s = last(client).requests, time.monotonic() + 60
     while last(client).requests < before + 5:
         assert time.monotonic() < ends_at_s, f"it gets no traffic: {last(client)}"
         assert call(client).error is None
@@ -71,7 +74,7 @@ def check_return(client: AnyClient) -> None:
 
 def test_one_of_three_is_dead(client: AnyClient, proxies: list[FaultProxy]) -> None:
     proxies[2].fault = Refuse(apply_to_open=True)
-    time.sleep(0.1)  # until the clients have noticed: what is lost within a request is not repeated
+    time.sleep(NOTICED_S)
     for _ in range(40):
         assert call(client).error is None
     assert last(client).circuit in ("open", "probing")
@@ -107,7 +110,8 @@ def test_a_black_hole_under_load(client: AnyClient, proxies: list[FaultProxy]) -
     kinds = [one.kind for one in ended]
     assert set(kinds) <= {None, DeadlineExceeded}
     assert kinds.count(DeadlineExceeded) <= 30
-    proxies[2].fault = Pass(apply_to_open=True)
+    wait_until(lambda: last(client).circuit != "closed")
+    proxies[2].fault = Pass()
     check_return(client)
 
 
@@ -129,12 +133,12 @@ def test_one_of_three_is_slow(client: AnyClient, proxies: list[FaultProxy]) -> N
 def test_all_are_dead_and_come_back(client: AnyClient, proxies: list[FaultProxy]) -> None:
     for proxy in proxies:
         proxy.fault = Refuse(apply_to_open=True)
-    time.sleep(0.1)
+    time.sleep(NOTICED_S)
     kinds = [call(client, timeout_s=2).kind for _ in range(12)]
     assert set(kinds) <= {ConnectError, CircuitOpen}
     assert kinds[-1] is CircuitOpen
     proxies[2].fault = Pass()
-    ends_at_s = time.monotonic() + 10
+    ends_at_s = time.monotonic() + 60
     while call(client, timeout_s=2).error is not None:
         assert time.monotonic() < ends_at_s, "no recovery"
         time.sleep(0.05)
@@ -153,7 +157,7 @@ def test_probes_stay_within_the_deadline(proxies: list[FaultProxy], pair: Pair) 
         assert call(client).error is None
         for proxy in proxies:
             proxy.fault = Refuse(apply_to_open=True)
-        time.sleep(0.1)
+        time.sleep(NOTICED_S)
         while call(client, timeout_s=0.5).kind is not CircuitOpen:
             pass
         for proxy in proxies:

@@ -19,6 +19,7 @@ import numpy.testing  # a child must not wait for an import that a thread of its
 import psutil
 import pytest
 
+from crashes import skipped_if_the_server_dies
 from driven_clients import COROUTINES_PAIRS, THREADS_PAIRS, Pair
 from mooring import AsyncClient, Client, ConfigError, ConnectionPolicy
 from mooring_serve import TritonServer
@@ -145,6 +146,7 @@ def test_many_coroutines_share_a_client(pair: Pair, server: TritonServer) -> Non
 
 
 @pytest.mark.parametrize("pair", COROUTINES_PAIRS, ids=str)
+@skipped_if_the_server_dies
 def test_many_cancelled_coroutines_leave_nothing(pair: Pair, server: TritonServer) -> None:
     warm_up(pair, server)
     holdings = Holdings()

@@ -21,24 +21,11 @@ from mooring import ConfigError, InvalidInput, MooringError, ServerError
 from mooring._memory_regions import SystemRegion, make_region
 from mooring_serve import TritonServer
 from processes import all_gone, family, wait_until
-from python_models import write_python_model
+from python_models import NAMED_BACK, write_python_model
 from recording_models import write_recorder
 
 pytestmark = pytest.mark.integration
 
-MIXED = """
-    import triton_python_backend_utils as pb_utils
-
-
-    class TritonPythonModel:
-        def execute(self, requests):
-            return [
-                pb_utils.InferenceResponse(
-                    [pb_utils.Tensor("out_" + given.name(), given.as_numpy()) for given in request.inputs()]
-                )
-                for request in requests
-            ]
-"""
 MIXED_CONFIG = """
     backend: "python"
     max_batch_size: 4
@@ -66,7 +53,7 @@ with client.shared_memory(input_bytes=64, name={NAME!r}):
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
     folder = tmp_path_factory.mktemp("memory")
     repository = folder / "repository"
-    write_python_model(repository, "mixed", source=MIXED, config=MIXED_CONFIG)
+    write_python_model(repository, "mixed", source=NAMED_BACK, config=MIXED_CONFIG)
     write_recorder(repository)
     with TritonServer(repository, log_file=folder / "tritonserver.log") as running:
         yield running
@@ -159,7 +146,7 @@ def test_what_does_not_fit(client: AnyClient) -> None:
 
 
 def test_a_region_serves_one_request_at_a_time(client: AnyClient) -> None:
-    slow, quick = {"x": np.float32([[0.5]])}, {"x": np.float32([[0]])}
+    slow, quick = {"x": np.float32([[1]])}, {"x": np.float32([[0]])}
     with client.shared_memory(input_bytes=100) as memory, ThreadPoolExecutor(8) as pool:
         client.infer("recorder", quick, shared_memory=memory)
         calls = [pool.submit(client.infer, "recorder", slow, shared_memory=memory) for _ in range(8)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,24 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from crashes import skipped_if_the_server_dies
 from driven_clients import COROUTINES_PAIRS, AnyClient, CoroutinesClient, Pair, timed
 from mooring import DeadlineExceeded, HedgePolicy
 from mooring_serve import TritonServer
 from processes import wait_until
-from recording_models import executions, write_recorder
+from recording_models import QUEUE, executions, write_recorder
 
 pytestmark = pytest.mark.integration
-
-#: A request may say how long it is willing to wait; that takes a default above 0.
-QUEUE = """
-    dynamic_batching {
-      default_queue_policy {
-        timeout_action: REJECT
-        allow_timeout_override: true
-        default_timeout_microseconds: 60000000
-      }
-    }
-"""
 
 
 def seconds(value: float) -> dict[str, np.ndarray]:
@@ -66,15 +55,18 @@ def wait_until_idle(client: AnyClient) -> None:
     client.infer("recorder", seconds(0), request_id="idle")
 
 
-def test_giving_up_drops_queued_work(client: AnyClient, ran: Callable[[], list[str]]) -> None:
-    """Eight callers with 0.7 s for a model that takes 0.5 s: without it the model would run eight times."""
+@skipped_if_the_server_dies
+def test_giving_up_drops_queued_work(
+    client: AnyClient, server: TritonServer, ran: Callable[[], list[str]]
+) -> None:
+    """Eight callers with 1.7 s for a model that takes 1 s: without it the model would run eight times."""
     wait_until_idle(client)
     with ThreadPoolExecutor(8) as pool:
 
         def call(number: int) -> object:
             ended = timed(
-                lambda: client.infer("recorder", seconds(0.5), timeout_s=0.7, request_id=f"call-{number}"),
-                timeout_s=0.7,
+                lambda: client.infer("recorder", seconds(1), timeout_s=1.7, request_id=f"call-{number}"),
+                timeout_s=1.7,
             )
             return ended.kind
 
@@ -86,15 +78,16 @@ def test_giving_up_drops_queued_work(client: AnyClient, ran: Callable[[], list[s
 
 
 @pytest.mark.parametrize("pair", COROUTINES_PAIRS, ids=str)
+@skipped_if_the_server_dies
 def test_cancelling_a_task_drops_its_queued_request(
-    client: CoroutinesClient, pair: Pair, ran: Callable[[], list[str]]
+    client: CoroutinesClient, server: TritonServer, pair: Pair, ran: Callable[[], list[str]]
 ) -> None:
     async def work() -> None:
-        running = asyncio.create_task(client.client.infer("recorder", seconds(1), request_id="running"))
+        running = asyncio.create_task(client.client.infer("recorder", seconds(3), request_id="running"))
         while "running" not in ran():
             await asyncio.sleep(0.01)
         queued = asyncio.create_task(client.client.infer("recorder", seconds(0), request_id="cancelled"))
-        await asyncio.sleep(0.2)
+        await asyncio.sleep(0.5)
         queued.cancel()
         with pytest.raises(asyncio.CancelledError):
             await queued
@@ -115,11 +108,12 @@ def other_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonSer
         yield running
 
 
+@skipped_if_the_server_dies
 def test_a_slow_server_is_hedged(
     server: TritonServer, other_server: TritonServer, pair: Pair, ran: Callable[[], list[str]]
 ) -> None:
     """Two servers, of which one is kept busy: the hedge goes to the other one."""
-    hedge = HedgePolicy(percentile=90, min_delay_s=0.1, min_samples=10)
+    hedge = HedgePolicy(percentile=90, min_delay_s=0.5, min_samples=10)
     with (
         pair([pair.url(server), pair.url(other_server)], hedge=hedge) as client,
         pair(pair.url(server)) as busy,
@@ -128,13 +122,11 @@ def test_a_slow_server_is_hedged(
         for _ in range(12):
             client.infer("recorder", seconds(0))
         assert client.counters().hedges == 0
-        blocking = pool.submit(busy.infer, "recorder", seconds(2), request_id="blocking")
+        blocking = pool.submit(busy.infer, "recorder", seconds(4), request_id="blocking")
         wait_until(lambda: "blocking" in ran())
-        began_s = time.monotonic()
         for number in range(2):
             client.infer("recorder", seconds(0), request_id=f"call-{number}")
         assert not blocking.done(), "the busy server was fast: this test shows nothing"
-        assert time.monotonic() - began_s < 2
         counters = client.counters()
         assert (counters.hedges, counters.hedge_wins, counters.failed_calls) == (1, 1, 0)
         assert [one.requests >= 7 for one in counters.endpoints] == [True, True]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,7 +14,7 @@ from driven_clients import AnyClient, Pair
 from fault_proxy import FaultProxy
 from mooring import InvalidInput, ModelNotFound, SequenceStep, ServerError
 from mooring_serve import TritonServer
-from processes import wait_until
+from processes import settled, wait_until
 from python_models import write_python_model
 
 pytestmark = pytest.mark.integration
@@ -194,8 +193,7 @@ def test_statistics_count_calls(client: AnyClient) -> None:
         (entry,) = client.statistics("echo", version="1")
         return entry.inference_count, entry.execution_count, entry.success.count
 
-    time.sleep(0.2)  # tritonserver counts a request a moment after it has answered it
-    before = counted()
+    before = settled(counted)
     for batch in (1, 3):
         client.infer("echo", {"x": np.zeros((batch, 2), np.float32)})
     wait_until(lambda: np.subtract(counted(), before).tolist() == [4, 2, 2])

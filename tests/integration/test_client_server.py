@@ -30,7 +30,7 @@ from mooring import (
 )
 from mooring._cli import main
 from mooring_serve import TritonServer
-from python_models import write_python_model
+from python_models import NAMED_BACK, write_python_model
 
 pytestmark = pytest.mark.integration
 
@@ -160,26 +160,11 @@ def typed_config() -> str:
     return f'backend: "python"\nmax_batch_size: 4\n{tensors}'
 
 
-TYPED = """
-    import triton_python_backend_utils as pb_utils
-
-
-    class TritonPythonModel:
-        def execute(self, requests):
-            return [
-                pb_utils.InferenceResponse(
-                    [pb_utils.Tensor("out_" + given.name(), given.as_numpy()) for given in request.inputs()]
-                )
-                for request in requests
-            ]
-"""
-
-
 def write_models(repository: Path) -> Path:
     write_python_model(repository, "ner", source=NER + TEXTS, config=NER_CONFIG)
     write_python_model(repository, "intent", source=INTENT + TEXTS, config=INTENT_CONFIG)
     write_python_model(repository, "slow", source=SLOW, config=SLOW_CONFIG)
-    write_python_model(repository, "typed", source=TYPED, config=typed_config())
+    write_python_model(repository, "typed", source=NAMED_BACK, config=typed_config())
     write_python_model(repository, "optional", config=OPTIONAL_CONFIG)
     write_python_model(repository, "broken", source="raise ValueError('broken on purpose')")
     return repository

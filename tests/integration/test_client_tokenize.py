@@ -18,10 +18,10 @@ from driven_clients import PAIRS, AnyClient, CoroutinesClient, Pair
 from mooring import Client, Entity, Label, MooringError
 from mooring_build.publish import publish_release
 from mooring_serve import TritonServer
-from processes import wait_until
+from processes import settled, wait_until
 from python_models import write_python_model
 from random_texts import random_texts
-from recording_models import executions, write_recorder
+from recording_models import QUEUE, executions, write_recorder
 from tiny_release import make_release, padded_recipe
 
 pytestmark = pytest.mark.integration
@@ -151,9 +151,9 @@ def test_the_engine_alone_is_asked(server: TritonServer) -> None:
 
     with Client(server.grpc_url) as client:
         task = client.task("ner", tokenize="client")
-        before = counts(client)
+        before = settled(lambda: counts(client))
         task("Anna Smith")
-        after = counts(client)
+        after = settled(lambda: counts(client))
     assert {name: after[name] - before[name] for name in after} == {
         "ner": 0,
         "ner_tokenizer": 0,
@@ -264,17 +264,6 @@ def test_a_task_follows_a_new_release_whole(tmp_path: Path, pair: Pair) -> None:
             wait_until(lambda: not other.ready("ner_onnx", version="1"))
         with ThreadPoolExecutor(4) as pool:
             assert list(pool.map(lambda _: labels(), range(8))) == [after] * 8
-
-
-QUEUE = """
-    dynamic_batching {
-      default_queue_policy {
-        timeout_action: REJECT
-        allow_timeout_override: true
-        default_timeout_microseconds: 60000000
-      }
-    }
-"""
 
 
 def test_an_ensemble_passes_a_requests_timeout_to_its_steps(

@@ -25,6 +25,7 @@ from mooring._served.softmax import softmax
 from mooring_build.publish import Release, publish_release, released_version, roll_back
 from mooring_build.recipe import Recipe
 from mooring_serve import TritonServer
+from processes import settled
 from tiny_release import LABELS, LOGIT, make_release, padded_recipe
 
 pytestmark = pytest.mark.integration
@@ -251,7 +252,7 @@ def test_answers_are_kept_and_runs_take_turns_where_the_recipe_says_so(tmp_path:
         ner = client.task("ner")
         first, again, other = ner("Anna Smith"), ner("Anna Smith"), ner("Porto")
         assert first == again != other
-        (pipeline,) = client.statistics("ner")
+        (pipeline,) = settled(lambda: client.statistics("ner"))
         (engine,) = client.statistics("ner_onnx")
     assert (pipeline.cache_hit.count, pipeline.cache_miss.count) == (1, 2)
     assert engine.inference_count == 2

@@ -8,7 +8,8 @@ import socket
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -340,9 +341,25 @@ class ServeCommand:
         return self.process.returncode, out, err
 
 
+@pytest.fixture
+def serve_command() -> Iterator[Callable[..., ServeCommand]]:
+    """Run ``mooring serve`` with these arguments; one that a failing test leaves is killed."""
+    with ExitStack() as running:
+
+        def start(*arguments: str) -> ServeCommand:
+            command = ServeCommand(*arguments)
+            running.enter_context(command.process)
+            running.callback(command.process.kill)
+            return command
+
+        yield start
+
+
 @pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
-def test_serve_command(repository: Path, sign: signal.Signals) -> None:
-    command = ServeCommand(str(repository))
+def test_serve_command(
+    repository: Path, serve_command: Callable[..., ServeCommand], sign: signal.Signals
+) -> None:
+    command = serve_command(str(repository))
     summary = command.read_summary()
     assert summary[:3] == ["mooring: starting tritonserver ...", "models:", "  echo     1  READY"]
     shown: dict[str, Any] = dict(line.split(maxsplit=1) for line in summary[3:8])
@@ -360,7 +377,9 @@ def test_serve_command(repository: Path, sign: signal.Signals) -> None:
     assert not Path(shown["log:"]).exists()
 
 
-def test_serve_command_shows_a_call_that_works(tmp_path: Path) -> None:
+def test_serve_command_shows_a_call_that_works(
+    tmp_path: Path, serve_command: Callable[..., ServeCommand]
+) -> None:
     config = """
         backend: "python"
         max_batch_size: 8
@@ -379,7 +398,7 @@ def test_serve_command_shows_a_call_that_works(tmp_path: Path) -> None:
     """
     repository = write_python_model(tmp_path / "repository", config=config)
     write_python_model(repository, "pipeline", config=ensemble)
-    command = ServeCommand(str(repository))
+    command = serve_command(str(repository))
     (line,) = [line for line in command.read_summary() if line.startswith("try:")]
     tried = subprocess.run(line.removeprefix("try:"), shell=True, capture_output=True, text=True, check=True)
     assert '"answer":"Where is my parcel from Lisbon?"' in tried.stdout
@@ -387,8 +406,10 @@ def test_serve_command_shows_a_call_that_works(tmp_path: Path) -> None:
     assert command.finish()[0] == 0
 
 
-def test_serve_command_says_why_the_server_ended(repository: Path) -> None:
-    command = ServeCommand(str(repository), "--log-file", str(repository.parent / "server.log"))
+def test_serve_command_says_why_the_server_ended(
+    repository: Path, serve_command: Callable[..., ServeCommand]
+) -> None:
+    command = serve_command(str(repository), "--log-file", str(repository.parent / "server.log"))
     command.read_summary()
     (server,) = [pid for pid in family(command.process.pid) if psutil.Process(pid).name() == "tritonserver"]
     os.kill(server, signal.SIGKILL)
@@ -398,8 +419,8 @@ def test_serve_command_says_why_the_server_ended(repository: Path) -> None:
     assert not regions(command.process.pid)
 
 
-def test_serve_command_without_models(tmp_path: Path) -> None:
-    status, _, err = ServeCommand(str(tmp_path / "absent")).finish()
+def test_serve_command_without_models(tmp_path: Path, serve_command: Callable[..., ServeCommand]) -> None:
+    status, _, err = serve_command(str(tmp_path / "absent")).finish()
     assert status == 2
     assert err == (
         f"mooring: error: there is no model repository at {tmp_path}/absent: run 'mooring build', "

@@ -116,10 +116,12 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
         yield running
 
 
-@pytest.fixture(params=["grpc", "http"])
+@pytest.fixture
 def ask(request: pytest.FixtureRequest, server: TritonServer) -> Iterator[Any]:
-    module = triton_grpc if request.param == "grpc" else triton_http
-    url = server.grpc_url if request.param == "grpc" else server.http_url
+    """Asks over gRPC unless told otherwise: a model gets the same tensors over either protocol."""
+    protocol = getattr(request, "param", "grpc")
+    module = triton_grpc if protocol == "grpc" else triton_http
+    url = server.grpc_url if protocol == "grpc" else server.http_url
     with module.InferenceServerClient(url.partition("://")[2]) as client:
 
         def infer(layout: str, arrays: dict[str, Array]) -> dict[str, Array]:
@@ -166,6 +168,7 @@ def test_every_shape_comes_back(ask: Any, dtype: str, shape: tuple[int, int]) ->
     np.testing.assert_array_equal(answer, sent)
 
 
+@pytest.mark.parametrize("ask", ["grpc", "http"], indirect=True)
 def test_threads_of_a_model_make_tensors_at_once(ask: Any) -> None:
     sent = {dtype: _values(dtype) for dtype in _DTYPES}
     for dtype, answer in ask("made by threads", sent).items():

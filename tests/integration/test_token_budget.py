@@ -98,7 +98,7 @@ def test_a_limit_that_is_no_number_keeps_the_model_from_loading(tmp_path: Path) 
     path = repository / "counting" / "config.pbtxt"
     path.write_text(path.read_text().replace(f'"{LIMIT}"', '"many"'), encoding="utf-8")
     with pytest.raises(StartError, match="max_batch_tokens must be a number above 0"):
-        TritonServer(repository).start()
+        TritonServer(repository, log_file=tmp_path / "tritonserver.log").start()
 
 
 def test_a_version_from_before_the_limit_was_dropped_goes_on_serving(tmp_path: Path) -> None:

@@ -5,10 +5,10 @@ import json
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -187,6 +187,7 @@ class _FakeSides:
     def __init__(self, url: str, model: str) -> None:
         self.calls: list[tuple[object, ...]] = []
         self.requests = 0
+        self.now_s = 0.0
 
     def __enter__(self) -> _FakeSides:
         return self
@@ -209,16 +210,18 @@ class _FakeSides:
 
     def asyncio_loop(self, texts: Sequence[str], concurrency: int, batch_size: int) -> None:
         self._take("asyncio_loop", texts, concurrency, batch_size)
-        time.sleep(0.001 if (concurrency, batch_size) == (16, 4) else 0.02)
+        self.now_s += 1 if (concurrency, batch_size) == (16, 4) else 1.1
 
     def _take(self, name: str, texts: Sequence[str], *numbers: int) -> None:
         self.calls.append((name, len(texts), *numbers))
-        time.sleep(0.001)
+        self.now_s += 1
 
 
 def test_map_sides_run_twice_in_turns_with_the_best_of_the_grid(monkeypatch: pytest.MonkeyPatch) -> None:
     sides = _FakeSides("", "")
     monkeypatch.setattr(client_bench_map, "MapSides", lambda url, model: sides)
+    clock = SimpleNamespace(perf_counter=lambda: sides.now_s)
+    monkeypatch.setattr(client_bench_map, "time", clock)
     lines: list[str] = []
     timing = time_map(
         "grpc://127.0.0.1:1", ["a"] * 50, model="ner", loop_texts=5, sample=10, report=lines.append
@@ -229,9 +232,8 @@ def test_map_sides_run_twice_in_turns_with_the_best_of_the_grid(monkeypatch: pyt
         ("async_map", 50), ("map", 50), ("asyncio_loop", 50, 16, 4), ("loop", 5),
         ("closed",),
     ]  # fmt: skip
-    assert [len(rates) for rates in (timing.loop, timing.asyncio_loop, timing.map, timing.async_map)] == [
-        2
-    ] * 4
+    twice = {"loop": 5.0, "asyncio_loop": 25.0, "map": 50.0, "async_map": 50.0}
+    assert timing == MapTiming(**{name: pytest.approx((rate, rate)) for name, rate in twice.items()})
     assert any("task.map of Client: 50 texts in 3 requests" in line for line in lines)
     assert any("16 coroutines, 4 texts a request: 50 texts" in line for line in lines)
 
