@@ -158,6 +158,8 @@ def _not_written(path: str, error: OSError) -> ConfigError:
 
 def _make_webhook(args: argparse.Namespace) -> Webhook | None:
     if args.webhook is None:
+        if args.webhook_secret_env is not None:
+            raise ConfigError("--webhook-secret-env signs what --webhook URL gets: name that, too")
         return None
     secret = None
     if args.webhook_secret_env is not None:

@@ -323,6 +323,10 @@ def test_a_replay_stops_when_the_server_is_gone(
         (["--alerts", "/nowhere/alerts"], "--alerts '/nowhere/alerts' can't be written: No such file"),
         (["--webhook", "ftp://x"], "the webhook's URL must be http"),
         (
+            ["--webhook-secret-env", "HOOK_SECRET"],
+            "--webhook-secret-env signs what --webhook URL gets: name that, too",
+        ),
+        (
             ["--webhook", "http://x", "--webhook-secret-env", "NO_SUCH_SECRET"],
             "--webhook-secret-env: there is no environment variable 'NO_SUCH_SECRET' with a secret",
         ),
