@@ -87,7 +87,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m mooring_loadtests.client_bench",
         description="Measure the client beside bare tritonclient; the last line is JSON.",
     )
-    add_folder_option(parser, "--repository", "model_repository", "where it is")
+    add_folder_option(parser, "--repository", "model_repository", "what is served")
     parser.add_argument("--only", choices=PARTS, nargs="+", default=PARTS, help="measure no more than this")
     parser.add_argument("--pairs", type=count, default=31, help="turns of each side (default: 31)")
     parser.add_argument("--slice-ms", type=count, default=200, help="length of a turn (default: 200)")

@@ -57,7 +57,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m mooring_loadtests.demo",
         description="Serve the built ner and intent, ask both, load ner, and sum up.",
     )
-    add_folder_option(parser, "--repository", "model_repository", "where it is")
+    add_folder_option(parser, "--repository", "model_repository", "what is served")
     add_folder_option(parser, "--reports", "reports", "where the report goes")
     parser.add_argument("--seconds", type=count, default=20, help="length of the load test (default: 20)")
     return parser

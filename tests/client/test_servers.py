@@ -96,6 +96,11 @@ class Bench:
             with pytest.raises(error):
                 await self.ask(server)
 
+    async def fail_all(self, count: int) -> None:
+        """Let requests to so many servers, which are all, fail until they get no more."""
+        for server in [await self.choose() for _ in range(count)]:
+            await self.fail(server, times=3)
+
     async def close(self) -> None:
         """As a client does."""
         await self.call(self.work.close)
@@ -359,8 +364,7 @@ def test_a_call_without_time_for_a_probe_does_not_wait_for_it(bench: Bench) -> N
 def test_servers_that_a_call_has_no_time_to_probe_are_probed_behind_it(bench: Bench) -> None:
     async def scenario() -> None:
         bench.start(A, B, C)
-        for server in [await bench.choose() for _ in range(3)]:
-            await bench.fail(server, times=3)
+        await bench.fail_all(3)
         bench.scripted[A].always(Hold(), GetServerReady)
         bench.clock.advance(CIRCUIT.pause_s)
         with pytest.raises(CircuitOpen):
@@ -376,8 +380,7 @@ def test_servers_that_a_call_has_no_time_to_probe_are_probed_behind_it(bench: Be
 def test_a_server_that_is_back_is_not_held_up_by_the_probes_of_others(bench: Bench, others: Any) -> None:
     async def scenario() -> None:
         bench.start(A, B, C)
-        for server in [await bench.choose() for _ in range(3)]:
-            await bench.fail(server, times=3)
+        await bench.fail_all(3)
         for url in (A, B):
             bench.scripted[url].always(others, GetServerReady)
         bench.scripted[C].always(Hold(0.05), GetServerReady)
@@ -394,8 +397,7 @@ def test_a_server_that_is_back_is_not_held_up_by_the_probes_of_others(bench: Ben
 def test_servers_are_probed_side_by_side(bench: Bench, others: Any) -> None:
     async def scenario() -> None:
         bench.start(A, B, C)
-        for server in [await bench.choose() for _ in range(3)]:
-            await bench.fail(server, times=3)
+        await bench.fail_all(3)
         for url in (A, B):
             bench.scripted[url].always(others, GetServerReady)
         bench.scripted[C].always(Hold(then=ConnectError), GetServerReady)
@@ -416,8 +418,7 @@ def test_a_sequence_waits_for_the_probe_of_its_own_server(bench: Bench) -> None:
     async def scenario() -> None:
         bench.start(A, B)
         own = await bench.choose(sticky=7)
-        for server in [await bench.choose() for _ in range(2)]:
-            await bench.fail(server, times=3)
+        await bench.fail_all(2)
         bench.scripted[own.url].always(Hold(0.03), GetServerReady)
         bench.clock.advance(CIRCUIT.pause_s)
         assert await bench.choose(sticky=7) is own
