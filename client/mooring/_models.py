@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from mooring._errors import DecodeError
@@ -57,6 +57,8 @@ class DynamicBatching:
     max_queue_delay_us: int = 0
     #: Requests that may wait; further ones are refused. 0 is any number.
     max_queue_size: int = 0
+    #: How long a request may wait before it is refused, in microseconds. 0 is any time.
+    queue_timeout_us: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,8 +78,14 @@ class ModelConfig:
     decoupled: bool = False
     #: How many of it run side by side; 0 where the config leaves it to the server, or for an ensemble.
     instance_count: int = 0
+    #: What they run on, in Triton's words such as ``KIND_GPU``, each once.
+    instance_kinds: tuple[str, ...] = ()
+    #: Resources that a run of one of them takes while it lasts, by name, where the server limits the rate.
+    resources: Mapping[str, int] = field(default_factory=dict)
     #: How requests are batched; ``None`` where each runs by itself.
     dynamic_batching: DynamicBatching | None = None
+    #: Whether the server may answer a repeated request from its cache.
+    response_cache: bool = False
     #: What an ensemble calls, in the config's order; empty for other models.
     steps: tuple[EnsembleStep, ...] = ()
 
@@ -195,7 +203,10 @@ def read_config(raw: Any, *, model: str) -> ModelConfig:
             },
             decoupled=bool(raw.get("model_transaction_policy", {}).get("decoupled", False)),
             instance_count=sum(_instances(group) for group in raw.get("instance_group", [])),
+            instance_kinds=tuple(dict.fromkeys(_kind(group) for group in raw.get("instance_group", []))),
+            resources=_resources(raw.get("instance_group", [])),
             dynamic_batching=_dynamic_batching(raw.get("dynamic_batching")),
+            response_cache=bool(raw.get("response_cache", {}).get("enable", False)),
             steps=tuple(_step(step) for step in raw.get("ensemble_scheduling", {}).get("step", [])),
         )
     except (AttributeError, KeyError, TypeError, ValueError) as exc:
@@ -259,13 +270,27 @@ def _instances(group: Mapping[str, Any]) -> int:
     return int(group.get("count", 1)) * max(1, len(group.get("gpus", [])))
 
 
+def _kind(group: Mapping[str, Any]) -> str:
+    return _text(group.get("kind", "KIND_AUTO"))
+
+
+def _resources(groups: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    return {
+        _text(resource["name"]): int(resource.get("count", 0))
+        for group in groups
+        for resource in group.get("rate_limiter", {}).get("resources", [])
+    }
+
+
 def _dynamic_batching(raw: Mapping[str, Any] | None) -> DynamicBatching | None:
     if raw is None:
         return None
+    policy = raw.get("default_queue_policy", {})
     return DynamicBatching(
         preferred_batch_sizes=tuple(int(size) for size in raw.get("preferred_batch_size", [])),
         max_queue_delay_us=int(raw.get("max_queue_delay_microseconds", 0)),
-        max_queue_size=int(raw.get("default_queue_policy", {}).get("max_queue_size", 0)),
+        max_queue_size=int(policy.get("max_queue_size", 0)),
+        queue_timeout_us=int(policy.get("default_timeout_microseconds", 0)),
     )
 
 

@@ -49,6 +49,8 @@ def _words(config: ModelConfig) -> Iterator[str]:
     yield config.backend or "backend of the server's choice"
     if config.instance_count:
         yield f"{config.instance_count} instance{'s' if config.instance_count > 1 else ''}"
+    if config.instance_kinds:
+        yield f"on {' and '.join(kind.removeprefix('KIND_') for kind in config.instance_kinds)}"
     if config.max_batch_size and config.backend != "ensemble":
         yield f"batches up to {config.max_batch_size}"
     batching = config.dynamic_batching
@@ -58,6 +60,12 @@ def _words(config: ModelConfig) -> Iterator[str]:
         yield f"queue delay {batching.max_queue_delay_us} us"
         if batching.max_queue_size:
             yield f"at most {batching.max_queue_size} waiting"
+        if batching.queue_timeout_us:
+            yield f"waiting for at most {batching.queue_timeout_us} us"
+    for name, count in sorted(config.resources.items()):
+        yield f"{count} of resource {name}"
+    if config.response_cache:
+        yield "response cache"
     for key, value in sorted(config.parameters.items()):
         if len(value) <= _LONGEST:
             yield f"{key}={value}"

@@ -20,6 +20,7 @@ from mooring import (
     Client,
     ConnectError,
     DeadlineExceeded,
+    DynamicBatching,
     Entity,
     InvalidInput,
     Label,
@@ -134,6 +135,19 @@ OPTIONAL_CONFIG = """
     input { name: "unused" data_type: TYPE_STRING dims: [-1, 2] optional: true }
     output { name: "y" data_type: TYPE_FP32 dims: [-1] }
 """
+LIMITED_CONFIG = """
+    backend: "python"
+    max_batch_size: 4
+    input { name: "x" data_type: TYPE_FP32 dims: [1] }
+    output { name: "y" data_type: TYPE_FP32 dims: [1] }
+    instance_group { count: 1 kind: KIND_CPU rate_limiter { resources { name: "cores" count: 1 } } }
+    dynamic_batching {
+        preferred_batch_size: [2, 4]
+        max_queue_delay_microseconds: 500
+        default_queue_policy { timeout_action: REJECT default_timeout_microseconds: 700 max_queue_size: 16 }
+    }
+    response_cache { enable: true }
+"""
 DTYPES = {
     "BOOL": np.bool_,
     "INT8": np.int8,
@@ -166,6 +180,7 @@ def write_models(repository: Path) -> Path:
     write_python_model(repository, "slow", source=SLOW, config=SLOW_CONFIG)
     write_python_model(repository, "typed", source=NAMED_BACK, config=typed_config())
     write_python_model(repository, "optional", config=OPTIONAL_CONFIG)
+    write_python_model(repository, "limited", config=LIMITED_CONFIG)
     write_python_model(repository, "broken", source="raise ValueError('broken on purpose')")
     return repository
 
@@ -278,11 +293,18 @@ def test_a_model_without_a_task(client: AnyClient) -> None:
 
 def test_descriptions_are_the_same_over_both_protocols(server: TritonServer) -> None:
     with Client(server.grpc_url) as grpc, Client(server.http_url) as http:
-        for model in ("ner", "intent", "slow", "typed", "optional"):
+        for model in ("ner", "intent", "slow", "typed", "optional", "limited"):
             assert grpc.metadata(model) == http.metadata(model)
             assert grpc.config(model) == http.config(model)
         assert grpc.config("optional").optional_inputs == ("unused",)
         assert grpc.config("ner").parameters == {"task": "token-classification"}
+        limited = grpc.config("limited")
+        assert (limited.instance_count, limited.instance_kinds) == (1, ("KIND_CPU",))
+        assert limited.dynamic_batching == DynamicBatching(
+            preferred_batch_sizes=(2, 4), max_queue_delay_us=500, max_queue_size=16, queue_timeout_us=700
+        )
+        assert limited.resources == {"cores": 1}
+        assert limited.response_cache
         assert sorted(grpc.models(), key=str) == sorted(http.models(), key=str)
         states = {model.name: model for model in http.models()}
         assert (states["ner"].state, states["ner"].version) == ("READY", "1")
