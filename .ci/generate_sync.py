@@ -66,7 +66,7 @@ def generate(source: Path, target: Path) -> None:
 
 
 def _translate_documentation(text: str, names: dict[str, str]) -> str:
-    text = text.replace("for coroutines", "for threads").replace("(``async with`` in coroutines)", "")
+    text = text.replace("for coroutines", "for threads").replace(" (``async with`` in coroutines)", "")
     text = text.replace("Iterable[ItemT] | Iterable[ItemT]", "Iterable[ItemT]")
     for name, plain in names.items():
         text = re.sub(rf"\b{name}\b", plain, text)

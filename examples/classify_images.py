@@ -24,7 +24,7 @@ def main(folder: str, url: str = "grpc://127.0.0.1:8001") -> None:
             best = outcome.unwrap()[0]
             print(f"{name}\t{best.label}\t{best.score:.2f}")
 
-        white = np.full((28, 28), 255, np.uint8)  # [H, W], or [H, W, 3] in color
+        white = np.full((28, 28), 255, np.uint8)  # [H, W], or [H, W, 3] in colour
         print(f"(array)\t{image(white)[0].label}")
 
 

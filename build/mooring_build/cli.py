@@ -13,7 +13,8 @@ def add_command(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
     parser = subparsers.add_parser(
         "build",
         help="fine-tune, export, verify and publish a recipe",
-        description="Fine-tune, export, verify and publish recipes; only what is out of date is done.",
+        description="Fine-tune, export, verify and publish recipes; only what is out of date is done. Exit "
+        "code: 0 published, 1 not good enough or can't be written, 2 the input was wrong.",
     )
     parser.add_argument(
         "recipes", nargs="+", metavar="RECIPE", help="path of a TOML file, or a shipped recipe's name"

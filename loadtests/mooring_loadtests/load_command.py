@@ -26,8 +26,8 @@ def add_command(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
         "load",
         help="load-test a model and hold it against its bounds",
         description="Run a load profile against a served model. Writes a report and the result as JSON. Exit "
-        "code: 0 the bounds were kept, 1 one was broken, 3 no verdict: the generator did not keep up, or the "
-        "model was served otherwise at the end.",
+        "code: 0 the bounds were kept, 1 one was broken or the run failed, 2 the input was wrong, 3 no "
+        "verdict: the generator did not keep up, or the model was served otherwise at the end.",
     )
     parser.add_argument("model", metavar="MODEL", help="name of the model, such as ner")
     parser.add_argument(

@@ -18,6 +18,12 @@ if TYPE_CHECKING:
     from mooring_serve._status import ModelState
 
 _WATCH_S = 0.5
+#: Services, what their ports are of, and the usual ports.
+_PORTS = (
+    ("http", "the HTTP service", 8000),
+    ("grpc", "the gRPC service", 8001),
+    ("metrics", "the Prometheus metrics", 8002),
+)
 
 
 def add_command(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -26,21 +32,33 @@ def add_command(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
         "serve",
         help="run a tritonserver on a model repository",
         description="Run a tritonserver on a model repository until Ctrl-C. The official server is used if "
-        "it is on PATH, else the one in the PyPI wheel nvidia-pytriton, which is downloaded once.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        "it is on PATH, else the one in the PyPI wheel nvidia-pytriton, which is downloaded once. Exit code: "
+        "0 it was stopped, 1 it did not start or ended by itself, 2 the input was wrong.",
     )
     parser.add_argument(
         "model_repository",
         nargs="?",
         type=Path,
         default=Path("model_repository"),
-        help="folder into which models were built",
+        metavar="REPOSITORY",
+        help="folder into which models were built (default: %(default)s)",
     )
-    parser.add_argument("--http-port", type=int, default=8000, help="0 chooses a free one, as for the others")
-    parser.add_argument("--grpc-port", type=int, default=8001, help="port of the gRPC service")
-    parser.add_argument("--metrics-port", type=int, default=8002, help="port of the Prometheus metrics")
-    parser.add_argument("--host", default="127.0.0.1", help="IPv4 address or name; 0.0.0.0 is every address")
-    parser.add_argument("--log-file", type=Path, help="gets the server's output; else a temporary file")
+    for service, what, port in _PORTS:
+        parser.add_argument(
+            f"--{service}-port",
+            type=int,
+            default=port,
+            metavar="PORT",
+            help=f"port of {what}; 0 chooses a free one (default: %(default)s)",
+        )
+    parser.add_argument(
+        "--host",
+        default="127.0.0.1",
+        help="IPv4 address or name; 0.0.0.0 is every address (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--log-file", type=Path, metavar="FILE", help="gets the server's output; else a temporary file"
+    )
     parser.add_argument(
         "--allow-load",
         action="store_true",
@@ -52,19 +70,29 @@ def add_command(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
         metavar="FILE",
         help="write what requests spend their time on, as Triton's traces",
     )
-    parser.add_argument("--trace-rate", type=int, default=10, metavar="N", help="one of N requests is traced")
+    parser.add_argument(
+        "--trace-rate",
+        type=int,
+        default=10,
+        metavar="N",
+        help="one of N requests is traced (default: %(default)s)",
+    )
     add_resource_option(
         parser, "how many there are of what recipes take by serving.resources (else as many as one run takes)"
     )
     parser.add_argument(
-        "--start-timeout", type=float, default=120.0, metavar="S", help="seconds for every model to load"
+        "--start-timeout",
+        type=float,
+        default=120.0,
+        metavar="S",
+        help="seconds for every model to load (default: %(default)g)",
     )
     parser.add_argument(
         "--stop-timeout",
         type=float,
         default=10.0,
         metavar="S",
-        help="seconds for the server to stop; running requests have two less",
+        help="seconds for the server to stop; running requests have two less (default: %(default)g)",
     )
     parser.set_defaults(run=run)
 

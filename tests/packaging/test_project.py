@@ -204,6 +204,13 @@ def test_a_command_says_what_each_of_its_options_is_for(command: str) -> None:
     assert [option.dest for option in subparsers.choices[command]._actions if not option.help] == []
 
 
+@pytest.mark.parametrize("command", sorted(PYPROJECT["project"]["entry-points"]["mooring.commands"]))
+def test_a_command_tells_no_default_that_says_nothing(command: str) -> None:
+    [subparsers] = [found for found in _build_parser([command])._actions if isinstance(found.choices, dict)]
+    said = " ".join(subparsers.choices[command].format_help().split())
+    assert re.findall(r"default: (?:None|False|\[\])", said) == []
+
+
 def test_make_alone_lists_every_target() -> None:
     done = _make()
     assert done.returncode == 0

@@ -376,7 +376,7 @@ class Client(ServerClient):
     ) -> SharedMemory:
         """A region of memory that this client shares with a server on the same machine.
 
-        Use it in a ``with`` block , which registers it with the server and
+        Use it in a ``with`` block, which registers it with the server and
         removes it again, and pass it to ``infer``; it serves one request at a time, and none after one that
         was given up: open another region then.
 
