@@ -337,6 +337,30 @@ def test_a_search_goes_on_where_it_was(tmp_path: Path) -> None:
     assert Journal(tmp_path / "probes.jsonl", {**about, "version": 2}).probes == []
 
 
+def test_what_is_known_at_other_rates_is_probed_again() -> None:
+    keeps = {DEFAULT: 100.0, OTHER: 200.0, THIRD: 50.0, replace(DEFAULT, instance_count=4): 40.0}
+    asked: list[tuple[Candidate, int]] = []
+    noted: list[Probe] = []
+    failing = {OTHER}
+
+    def run(candidate: Candidate, rates: Sequence[float], seconds: int, seed: int = 0) -> list[Stage]:
+        asked.append((candidate, seed))
+        if candidate in failing:
+            raise ConnectionError("no memory")
+        return [Stage(rate=rate, p99_ms=BOUND_MS * rate / keeps[candidate]) for rate in rates]
+
+    options: dict[str, Any] = {"p99_ms": BOUND_MS, "guess": 100.0, "first_round": 4}
+    search([*keeps], run, **options, note=noted.append)
+    known = [probe for probe in noted if probe.error is None]
+    assert [(probe.candidate, probe.round) for probe in known[-2:]] == [(DEFAULT, 1), (THIRD, 1)]
+    # What failed serves by now, and twice as much as all others: the second round is at higher rates.
+    failing.clear()
+    asked.clear()
+    probes = search([*keeps], run, **options, known=known)
+    assert asked == [(OTHER, 0), (OTHER, 1), (DEFAULT, 1)]
+    assert len({tuple(stage.rate for stage in probe.stages) for probe in probes}) == 1
+
+
 def test_a_search_that_came_to_its_end_is_not_gone_on_with(tmp_path: Path) -> None:
     path = tmp_path / "probes.jsonl"
     probe = Probe(candidate=DEFAULT, round=0, stages=(Stage(rate=9.0, p99_ms=5.0),))
