@@ -339,6 +339,9 @@ def find(
         known: as for :func:`mooring_loadtests.tuner.search`.
         note: likewise.
         time_left: for longer runs.
+
+    Raises:
+        MooringError: nothing that took turns served.
     """
     default = candidates[0]
     probes = search(
@@ -355,6 +358,10 @@ def find(
     last = finalists(default, probes)
     turns = TURNS if len(last) > 1 else 1
     probes_of = take_turns(last, prober.run, rates=rates, turns=turns, known=known, note=note)
+    took_turns = [probe for its in probes_of.values() for probe in its]
+    if all(probe.error for probe in took_turns):
+        # That is no fault of the settings: the disk may be full.
+        raise MooringError(f"the present settings served no more, nor did others: {took_turns[0].error}")
     return choose(prober, default, probes_of, p99_ms, time_left=time_left)
 
 

@@ -313,6 +313,16 @@ def test_a_candidate_that_crashes_the_server_loses() -> None:
     assert noted[0].rate_within(BOUND_MS) == 0.0
 
 
+def test_where_nothing_serves_any_more_that_is_no_verdict_on_the_settings() -> None:
+    def run(candidate: Candidate, rates: Sequence[float], seconds: int, seed: int = 0) -> list[Stage]:
+        raise OSError(28, "No space left on device")
+
+    prober = cast(Prober, SimpleNamespace(run=run))
+    said = "the present settings served no more, nor did others: OSError: .*No space left on device"
+    with pytest.raises(MooringError, match=said):
+        find(prober, [DEFAULT, OTHER], Plan(guess=100.0, first_round=2), BOUND_MS)
+
+
 def test_a_search_goes_on_where_it_was(tmp_path: Path) -> None:
     about = {"model": "ner", "version": 1, "p99_ms": BOUND_MS}
     candidates = grid(cores=2, variants=[ONNX], default=DEFAULT)
