@@ -184,6 +184,9 @@ def _run(args: argparse.Namespace) -> int:
     journal = Journal(folder / "probes.jsonl", about)
     candidates = release.candidates(usable_cores())
     plan = journal.plan or make_plan(prober, candidates, minutes=args.minutes, p99_ms=args.slo)
+    for name in ("probes.svg", "result.json"):
+        # Of a search before; where this one does not come to its end they would pass for its own.
+        (folder / name).unlink(missing_ok=True)
     journal.start(plan)
     if journal.probes:
         probes = f"{len(journal.probes)} probe{'s' if len(journal.probes) > 1 else ''}"

@@ -385,6 +385,28 @@ def test_a_search_that_came_to_its_end_is_not_gone_on_with(tmp_path: Path) -> No
     assert Journal(path, {"model": "ner"}).plan == Plan(guess=8.0, first_round=1)
 
 
+def test_beside_a_search_that_was_interrupted_lies_no_outcome_of_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*args: Any, **options: Any) -> None:
+        raise KeyboardInterrupt
+
+    about = {"default": DEFAULT, "digest": "a", "variants": [ONNX], "candidates": lambda cores: [DEFAULT]}
+    monkeypatch.setattr(tune_command, "Release", lambda repository, model: SimpleNamespace(**about))
+    monkeypatch.setattr(tune_command, "make_plan", lambda *args, **more: Plan(guess=9.0, first_round=1))
+    monkeypatch.setattr(tune_command, "find", interrupt)
+    folder = tmp_path / "intent-tune"
+    folder.mkdir()
+    for name in ("probes.svg", "result.json"):
+        (folder / name).touch()
+    parser = argparse.ArgumentParser()
+    tune_command.add_command(parser.add_subparsers())
+    args = parser.parse_args(["tune", "intent", "--slo", "p99=5s", "--reports", str(tmp_path)])
+    with pytest.raises(KeyboardInterrupt):
+        args.run(args)
+    assert [path.name for path in folder.iterdir()] == ["probes.jsonl"]
+
+
 def test_what_serves_is_part_of_what_a_search_is_about(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
