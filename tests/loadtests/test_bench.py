@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import json
 from collections.abc import Callable, Sequence
@@ -10,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from mooring import ConfigError, DataError, MooringError, Overloaded, TransportError
-from mooring_loadtests import bench, bench_compare, bench_report
+from mooring import ConfigError, DataError, MooringError, Overloaded, StartError, TransportError
+from mooring_loadtests import bench, bench_compare, bench_options, bench_report
 from mooring_loadtests.alternatives import ServingSettings
 from mooring_loadtests.bench import PARTS
-from mooring_loadtests.bench_clients import draw_texts, drive, flood, http_caller, lean_http_caller
+from mooring_loadtests.bench_clients import Run, draw_texts, drive, flood, http_caller, lean_http_caller
 from mooring_loadtests.bench_compare import read_settings
 from mooring_loadtests.bench_report import (
     BEGIN,
@@ -380,3 +381,42 @@ def test_other_settings_are_refused(tmp_path: Path, content: str | None) -> None
         path.write_text(content, encoding="utf-8")
     with pytest.raises(ConfigError, match=r"--settings \S+settings\.json holds no settings of other servers"):
         read_settings(path)
+
+
+def _measure_options(
+    refuse: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[dict[str, Any], list[str]]:
+    """What is measured of two rows where one of them fails in the second round, and which were asked."""
+    options = {"plain": bench_options.Option(), "OpenVINO": bench_options.Option(openvino=True)}
+    asked: list[str] = []
+
+    def drive_option(option: bench_options.Option, *where: Any) -> Run:
+        name = next(name for name, one in options.items() if one is option)
+        asked.append(name)
+        if name == refuse and len(asked) > len(options):
+            raise StartError("tritonserver ended: 1")
+        return Run(per_s=100.0, p50_ms=5.0, p99_ms=10.0)
+
+    monkeypatch.setattr(bench_options, "OPTIONS", options)
+    monkeypatch.setattr(bench_options, "install", lambda requirements, cache: cache / "bin" / "python")
+    monkeypatch.setattr(bench_options, "release_classifier", lambda overrides, repository, work: repository)
+    monkeypatch.setattr(bench_options, "_use_openvino", lambda repository, environment: None)
+    monkeypatch.setattr(bench_options, "_drive_option", drive_option)
+    args = argparse.Namespace(texts=20, rounds=3, work=tmp_path)
+    return bench_options.measure_options(args), asked
+
+
+def test_an_onnx_runtime_that_is_not_the_projects_may_fail(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found, asked = _measure_options("OpenVINO", tmp_path, monkeypatch)
+    assert {name: len(runs) for name, runs in found["sides"].items()} == {"plain": 3}
+    assert found["not_measured"] == {"OpenVINO": "in round 2: tritonserver ended: 1"}
+    assert asked == ["plain", "OpenVINO", "plain", "OpenVINO", "plain"]
+
+
+def test_a_setting_of_moorings_own_that_fails_is_no_row_that_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(StartError, match="tritonserver ended: 1"):
+        _measure_options("plain", tmp_path, monkeypatch)
