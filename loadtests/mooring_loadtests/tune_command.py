@@ -9,7 +9,6 @@ import hashlib
 import importlib.metadata
 import itertools
 import json
-import math
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -27,6 +26,7 @@ from mooring import (
 )
 from mooring._commands import add_folder_option
 from mooring._toml_files import add_override_option
+from mooring_loadtests.commands import number
 from mooring_loadtests.cores import usable_cores
 from mooring_loadtests.load_profile import Payload
 from mooring_loadtests.load_profile import Stage as ProfileStage
@@ -107,7 +107,7 @@ def add_command(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
     add_folder_option(parser, "--artifacts", "artifacts", "what its build made")
     parser.add_argument(
         "--minutes",
-        type=number_of_minutes,
+        type=number,
         default=MINUTES,
         metavar="N",
         help=f"about how long to take, builds aside; longer tries more settings (default: {MINUTES:g})",
@@ -131,17 +131,6 @@ def slo(text: str) -> float:
     if match is None or float(match[1]) == 0:
         raise argparse.ArgumentTypeError(f"{text!r} is not of the form p99=50ms")
     return float(match[1]) * (1000 if match[2] == "s" else 1)
-
-
-def number_of_minutes(text: str) -> float:
-    """The number of an option such as ``--minutes 10``."""
-    try:
-        number = float(text)
-    except ValueError:
-        number = 0.0
-    if not 0 < number < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number above 0")
-    return number
 
 
 def run(args: argparse.Namespace) -> int:

@@ -21,6 +21,7 @@ from load_results import load_result
 from mooring import ConfigError, DataError, MooringError, StartError
 from mooring_loadtests import tune_check, tune_choice, tune_command
 from mooring_loadtests.arrivals import arrival_times
+from mooring_loadtests.commands import number
 from mooring_loadtests.cores import usable_cores
 from mooring_loadtests.load_profile import Payload, Profile
 from mooring_loadtests.load_profile import Stage as LoadStage
@@ -28,7 +29,7 @@ from mooring_loadtests.load_result import LoadResult
 from mooring_loadtests.load_statistics import Estimate
 from mooring_loadtests.recorder import Recorder
 from mooring_loadtests.tune_choice import Confirmed, Outcome, TimeLeft, choose, confirmation_s, in_words
-from mooring_loadtests.tune_command import find, make_plan, number_of_minutes, slo
+from mooring_loadtests.tune_command import find, make_plan, slo
 from mooring_loadtests.tune_journal import Journal, Plan
 from mooring_loadtests.tune_plot import plot
 from mooring_loadtests.tune_probe import Prober, Release
@@ -817,9 +818,9 @@ def test_bounds_are_written_with_their_unit() -> None:
 
 @pytest.mark.parametrize("text", ["0", "-1", "nan", "inf", "ten"])
 def test_a_time_to_tune_is_a_number_above_0(text: str) -> None:
-    assert number_of_minutes("2.5") == 2.5
+    assert number("2.5") == 2.5
     with pytest.raises(argparse.ArgumentTypeError, match=f"{text!r} is no number above 0"):
-        number_of_minutes(text)
+        number(text)
 
 
 def test_the_picture_names_the_best(tmp_path: Path) -> None:
