@@ -31,7 +31,7 @@ from mooring_loadtests.recorder import Recorder
 from mooring_loadtests.tune_choice import Confirmed, Outcome, TimeLeft, choose, confirmation_s, in_words
 from mooring_loadtests.tune_command import find, make_plan, slo
 from mooring_loadtests.tune_journal import Journal, Plan
-from mooring_loadtests.tune_plot import plot
+from mooring_loadtests.tune_plot import _turns, plot
 from mooring_loadtests.tune_probe import Prober, Release
 from mooring_loadtests.tuner import (
     TURN_SHARES,
@@ -834,6 +834,23 @@ def test_the_picture_names_the_best(tmp_path: Path) -> None:
     # What took turns is named, and nothing else.
     assert len(outcome.rates) == 3
     assert {one for one in candidates if f"{one} -->" in picture} == set(outcome.rates)
+
+
+def test_the_picture_joins_turns_as_the_choice_does() -> None:
+    def turn(number: int, *latencies: float, rates: Sequence[float] = (10.0, 20.0)) -> Probe:
+        stages = tuple(
+            Stage(rate=rate, p99_ms=p99_ms) for rate, p99_ms in zip(rates, latencies, strict=False)
+        )
+        return Probe(candidate=DEFAULT, round=number, stages=stages, error=None if stages else "died")
+
+    steady, given_up = turn(2, 10.0, 20.0), turn(2, 1.0, 2.0, rates=(5.0, 15.0))
+    assert _turns([given_up, steady]) == {DEFAULT: list(steady.stages)}
+    # Of three turns two failed.
+    assert [stage.p99_ms for stage in _turns([steady, turn(3), turn(4)])[DEFAULT]] == [math.inf, math.inf]
+    # Nothing was due at the highest rate of the last turn, by chance.
+    joined = _turns([steady, steady, turn(4, 12.0)])[DEFAULT]
+    assert [(stage.rate, stage.p99_ms) for stage in joined] == [(10.0, 10.0), (20.0, 20.0)]
+    assert _turns([replace(steady, round=1)]) == {}
 
 
 class FakeRelease:
