@@ -32,10 +32,14 @@ def exit_code(run: Callable[[], int]) -> int:
     """What a command returns to the shell.
 
     Returns:
-        ``run``'s own answer; 1 if it failed, 2 if something needed is missing, 130 after Ctrl-C.
+        ``run``'s own answer; 1 if it failed, 2 if something needed is missing, 130 after Ctrl-C or
+        SIGTERM, both of which let it clean up.
     """
     try:
-        return run()
+        from mooring_serve.cli import sigterm_as_ctrl_c
+
+        with sigterm_as_ctrl_c():
+            return run()
     except (MooringError, ImportError) as exc:
         print(f"mooring: error: {exc}", file=sys.stderr)
         return 2 if isinstance(exc, ConfigError | ImportError) else 1
