@@ -145,6 +145,11 @@ def _parser(systems: Sequence[str]) -> argparse.ArgumentParser:
 def _run(chosen: Sequence[Training], data: Path, work: Path, table: Path) -> int:
     from mooring_loadtests.quality_systems import TRAININGS
 
+    # Before hours of training.
+    if not table.parent.is_dir():
+        raise ConfigError(
+            f"{table.parent} is not there: run this from the project's folder, or name a --table"
+        )
     rows = read_rows(table)
     for training in chosen:
         measured = _measure(training, data, work)
