@@ -105,12 +105,20 @@ def measure_options(args: argparse.Namespace) -> dict[str, Any]:
                 continue
             if option.openvino:
                 _use_openvino(repositories[name], environment)
-        for _ in range(args.rounds):
-            for name, repository in repositories.items():
-                extra = resource_arguments(OPTIONS[name].resources)
-                asked = texts[OPTIONS[name].texts]
-                with TritonServer(repository, log_file=args.work / "options.log", extra_args=extra) as server:
-                    run = asyncio.run(_drive_pipeline(server, CLASSIFIER, asked))
+        for number in range(args.rounds):
+            for name, repository in list(repositories.items()):
+                option = OPTIONS[name]
+                try:
+                    run = _drive_option(option, repository, texts[option.texts], args.work / "options.log")
+                except MooringError as exc:
+                    if not option.openvino:
+                        raise
+                    # An ONNX Runtime that is not the project's may not take the engine.
+                    missing[name] = f"in round {number + 1}: {exc}"
+                    say(f"  {name:<44} not measured: {missing[name]}")
+                    del repositories[name]
+                    seen.pop(name, None)
+                    continue
                 seen.setdefault(name, []).append(asdict(run))
                 say(f"  {name:<44} {run.per_s:.4g}/s, p50 {run.p50_ms:.4g} ms, p99 {run.p99_ms:.4g} ms")
     return {
@@ -126,6 +134,12 @@ def _use_openvino(repository: Path, environment: Path) -> None:
     (engine,) = repository.glob("*_onnx*/config.pbtxt")
     with engine.open("a", encoding="utf-8") as config:
         config.write(_OPENVINO.format(environment=environment))
+
+
+def _drive_option(option: Option, repository: Path, texts: Sequence[str], log_file: Path) -> Run:
+    extra = resource_arguments(option.resources)
+    with TritonServer(repository, log_file=log_file, extra_args=extra) as server:
+        return asyncio.run(_drive_pipeline(server, CLASSIFIER, texts))
 
 
 async def _drive_pipeline(server: TritonServer, name: str, texts: Sequence[str]) -> Run:

@@ -27,7 +27,7 @@ from random import Random
 import numpy as np
 
 from mooring import ConfigError, MooringError
-from mooring_loadtests.commands import count, exit_code
+from mooring_loadtests.commands import count, exit_code, number
 from mooring_loadtests.load_profile import Payload, Profile, Stage
 from mooring_loadtests.load_result import LoadResult, finite
 from mooring_loadtests.load_run import run_load
@@ -57,7 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--url", default="grpc://127.0.0.1:8001", metavar="URL", help="grpc:// or http://")
     parser.add_argument("--perf-analyzer", type=Path, required=True, metavar="PATH")
     parser.add_argument(
-        "--rate", type=float, metavar="R", help="requests a second (default: half of what it takes)"
+        "--rate", type=number, metavar="R", help="requests a second (default: half of what it takes)"
     )
     parser.add_argument(
         "--seconds", type=count, default=20, metavar="S", help="length of a turn (default: 20)"

@@ -10,10 +10,9 @@ from typing import Any, Literal
 import numpy as np
 
 from mooring_loadtests.load_result import LoadResult
-from mooring_loadtests.load_statistics import Draws, interval, wilson
+from mooring_loadtests.load_statistics import FIGURES, Draws, interval, wilson
 
 ALL = "all"
-FIGURES = ("p50_ms", "p95_ms", "p99_ms", "mean_ms", "throughput", "error_rate")
 _MORE_IS_BETTER = "throughput"
 _SHARE = "error_rate"
 #: Chance of one false alarm or more in a whole comparison of runs that do not differ.
@@ -30,7 +29,7 @@ class Change:
 
     #: ``all``, or the name of the requests.
     requests: str
-    #: One of :data:`FIGURES`.
+    #: One of :data:`mooring_loadtests.load_statistics.FIGURES`.
     figure: str
     a: float
     b: float

@@ -11,7 +11,7 @@ from typing import Any
 
 from mooring_loadtests.load_plots import against_load, batch_sizes, breakdown, distribution, over_time
 from mooring_loadtests.load_result import LoadResult
-from mooring_loadtests.load_statistics import Estimate
+from mooring_loadtests.load_statistics import FIGURES, Estimate
 from mooring_loadtests.server_times import ServerTimes, StepTimes
 from mooring_loadtests.slo import Bound, bounds
 
@@ -25,7 +25,6 @@ _NAMES = {
     "error_rate": "failures",
     "min_throughput": "throughput",
 }
-_FIGURES = ("p50_ms", "p95_ms", "p99_ms", "mean_ms", "throughput", "error_rate")
 _Row = tuple[str, StepTimes | float]
 
 
@@ -159,7 +158,7 @@ def _by_name(result: LoadResult) -> dict[str, Any]:
 
 def _table(rows: Mapping[str, Mapping[str, Estimate]]) -> dict[str, Any]:
     return {
-        "heads": [_NAMES[name] for name in _FIGURES],
+        "heads": [_NAMES[name] for name in FIGURES],
         "rows": [
             {
                 "name": words,
@@ -168,7 +167,7 @@ def _table(rows: Mapping[str, Mapping[str, Estimate]]) -> dict[str, Any]:
                         "value": _show(name, figures[name].value, unit=False),
                         "interval": _interval(name, figures[name]),
                     }
-                    for name in _FIGURES
+                    for name in FIGURES
                 ],
             }
             for words, figures in rows.items()

@@ -29,6 +29,8 @@ _LEVEL = 0.95
 #: Of the normal distribution, for ``_LEVEL``.
 _Z = 1.959964
 PERCENTILES = {"p50_ms": 0.5, "p95_ms": 0.95, "p99_ms": 0.99}
+#: What is known of a run, in the order in which it is told.
+FIGURES = (*PERCENTILES, "mean_ms", "throughput", "error_rate")
 
 
 @dataclass(frozen=True, kw_only=True)

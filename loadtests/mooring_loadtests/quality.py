@@ -145,6 +145,17 @@ def _parser(systems: Sequence[str]) -> argparse.ArgumentParser:
 def _run(chosen: Sequence[Training], data: Path, work: Path, table: Path) -> int:
     from mooring_loadtests.quality_systems import TRAININGS
 
+    # Before hours of training.
+    if not table.parent.is_dir():
+        raise ConfigError(
+            f"{table.parent} is not there: run this from the project's folder, or name a --table"
+        )
+    for training in chosen:
+        source = data / training.data
+        if not training.bundled and not source.is_dir():
+            raise ConfigError(
+                f"{source} is missing: {training.system} is scored on it (--data names the folder)"
+            )
     rows = read_rows(table)
     for training in chosen:
         measured = _measure(training, data, work)
@@ -168,8 +179,6 @@ def _measure(training: Training, data: Path, work: Path) -> Measured:
     from mooring_build.repository import read_manifest
 
     source = data / training.data
-    if not training.bundled and not source.is_dir():
-        raise ConfigError(f"{source} is missing: {training.system} is scored on it (--data names the folder)")
     print(f"{training.system} on {training.data}", flush=True)
     target = work / "data" / training.data
     target.mkdir(parents=True, exist_ok=True)

@@ -9,7 +9,6 @@ import hashlib
 import importlib.metadata
 import itertools
 import json
-import math
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -27,6 +26,7 @@ from mooring import (
 )
 from mooring._commands import add_folder_option
 from mooring._toml_files import add_override_option
+from mooring_loadtests.commands import number
 from mooring_loadtests.cores import usable_cores
 from mooring_loadtests.load_profile import Payload
 from mooring_loadtests.load_profile import Stage as ProfileStage
@@ -108,7 +108,7 @@ def add_command(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
     add_folder_option(parser, "--artifacts", "artifacts", "what its build made")
     parser.add_argument(
         "--minutes",
-        type=number_of_minutes,
+        type=number,
         default=MINUTES,
         metavar="N",
         help=f"about how long to take, builds aside; longer tries more settings (default: {MINUTES:g})",
@@ -132,17 +132,6 @@ def slo(text: str) -> float:
     if match is None or float(match[1]) == 0:
         raise argparse.ArgumentTypeError(f"{text!r} is not of the form p99=50ms")
     return float(match[1]) * (1000 if match[2] == "s" else 1)
-
-
-def number_of_minutes(text: str) -> float:
-    """The number of an option such as ``--minutes 10``."""
-    try:
-        number = float(text)
-    except ValueError:
-        number = 0.0
-    if not 0 < number < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number above 0")
-    return number
 
 
 def run(args: argparse.Namespace) -> int:
@@ -185,6 +174,9 @@ def _run(args: argparse.Namespace) -> int:
     journal = Journal(folder / "probes.jsonl", about)
     candidates = release.candidates(usable_cores())
     plan = journal.plan or make_plan(prober, candidates, minutes=args.minutes, p99_ms=args.slo)
+    for name in ("probes.svg", "result.json"):
+        # Of a search before; where this one does not come to its end they would pass for its own.
+        (folder / name).unlink(missing_ok=True)
     journal.start(plan)
     if journal.probes:
         probes = f"{len(journal.probes)} probe{'s' if len(journal.probes) > 1 else ''}"
@@ -340,6 +332,9 @@ def find(
         known: as for :func:`mooring_loadtests.tuner.search`.
         note: likewise.
         time_left: for longer runs.
+
+    Raises:
+        MooringError: nothing that took turns served.
     """
     default = candidates[0]
     probes = search(
@@ -356,6 +351,10 @@ def find(
     last = finalists(default, probes)
     turns = TURNS if len(last) > 1 else 1
     probes_of = take_turns(last, prober.run, rates=rates, turns=turns, known=known, note=note)
+    took_turns = [probe for its in probes_of.values() for probe in its]
+    if all(probe.error for probe in took_turns):
+        # That is no fault of the settings: the disk may be full.
+        raise MooringError(f"the present settings served no more, nor did others: {took_turns[0].error}")
     return choose(prober, default, probes_of, p99_ms, time_left=time_left)
 
 

@@ -178,10 +178,17 @@ class Release:
         Args:
             cores: of the machine.
             engine: look at this one alone.
+
+        Raises:
+            ConfigError: the release has no such engine.
         """
+        variants = [variant for variant in self.variants if engine in (None, variant.engine)]
+        if not variants:
+            known = ", ".join(dict.fromkeys(variant.engine for variant in self.variants))
+            raise ConfigError(f"{self.model!r} has no engine {engine!r}, but {known}")
         return grid(
             cores=cores,
-            variants=[variant for variant in self.variants if engine in (None, variant.engine)],
+            variants=variants,
             default=self.default,
             # A limit of tokens takes what waits.
             vary_batches=self._recipe.serving.max_batch_tokens == 0,

@@ -192,14 +192,15 @@ def search(
         p99_ms: bound on the 99th percentile of latency.
         guess: a rate of about what the first takes within the bound, in requests a second.
         first_round: number of candidates of the first round; see :func:`affordable`.
-        known: probes of an interrupted search, which are not run again.
+        known: probes of an interrupted search, which are not run again. Those at other rates than the
+            round's count for nothing: what failed before and serves now may have raised them.
         note: receives every new probe.
         seed: of the choice.
 
     Returns:
         The last round's probes, the best first.
     """
-    done = {(probe.round, probe.candidate): probe for probe in known}
+    known = list(known)
     default, *others = candidates
     Random(seed).shuffle(others)
     others.sort(key=default.distance)
@@ -209,10 +210,12 @@ def search(
     for number, (shortest_s, shares) in enumerate(_ROUNDS):
         probes = []
         seconds = stage_s(shortest_s, best)
+        rates = [share * best for share in shares]
+        done = _done(known, number, rates)
         for candidate in chosen:
-            probe = done.get((number, candidate))
+            probe = done.get(candidate)
             if probe is None:
-                probe = _probe(run, candidate, number, [share * best for share in shares], seconds)
+                probe = _probe(run, candidate, number, rates, seconds)
                 note(probe)
             probes.append(probe)
         probes.sort(key=lambda probe: _rank(probe, p99_ms))
@@ -248,27 +251,33 @@ def take_turns(
         run: as for :func:`search`.
         rates: rising.
         turns: how often.
-        known: as for :func:`search`; those at other rates count for nothing.
+        known: as for :func:`search`.
         note: likewise.
 
     Returns:
         The probes of each, one a turn; :func:`pooled` joins them.
     """
-    done = {
-        (probe.round, probe.candidate): probe
-        for probe in known
-        if probe.stages and all(stage.rate in rates for stage in probe.stages)
-    }
+    known = list(known)
     seconds = stage_s(_TURN_S, _middle(rates))
     probes: dict[Candidate, list[Probe]] = {candidate: [] for candidate in candidates}
     for number in range(len(_ROUNDS), len(_ROUNDS) + turns):
+        done = _done(known, number, rates)
         for candidate in candidates:
-            probe = done.get((number, candidate))
+            probe = done.get(candidate)
             if probe is None:
                 probe = _probe(run, candidate, number, rates, seconds)
                 note(probe)
             probes[candidate].append(probe)
     return probes
+
+
+def _done(known: Iterable[Probe], number: int, rates: Sequence[float]) -> dict[Candidate, Probe]:
+    """What is known of a round at its rates."""
+    return {
+        probe.candidate: probe
+        for probe in known
+        if probe.round == number and probe.stages and all(stage.rate in rates for stage in probe.stages)
+    }
 
 
 def _rank(probe: Probe, p99_ms: float) -> tuple[float, float]:

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import json
+from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
-from mooring import ConfigError, DataError, MooringError, Overloaded, TransportError
-from mooring_loadtests import bench, bench_compare, bench_report
-from mooring_loadtests.alternatives import ServingSettings
+from mooring import ConfigError, DataError, MooringError, Overloaded, StartError, TransportError
+from mooring_loadtests import bench, bench_compare, bench_options, bench_report
+from mooring_loadtests.alternatives import LITSERVE, RAY_SERVE, Alternative, ServingSettings
 from mooring_loadtests.bench import PARTS
-from mooring_loadtests.bench_clients import draw_texts, drive, flood, http_caller, lean_http_caller
+from mooring_loadtests.bench_clients import Run, draw_texts, drive, flood, http_caller, lean_http_caller
 from mooring_loadtests.bench_compare import read_settings
 from mooring_loadtests.bench_report import (
     BEGIN,
@@ -25,7 +30,7 @@ from mooring_loadtests.bench_report import (
     summary,
     write_report,
 )
-from mooring_loadtests.bench_sides import Built
+from mooring_loadtests.bench_sides import BareSettings, Built
 from mooring_loadtests.load_profile import Payload
 
 
@@ -380,3 +385,112 @@ def test_other_settings_are_refused(tmp_path: Path, content: str | None) -> None
         path.write_text(content, encoding="utf-8")
     with pytest.raises(ConfigError, match=r"--settings \S+settings\.json holds no settings of other servers"):
         read_settings(path)
+
+
+def _measure_options(
+    refuse: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[dict[str, Any], list[str]]:
+    """What is measured of two rows where one of them fails in the second round, and which were asked."""
+    options = {"plain": bench_options.Option(), "OpenVINO": bench_options.Option(openvino=True)}
+    asked: list[str] = []
+
+    def drive_option(option: bench_options.Option, *where: Any) -> Run:
+        name = next(name for name, one in options.items() if one is option)
+        asked.append(name)
+        if name == refuse and len(asked) > len(options):
+            raise StartError("tritonserver ended: 1")
+        return Run(per_s=100.0, p50_ms=5.0, p99_ms=10.0)
+
+    monkeypatch.setattr(bench_options, "OPTIONS", options)
+    monkeypatch.setattr(bench_options, "install", lambda requirements, cache: cache / "bin" / "python")
+    monkeypatch.setattr(bench_options, "release_classifier", lambda overrides, repository, work: repository)
+    monkeypatch.setattr(bench_options, "_use_openvino", lambda repository, environment: None)
+    monkeypatch.setattr(bench_options, "_drive_option", drive_option)
+    args = argparse.Namespace(texts=20, rounds=3, work=tmp_path)
+    return bench_options.measure_options(args), asked
+
+
+def test_an_onnx_runtime_that_is_not_the_projects_may_fail(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found, asked = _measure_options("OpenVINO", tmp_path, monkeypatch)
+    assert {name: len(runs) for name, runs in found["sides"].items()} == {"plain": 3}
+    assert found["not_measured"] == {"OpenVINO": "in round 2: tritonserver ended: 1"}
+    assert asked == ["plain", "OpenVINO", "plain", "OpenVINO", "plain"]
+
+
+def test_a_setting_of_moorings_own_that_fails_is_no_row_that_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(StartError, match="tritonserver ended: 1"):
+        _measure_options("plain", tmp_path, monkeypatch)
+
+
+def test_of_servers_and_of_onnx_runtime_the_best_settings_take_turns_and_who_misses_one_has_no_figures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turns: Counter[tuple[str, int]] = Counter()
+
+    def drive_alternative(
+        alternative: Alternative,
+        python: Path,
+        built: Built,
+        texts: Sequence[str],
+        expected: object,
+        *,
+        settings: ServingSettings,
+        log_file: Path,
+    ) -> dict[str, Run]:
+        turns[alternative.name, len(texts)] += 1
+        if settings.workers == 1:
+            raise MooringError("one copy is too few")
+        if (alternative, turns[alternative.name, 500]) == (RAY_SERVE, 2):
+            raise MooringError("it died")
+        rates = {"8": 10.0 * settings.max_batch_size, "32": 20.0 * settings.max_batch_size}
+        return {callers: Run(per_s=rate, p50_ms=5.0, p99_ms=10.0) for callers, rate in rates.items()}
+
+    async def drive_mooring(*given: object) -> dict[str, Any]:
+        run = Run(per_s=200.0, p50_ms=5.0, p99_ms=10.0), {"engine": 1.0}
+        return {f"{side} {callers}": run for side in ("engine", "pipeline") for callers in (8, 32)}
+
+    class Bare:
+        def __init__(self, built: Built, precision: str, settings: BareSettings) -> None:
+            self._settings = settings
+
+        def per_s(self, inputs: object) -> float:
+            return {1: 100.0, 4: 200.0, 8: 150.0, 32: 50.0}[self._settings.batch]
+
+    def tokenize(texts: Sequence[str]) -> list[dict[str, np.ndarray]]:
+        return [{"input_ids": np.zeros((1, len(text.split())))} for text in texts]
+
+    folders = dict.fromkeys(("fp32", "int8"), tmp_path)
+    built = SimpleNamespace(tokenize=tokenize, task="text-classification", repositories=folders)
+    for name, value in {
+        "ALTERNATIVES": (LITSERVE, RAY_SERVE),
+        "BareOnnxRuntime": Bare,
+        "TritonServer": lambda repository, log_file: nullcontext(),
+        "best_labels": lambda built, texts: [],
+        "build_sides": lambda part, work: built,
+        "drive_alternative": drive_alternative,
+        "drive_mooring": drive_mooring,
+        "install": lambda requirements, cache: cache / "python",
+        "usable_cores": lambda: 2,
+    }.items():
+        monkeypatch.setattr(bench_compare, name, value)
+    args = argparse.Namespace(texts=500, rounds=3, work=tmp_path, known=None)
+    found = bench_compare.compare_sides("classifier", args)
+    best = {"workers": 2, "threads": 1, "max_batch_size": 8, "max_wait_ms": 2.0}
+    assert read_settings(tmp_path / "classifier-settings.json")["Ray Serve"] == ServingSettings(**best)
+    assert found["settings"] == {"LitServe": best}
+    assert found["not_measured"] == {"Ray Serve": "in round 2: it died"}
+    assert turns == {
+        ("LitServe", 400): 3,
+        ("LitServe", 500): 3,
+        ("Ray Serve", 400): 3,
+        ("Ray Serve", 500): 2,
+    }
+    assert {side for side in found["sides"] if side.startswith("LitServe")} == {"LitServe 8", "LitServe 32"}
+    assert not any(side.startswith("Ray Serve") for side in found["sides"])
+    assert {len(runs) for runs in found["sides"].values()} == {3}
+    assert {way["batch"] for way in found["bare"].values()} == {4}
+    assert ratios(found["sides"], 8)["pipeline_over_best_alternative"] == pytest.approx(200 / 80)

@@ -119,3 +119,11 @@ def test_a_percentile_among_failures_leaves_the_last_line_json(
     last = capsys.readouterr().out.splitlines()[-1]
     ratios = json.loads(last, parse_constant=lambda word: pytest.fail(f"{word} is no JSON"))
     assert ratios["p99_ms_ratio"] is None
+
+
+@pytest.mark.parametrize("rate", ["0", "-1", "nan", "inf", "fast"])
+def test_a_rate_is_a_number_above_0(rate: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        _compare(Path("perf_analyzer"), f"--rate={rate}")
+    assert stopped.value.code == 2
+    assert f"{rate!r} is no number above 0" in capsys.readouterr().err

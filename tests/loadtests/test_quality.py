@@ -115,3 +115,21 @@ def test_fashion_mnist_is_parted_without_loss(tmp_path: Path) -> None:
 def test_missing_data_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["topic", "--data", str(tmp_path), "--work", str(tmp_path / "work")]) == 2
     assert f"{tmp_path / 'financial_topic'} is missing: topic is scored on it" in capsys.readouterr().err
+
+
+def test_missing_data_are_named_before_anything_is_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(quality, "_measure", lambda *given: pytest.fail("it trains"))
+    (tmp_path / "conll2003").mkdir()
+    options = ["--data", str(tmp_path), "--table", str(tmp_path / "quality.md")]
+    assert main(["ner", "intent", *options]) == 2
+    assert f"{tmp_path / 'banking77'} is missing: intent is scored on it" in capsys.readouterr().err
+
+
+def test_a_table_that_has_no_place_is_told_before_anything_is_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(quality, "_measure", lambda *given: pytest.fail("it trains"))
+    assert main(["tabular", "--table", str(tmp_path / "nowhere" / "quality.md")]) == 2
+    assert "nowhere is not there: run this from the project's folder" in capsys.readouterr().err

@@ -71,3 +71,10 @@ def test_a_release_of_a_recipe_that_is_refused_now_is_named(tmp_path: Path) -> N
     said = r"^version 1 of 'intent' was built from a recipe that is refused now \(serving.max_batch_size: "
     with pytest.raises(ConfigError, match=said):
         Release(repository, "intent")
+
+
+def test_an_engine_that_a_release_lacks_is_refused(tmp_path: Path) -> None:
+    release = Release(_publish(tmp_path), "intent")
+    assert {one.engine for one in release.candidates(2, engine="onnx")} == {"onnx"}
+    with pytest.raises(ConfigError, match=r"^'intent' has no engine 'onxx', but onnx, torchscript$"):
+        release.candidates(2, engine="onxx")

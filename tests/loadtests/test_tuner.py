@@ -21,6 +21,7 @@ from load_results import load_result
 from mooring import ConfigError, DataError, MooringError, StartError
 from mooring_loadtests import tune_check, tune_choice, tune_command
 from mooring_loadtests.arrivals import arrival_times
+from mooring_loadtests.commands import number
 from mooring_loadtests.cores import usable_cores
 from mooring_loadtests.load_profile import Payload, Profile
 from mooring_loadtests.load_profile import Stage as LoadStage
@@ -28,9 +29,9 @@ from mooring_loadtests.load_result import LoadResult
 from mooring_loadtests.load_statistics import Estimate
 from mooring_loadtests.recorder import Recorder
 from mooring_loadtests.tune_choice import Confirmed, Outcome, TimeLeft, choose, confirmation_s, in_words
-from mooring_loadtests.tune_command import find, make_plan, number_of_minutes, slo
+from mooring_loadtests.tune_command import find, make_plan, slo
 from mooring_loadtests.tune_journal import Journal, Plan
-from mooring_loadtests.tune_plot import plot
+from mooring_loadtests.tune_plot import _turns, plot
 from mooring_loadtests.tune_probe import Prober, Release
 from mooring_loadtests.tuner import (
     TURN_SHARES,
@@ -313,6 +314,16 @@ def test_a_candidate_that_crashes_the_server_loses() -> None:
     assert noted[0].rate_within(BOUND_MS) == 0.0
 
 
+def test_where_nothing_serves_any_more_that_is_no_verdict_on_the_settings() -> None:
+    def run(candidate: Candidate, rates: Sequence[float], seconds: int, seed: int = 0) -> list[Stage]:
+        raise OSError(28, "No space left on device")
+
+    prober = cast(Prober, SimpleNamespace(run=run))
+    said = "the present settings served no more, nor did others: OSError: .*No space left on device"
+    with pytest.raises(MooringError, match=said):
+        find(prober, [DEFAULT, OTHER], Plan(guess=100.0, first_round=2), BOUND_MS)
+
+
 def test_a_search_goes_on_where_it_was(tmp_path: Path) -> None:
     about = {"model": "ner", "version": 1, "p99_ms": BOUND_MS}
     candidates = grid(cores=2, variants=[ONNX], default=DEFAULT)
@@ -337,6 +348,30 @@ def test_a_search_goes_on_where_it_was(tmp_path: Path) -> None:
     assert Journal(tmp_path / "probes.jsonl", {**about, "version": 2}).probes == []
 
 
+def test_what_is_known_at_other_rates_is_probed_again() -> None:
+    keeps = {DEFAULT: 100.0, OTHER: 200.0, THIRD: 50.0, replace(DEFAULT, instance_count=4): 40.0}
+    asked: list[tuple[Candidate, int]] = []
+    noted: list[Probe] = []
+    failing = {OTHER}
+
+    def run(candidate: Candidate, rates: Sequence[float], seconds: int, seed: int = 0) -> list[Stage]:
+        asked.append((candidate, seed))
+        if candidate in failing:
+            raise ConnectionError("no memory")
+        return [Stage(rate=rate, p99_ms=BOUND_MS * rate / keeps[candidate]) for rate in rates]
+
+    options: dict[str, Any] = {"p99_ms": BOUND_MS, "guess": 100.0, "first_round": 4}
+    search([*keeps], run, **options, note=noted.append)
+    known = [probe for probe in noted if probe.error is None]
+    assert [(probe.candidate, probe.round) for probe in known[-2:]] == [(DEFAULT, 1), (THIRD, 1)]
+    # What failed serves by now, and twice as much as all others: the second round is at higher rates.
+    failing.clear()
+    asked.clear()
+    probes = search([*keeps], run, **options, known=known)
+    assert asked == [(OTHER, 0), (OTHER, 1), (DEFAULT, 1)]
+    assert len({tuple(stage.rate for stage in probe.stages) for probe in probes}) == 1
+
+
 def test_a_search_that_came_to_its_end_is_not_gone_on_with(tmp_path: Path) -> None:
     path = tmp_path / "probes.jsonl"
     probe = Probe(candidate=DEFAULT, round=0, stages=(Stage(rate=9.0, p99_ms=5.0),))
@@ -349,6 +384,28 @@ def test_a_search_that_came_to_its_end_is_not_gone_on_with(tmp_path: Path) -> No
     assert (anew.plan, anew.probes) == (None, [])
     anew.start(Plan(guess=8.0, first_round=1))
     assert Journal(path, {"model": "ner"}).plan == Plan(guess=8.0, first_round=1)
+
+
+def test_beside_a_search_that_was_interrupted_lies_no_outcome_of_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*args: Any, **options: Any) -> None:
+        raise KeyboardInterrupt
+
+    about = {"default": DEFAULT, "digest": "a", "variants": [ONNX], "candidates": lambda cores: [DEFAULT]}
+    monkeypatch.setattr(tune_command, "Release", lambda repository, model: SimpleNamespace(**about))
+    monkeypatch.setattr(tune_command, "make_plan", lambda *args, **more: Plan(guess=9.0, first_round=1))
+    monkeypatch.setattr(tune_command, "find", interrupt)
+    folder = tmp_path / "intent-tune"
+    folder.mkdir()
+    for name in ("probes.svg", "result.json"):
+        (folder / name).touch()
+    parser = argparse.ArgumentParser()
+    tune_command.add_command(parser.add_subparsers())
+    args = parser.parse_args(["tune", "intent", "--slo", "p99=5s", "--reports", str(tmp_path)])
+    with pytest.raises(KeyboardInterrupt):
+        args.run(args)
+    assert [path.name for path in folder.iterdir()] == ["probes.jsonl"]
 
 
 def test_what_serves_is_part_of_what_a_search_is_about(
@@ -761,9 +818,9 @@ def test_bounds_are_written_with_their_unit() -> None:
 
 @pytest.mark.parametrize("text", ["0", "-1", "nan", "inf", "ten"])
 def test_a_time_to_tune_is_a_number_above_0(text: str) -> None:
-    assert number_of_minutes("2.5") == 2.5
+    assert number("2.5") == 2.5
     with pytest.raises(argparse.ArgumentTypeError, match=f"{text!r} is no number above 0"):
-        number_of_minutes(text)
+        number(text)
 
 
 def test_the_picture_names_the_best(tmp_path: Path) -> None:
@@ -777,6 +834,23 @@ def test_the_picture_names_the_best(tmp_path: Path) -> None:
     # What took turns is named, and nothing else.
     assert len(outcome.rates) == 3
     assert {one for one in candidates if f"{one} -->" in picture} == set(outcome.rates)
+
+
+def test_the_picture_joins_turns_as_the_choice_does() -> None:
+    def turn(number: int, *latencies: float, rates: Sequence[float] = (10.0, 20.0)) -> Probe:
+        stages = tuple(
+            Stage(rate=rate, p99_ms=p99_ms) for rate, p99_ms in zip(rates, latencies, strict=False)
+        )
+        return Probe(candidate=DEFAULT, round=number, stages=stages, error=None if stages else "died")
+
+    steady, given_up = turn(2, 10.0, 20.0), turn(2, 1.0, 2.0, rates=(5.0, 15.0))
+    assert _turns([given_up, steady]) == {DEFAULT: list(steady.stages)}
+    # Of three turns two failed.
+    assert [stage.p99_ms for stage in _turns([steady, turn(3), turn(4)])[DEFAULT]] == [math.inf, math.inf]
+    # Nothing was due at the highest rate of the last turn, by chance.
+    joined = _turns([steady, steady, turn(4, 12.0)])[DEFAULT]
+    assert [(stage.rate, stage.p99_ms) for stage in joined] == [(10.0, 10.0), (20.0, 20.0)]
+    assert _turns([replace(steady, round=1)]) == {}
 
 
 class FakeRelease:
