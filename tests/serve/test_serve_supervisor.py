@@ -142,6 +142,7 @@ def test_the_supervisor_ends_the_command_with_itself(supervised: Supervised, sig
     assert supervisor is not None
     supervisor.send_signal(sign)
     wait_until(lambda: process.exit_status is not None)
+    assert process.exit_status == (0 if sign == signal.SIGTERM else 128 + signal.SIGKILL)
     wait_until(lambda: not is_running(command))
 
     process.stop()
