@@ -236,7 +236,9 @@ class TritonServer:
             return ""
         with self._log_file.open("rb") as log:
             size = log.seek(0, os.SEEK_END)
-            log.seek(self._log_start if last_bytes is None else max(self._log_start, size - last_bytes))
+            # Behind the end where the file was cut off meanwhile, as logrotate's copytruncate does.
+            start = self._log_start if self._log_start <= size else 0
+            log.seek(start if last_bytes is None else max(start, size - last_bytes))
             return log.read().decode("utf-8", errors="replace")
 
     def _launch(self, installation: Installation) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from mooring_serve import TritonServer
 from mooring_serve._server_log import errors, last_lines, load_errors, still_loading, taken_port
 from mooring_serve._status import ModelState, describe_failures, load_failures
 
@@ -86,3 +89,13 @@ def test_every_failed_model_is_reported_with_its_own_reason() -> None:
 
 def test_no_failures() -> None:
     assert load_failures([state("ner", "2", "READY"), state("other")], {"ner"}, {"ner": "old"}) == {}
+
+
+def test_the_end_of_a_log_that_was_cut_off_meanwhile(tmp_path: Path) -> None:
+    log_file = tmp_path / "server.log"
+    log_file.write_text("of an earlier run\n" * 100)
+    server = TritonServer("models", log_file=log_file)
+    server._log_start = log_file.stat().st_size
+    assert server.log_tail() == ""
+    log_file.write_text("what came after copytruncate\n")
+    assert server.log_tail() == "what came after copytruncate"
