@@ -221,7 +221,13 @@ class TritonServer:
 
     def _open_log(self) -> Path:
         if self._log_file is None:
-            handle, name = tempfile.mkstemp(prefix="mooring-tritonserver-", suffix=".log")
+            try:
+                handle, name = tempfile.mkstemp(prefix="mooring-tritonserver-", suffix=".log")
+            except OSError as exc:
+                raise ConfigError(
+                    f"can't make a temporary file for the server's log: {exc}; TMPDIR names another folder, "
+                    "log_file (mooring serve --log-file) another file"
+                ) from exc
             os.close(handle)
             self._log_file = Path(name)
         try:

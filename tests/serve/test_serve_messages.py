@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import tempfile
 from pathlib import Path
 
+import pytest
+
+from mooring import ConfigError
 from mooring_serve import TritonServer
 from mooring_serve._server_log import errors, last_lines, load_errors, still_loading, taken_port
 from mooring_serve._status import ModelState, describe_failures, load_failures
@@ -99,3 +104,12 @@ def test_the_end_of_a_log_that_was_cut_off_meanwhile(tmp_path: Path) -> None:
     assert server.log_tail() == ""
     log_file.write_text("what came after copytruncate\n")
     assert server.log_tail() == "what came after copytruncate"
+
+
+def test_nowhere_to_put_a_temporary_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(**name: str) -> None:
+        raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp']")
+
+    monkeypatch.setattr(tempfile, "mkstemp", refuse)
+    with pytest.raises(ConfigError, match=r"the server's log: .* directory found in \['/tmp'\]; TMPDIR names"):
+        TritonServer("models")._open_log()
