@@ -232,9 +232,15 @@ class TritonServer:
             self._log_file = Path(name)
         try:
             self._log_file.parent.mkdir(parents=True, exist_ok=True)
-            self._log_file.open("ab").close()
+            with self._log_file.open("ab") as log:
+                can_be_read = log.seekable()
         except OSError as exc:
             raise ConfigError(f"can't write the log file {self._log_file}: {exc}") from exc
+        if not can_be_read:
+            raise ConfigError(
+                f"the log file {self._log_file} is a pipe or a terminal, and Mooring looks there for "
+                "the server's errors: give a file ('tail -F' shows it)"
+            )
         return self._log_file
 
     def _read_log(self, *, last_bytes: int | None = None) -> str:

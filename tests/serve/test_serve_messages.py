@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import tempfile
 from pathlib import Path
 
@@ -111,5 +112,17 @@ def test_nowhere_to_put_a_temporary_log(monkeypatch: pytest.MonkeyPatch) -> None
         raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp']")
 
     monkeypatch.setattr(tempfile, "mkstemp", refuse)
-    with pytest.raises(ConfigError, match=r"the server's log: .* directory found in \['/tmp'\]; TMPDIR names"):
+    with pytest.raises(ConfigError, match=r"server's log: .* directory found in \['/tmp'\]; TMPDIR names"):
         TritonServer("models")._open_log()
+
+
+def test_a_log_file_that_can_not_be_read_again(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        with pytest.raises(ConfigError, match=r"the log file .*/pipe is a pipe or a terminal.*: give a file"):
+            TritonServer("models", log_file=pipe)._open_log()
+    finally:
+        os.close(reader)
+    assert TritonServer("models", log_file=Path(os.devnull))._open_log() == Path(os.devnull)
