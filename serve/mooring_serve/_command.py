@@ -78,16 +78,17 @@ def check_repository(options: ServerOptions) -> None:
     """Refuse a repository from which nothing could be served.
 
     Raises:
-        ConfigError: it doesn't exist, a model in it can't be read, nothing in it is built and nothing can be
-            loaded later, or its path would be taken apart.
+        ConfigError: it doesn't exist, it or a model in it can't be read, nothing in it is built and
+            nothing can be loaded later, or its path would be taken apart.
     """
     repository = options.model_repository
     check_path("the model repository", repository)
-    if not repository.is_dir():
+    folders = _model_folders(repository)
+    if not folders and not repository.is_dir():
         raise ConfigError(
             f"there is no model repository at {repository}: run 'mooring build', or give another folder"
         )
-    if options.model_control_mode == "none" and not any(map(_has_version, _model_folders(repository))):
+    if options.model_control_mode == "none" and not any(map(_has_version, folders)):
         raise ConfigError(
             f"the model repository {repository} holds no built model: run 'mooring build' first"
         )
@@ -116,11 +117,17 @@ def _named_models(options: ServerOptions) -> set[str]:
 
 
 def _model_folders(repository: Path) -> list[Path]:
-    if not repository.is_dir():
+    try:
+        # Not hidden ones, and not a volume's own folder, which only root may read.
+        return [
+            entry
+            for entry in repository.iterdir()
+            if entry.is_dir() and not entry.name.startswith(".") and entry.name != "lost+found"
+        ]
+    except (FileNotFoundError, NotADirectoryError):
         return []
-    folders = [entry for entry in repository.iterdir() if entry.is_dir() and not entry.name.startswith(".")]
-    # A volume's own folder, which only root may read.
-    return [folder for folder in folders if folder.name != "lost+found"]
+    except OSError as exc:
+        raise ConfigError(f"the model repository {repository} can't be read: {exc}") from exc
 
 
 def _has_version(model: Path) -> bool:

@@ -197,6 +197,16 @@ def test_a_model_that_can_not_be_read_is_not_left_out(
             look(options)
 
 
+def test_a_repository_that_can_not_be_read_is_not_missing(
+    tmp_path: Path, refuse_to_read: Callable[[str], None]
+) -> None:
+    repository = tmp_path / "models"
+    (repository / "ner" / "1").mkdir(parents=True)
+    refuse_to_read("models")
+    with pytest.raises(ConfigError, match=r"model repository .*/models can't be read: .*Permission denied"):
+        check_repository(options_for(repository))
+
+
 @pytest.mark.parametrize(("built", "strict"), [(True, "true"), (False, "false")])
 def test_polling_does_not_wait_for_what_is_not_built(tmp_path: Path, built: bool, strict: str) -> None:
     (tmp_path / "ner" / "1").mkdir(parents=True)
