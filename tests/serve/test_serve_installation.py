@@ -113,6 +113,17 @@ def test_what_can_not_be_read_for_it_is_named(tmp_path: Path, monkeypatch: pytes
         build_once(tmp_path / "folder", lambda folder: None)
 
 
+def test_a_cache_that_may_not_be_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path, *args: object, **options: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    # As below another user's home; root, who may look everywhere, runs tests too.
+    monkeypatch.setattr(Path, "is_dir", refuse)
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(ConfigError, match=r"can't write into the cache folder .*/cache: .*XDG_CACHE_HOME"):
+        build_once(tmp_path / "home" / "cache" / "folder", lambda folder: None)
+
+
 def test_two_that_build_at_once_get_the_same_folder(tmp_path: Path) -> None:
     target = tmp_path / "folder"
     both_building = Barrier(2)
