@@ -188,6 +188,14 @@ def test_backend_directory_changes_with_its_sources(server: Path, sources: Path,
     assert (other_backend / "onnxruntime" / "model.py").read_text() == "# changed\n"
 
 
+def test_an_unpacked_server_that_is_not_whole(server: Path, sources: Path, tmp_path: Path) -> None:
+    # As where a cleaner of temporary folders came by.
+    (server / "backends/python/libtriton_python.so").unlink()
+    unpacked = server.parent.parent
+    with pytest.raises(ConfigError, match=f"libtriton_python.so'; remove {unpacked}, so that it is unpacked"):
+        assemble_backend_directory(server, (3, 12), tmp_path / "cache", sources=sources)
+
+
 def test_who_wants_tf32_gets_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "tritonserver").touch(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
