@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 from mooring import StartError
 
@@ -194,10 +195,11 @@ def _example(server: TritonServer, states: Sequence[ModelState]) -> str:
     from mooring_serve._status import ask
 
     for state in states:
-        config = ask(server.http_url, f"/models/{state.name}/config") if state.state == "READY" else None
+        path = f"/models/{quote(state.name, safe='')}"
+        config = ask(server.http_url, f"{path}/config") if state.state == "READY" else None
         if config and config.get("platform") == "ensemble":
             inputs = config["input"]
             if [(tensor["name"], tensor["data_type"]) for tensor in inputs] == [("text", "TYPE_STRING")]:
                 body = json.dumps({"text": "Where is my parcel from Lisbon?"})
-                return f"curl -s {server.http_url}/v2/models/{state.name}/generate -d '{body}'"
+                return f"curl -s {server.http_url}/v2{path}/generate -d '{body}'"
     return f"curl -s {server.http_url}/v2"

@@ -6,6 +6,8 @@ import errno
 import os
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -13,6 +15,7 @@ from mooring import ConfigError
 from mooring_serve import TritonServer
 from mooring_serve._server_log import errors, last_lines, load_errors, still_loading, taken_port
 from mooring_serve._status import ModelState, describe_failures, load_failures
+from mooring_serve.cli import _example
 
 LOG = r"""
 I1122 07:52:05.259922 8922 model_lifecycle.cc:472] "loading: tok:1"
@@ -126,3 +129,9 @@ def test_a_log_file_that_can_not_be_read_again(tmp_path: Path) -> None:
     finally:
         os.close(reader)
     assert TritonServer("models", log_file=Path(os.devnull))._open_log() == Path(os.devnull)
+
+
+def test_a_model_of_any_name_is_asked_for_an_example() -> None:
+    # Nobody answers there.
+    server: Any = SimpleNamespace(http_url="http://127.0.0.1:1")
+    assert _example(server, [state("modèle", "1", "READY")]) == "curl -s http://127.0.0.1:1/v2"
