@@ -53,7 +53,9 @@ def add_command(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
         metavar="FILE",
         help="write what requests spend their time on, as Triton's traces",
     )
-    parser.add_argument("--trace-rate", type=int, default=10, metavar="N", help="one of N requests is traced")
+    parser.add_argument(
+        "--trace-rate", type=_rate, default=10, metavar="N", help="one of N requests is traced"
+    )
     add_resource_option(
         parser, "how many there are of what recipes take by serving.resources (else as many as one run takes)"
     )
@@ -106,6 +108,13 @@ def run(args: argparse.Namespace) -> int:
         finally:
             server.stop()
     return 0
+
+
+def _rate(text: str) -> int:
+    """A number that Triton does not take for "never", as it does 0 and what is below."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
 
 
 def add_resource_option(parser: argparse.ArgumentParser, words: str) -> None:

@@ -50,3 +50,12 @@ def test_resources_as_tritonserver_takes_them(capsys: pytest.CaptureFixture[str]
         with pytest.raises(SystemExit):
             parser.parse_args(["serve", "--resource", wrong])
         assert f"{wrong!r} is not of the form NAME=COUNT" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("wrong", ["0", "-1", "ten"])
+def test_a_trace_rate_that_would_trace_nothing(wrong: str, capsys: pytest.CaptureFixture[str]) -> None:
+    parser = argparse.ArgumentParser()
+    add_command(parser.add_subparsers())
+    with pytest.raises(SystemExit):
+        parser.parse_args(["serve", f"--trace-rate={wrong}"])
+    assert f"--trace-rate: '{wrong}' is not a whole number above 0" in capsys.readouterr().err
