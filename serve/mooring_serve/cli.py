@@ -80,6 +80,9 @@ def run(args: argparse.Namespace) -> int:
     """
     from mooring_serve import TritonServer
 
+    if args.trace is not None:
+        # tritonserver makes no folders, and serves on where it can't write traces.
+        args.trace.parent.mkdir(parents=True, exist_ok=True)
     server = TritonServer(
         args.model_repository,
         http_port=args.http_port,

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import mooring_serve
+from mooring import ConfigError
 from mooring_serve.cli import add_command, run
 
 
@@ -59,3 +60,13 @@ def test_a_trace_rate_that_would_trace_nothing(wrong: str, capsys: pytest.Captur
     with pytest.raises(SystemExit):
         parser.parse_args(["serve", f"--trace-rate={wrong}"])
     assert f"--trace-rate: '{wrong}' is not a whole number above 0" in capsys.readouterr().err
+
+
+def test_the_folder_for_traces_is_made(tmp_path: Path) -> None:
+    parser = argparse.ArgumentParser()
+    add_command(parser.add_subparsers())
+    file = tmp_path / "traces" / "of" / "today.json"
+    args = parser.parse_args(["serve", str(tmp_path / "absent"), "--trace", str(file)])
+    with pytest.raises(ConfigError, match="there is no model repository at"):
+        run(args)
+    assert file.parent.is_dir()
