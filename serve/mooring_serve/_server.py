@@ -58,8 +58,8 @@ class TritonServer:
         start_timeout_s: time for the server to come up with every model, in seconds.
         stop_timeout_s: time for running requests and models to finish, in seconds; then the server is killed.
         model_control_mode: ``"none"`` loads every built model at start, ``"explicit"`` also obeys load and
-            unload requests, ``"poll"`` follows the repository's files. Where some models are not built,
-            ``"none"`` obeys such requests too: Triton has no other way to leave models out.
+            unload requests, ``"poll"`` follows the repository's files. Where some models are not built
+            or a folder is hidden, ``"none"`` obeys such requests too: Triton can't leave them out otherwise.
         extra_args: more options of tritonserver, such as ``"--log-verbose=1"``.
         strict_readiness: whether the server calls itself ready only when every model is, and a model
             that can't be loaded fails the start. One that polls a repository of which some models are not

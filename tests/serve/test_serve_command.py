@@ -226,6 +226,25 @@ def test_parts_are_not_named_beside_their_pipeline(tmp_path: Path) -> None:
     assert without_parts(tmp_path, models) == ["faq", "faq_zh", "faqs", "ner_onnx"]
 
 
+@pytest.mark.parametrize(
+    ("mode", "expected"),
+    [
+        ("none", ["--model-control-mode=explicit", "--load-model=ner", "--strict-readiness=true"]),
+        ("explicit", ["--model-control-mode=explicit", "--load-model=ner", "--strict-readiness=true"]),
+        ("poll", ["--model-control-mode=poll", "--strict-readiness=false"]),
+    ],
+)
+def test_a_hidden_folder_is_no_model_that_failed(mode: Any, expected: list[str], tmp_path: Path) -> None:
+    # Triton takes it for a model "" of the backend "git", of which no version is there.
+    for folder in ("ner/1", ".git/objects"):
+        (tmp_path / folder).mkdir(parents=True)
+    options = options_for(tmp_path, model_control_mode=mode)
+    words = server_command(EMBEDDED, options, address="127.0.0.1", ports=PORTS, server_id="mine")
+    told = ("--load-model", "--model-control", "--strict-readiness")
+    assert [word for word in words if word.startswith(told)] == expected
+    assert unbuilt_models(options) == set()
+
+
 @pytest.mark.parametrize("mode", ["none", "explicit"])
 def test_models_that_are_not_built_are_left_out(mode: Any, tmp_path: Path) -> None:
     for model in ("ner", "ner_onnx"):
