@@ -23,6 +23,7 @@ from mooring_serve._command import (
     unbuilt_models,
 )
 from mooring_serve._installation import Installation, find_installation
+from mooring_serve._platform import check_ascii
 from mooring_serve._ports import check_ports, choose_ports, port_taken, resolve_host
 from mooring_serve._process import SupervisedProcess, describe_exit
 from mooring_serve._server_log import last_lines, load_errors, still_loading, taken_port
@@ -161,7 +162,8 @@ class TritonServer:
         Raises:
             StartError: a model failed to load, a port is taken, or the server stopped; in the server's
                 own words.
-            ConfigError: the repository doesn't exist or holds no model, or the log file can't be written.
+            ConfigError: the repository doesn't exist, holds no model or has a path that can't be served, or
+                the log file can't be written.
             UnsupportedPlatform: no official server is installed, and the embedded one can't run here.
             TransportError: the embedded one can't be downloaded.
         """
@@ -170,6 +172,8 @@ class TritonServer:
         self.stop()
         check_repository(self._options)
         installation = find_installation()
+        if installation.embedded:
+            check_ascii("the model repository", self._options.model_repository)
         for tries_left in reversed(range(_PORT_TRIES)):
             try:
                 self._launch(installation)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from mooring import ConfigError
-from mooring_serve import TritonServer
+from mooring_serve import TritonServer, _server
 from mooring_serve._command import (
     ServerOptions,
     check_repository,
@@ -139,6 +139,15 @@ def test_a_repository_that_is_missing_empty_or_not_built(tmp_path: Path) -> None
     check_repository(options_for(tmp_path, model_control_mode="poll"))
     (tmp_path / "ner" / "1").mkdir()
     check_repository(options_for(tmp_path))
+
+
+def test_the_embedded_server_takes_no_repository_whose_path_is_not_ascii(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "modèles" / "ner" / "1").mkdir(parents=True)
+    monkeypatch.setattr(_server, "find_installation", lambda: EMBEDDED)
+    with pytest.raises(ConfigError, match=r"the model repository is .*/modèles': .* names for ASCII"):
+        TritonServer(tmp_path / "modèles").start()
 
 
 def test_models_to_load(tmp_path: Path) -> None:

