@@ -21,6 +21,7 @@ import hashlib
 import shutil
 from pathlib import Path
 
+from mooring import ConfigError
 from mooring_serve._cache_folder import build_once
 
 _HERE = Path(__file__).resolve().parent
@@ -48,17 +49,27 @@ def assemble_backend_directory(
         python: major and minor version of the interpreter whose packages the models use.
         cache_dir: where the folder is kept.
         sources: folder whose Python files are copied, each to the same place.
+
+    Raises:
+        ConfigError: a part of the server is missing or can't be read, or the folder can't be made.
     """
     version = f"{python[0]}.{python[1]}"
     python_backend = server / "backends" / "python"
     stub = server / "python_backend_stubs" / version / "triton_python_backend_stub"
     backends = {str(path.relative_to(sources)): path for path in sorted(sources.rglob("*.py"))}
     digest = hashlib.sha256()
-    for name, path in {
+    read = {
         **{path.name: path for path in (stub, python_backend / _LIBRARY, python_backend / _UTILS, _BRIDGE)},
         **backends,
-    }.items():
-        content = path.read_bytes()
+    }
+    for name, path in read.items():
+        try:
+            content = path.read_bytes()
+        except OSError as exc:
+            raise ConfigError(
+                f"the unpacked server can't be used: {exc}; remove {server.parents[1]}, so that it is "
+                "unpacked anew, or let XDG_CACHE_HOME name another folder"
+            ) from exc
         digest.update(f"{name}\0{len(content)}\0".encode() + content)
     digest.update(_APPLY_BRIDGE.encode())
 

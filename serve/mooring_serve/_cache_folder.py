@@ -30,8 +30,10 @@ def build_once(target: Path, build: Callable[[Path], None]) -> Path:
     Raises:
         ConfigError: it has to be built, and nothing, or not all of it, can be written there.
     """
-    if target.is_dir():
-        return target
+    # What may not be looked at can't be written to, either, which is said next.
+    with suppress(PermissionError):
+        if target.is_dir():
+            return target
     make_cache_folder(target.parent)
     _remove_abandoned(target.parent)
     try:

@@ -78,16 +78,17 @@ def check_repository(options: ServerOptions) -> None:
     """Refuse a repository from which nothing could be served.
 
     Raises:
-        ConfigError: it doesn't exist, a model in it can't be read, nothing in it is built and nothing can be
-            loaded later, or its path would be taken apart.
+        ConfigError: it doesn't exist, it or a model in it can't be read, nothing in it is built and
+            nothing can be loaded later, or its path would be taken apart.
     """
     repository = options.model_repository
     check_path("the model repository", repository)
-    if not repository.is_dir():
+    folders = _model_folders(repository)
+    if not folders and not repository.is_dir():
         raise ConfigError(
             f"there is no model repository at {repository}: run 'mooring build', or give another folder"
         )
-    if options.model_control_mode == "none" and not any(map(_has_version, _model_folders(repository))):
+    if options.model_control_mode == "none" and not any(map(_has_version, folders)):
         raise ConfigError(
             f"the model repository {repository} holds no built model: run 'mooring build' first"
         )
@@ -105,6 +106,13 @@ def unbuilt_models(options: ServerOptions) -> set[str]:
     return {folder.name for folder in _model_folders(options.model_repository) if not _has_version(folder)}
 
 
+def _has_folders_without_version(options: ServerOptions) -> bool:
+    """Whether Triton would take for failed models what has no version: models that are not built, and hidden
+    folders, as it takes ``.git`` for a model of the backend ``git``."""
+    folders = _folders(options.model_repository)
+    return any(folder.name.startswith(".") for folder in folders) or bool(unbuilt_models(options))
+
+
 def _named_models(options: ServerOptions) -> set[str]:
     """Names given by ``--load-model=NAME`` and ``--load-model NAME``."""
     named = set()
@@ -116,11 +124,17 @@ def _named_models(options: ServerOptions) -> set[str]:
 
 
 def _model_folders(repository: Path) -> list[Path]:
-    if not repository.is_dir():
+    return [folder for folder in _folders(repository) if not folder.name.startswith(".")]
+
+
+def _folders(repository: Path) -> list[Path]:
+    try:
+        # Not a volume's own, which only root may read.
+        return [entry for entry in repository.iterdir() if entry.is_dir() and entry.name != "lost+found"]
+    except (FileNotFoundError, NotADirectoryError):
         return []
-    folders = [entry for entry in repository.iterdir() if entry.is_dir() and not entry.name.startswith(".")]
-    # A volume's own folder, which only root may read.
-    return [folder for folder in folders if folder.name != "lost+found"]
+    except OSError as exc:
+        raise ConfigError(f"the model repository {repository} can't be read: {exc}") from exc
 
 
 def _has_version(model: Path) -> bool:
@@ -158,8 +172,8 @@ def server_command(
     ]
     for service in ("http", "grpc", "metrics"):
         command += [f"--{service}-address={address}", f"--{service}-port={ports[f'{service}_port']}"]
-    # By polling Triton takes a model that is not built for one that is not ready, and is never ready itself.
-    waits = options.model_control_mode == "poll" and unbuilt_models(options)
+    # By polling Triton takes these for models that are not ready, and is never ready itself.
+    waits = options.model_control_mode == "poll" and _has_folders_without_version(options)
     command += [
         f"--strict-readiness={str(options.strict_readiness and not waits).lower()}",
         # A server that lives on after a failed load can be asked for the reasons of all failed models.
@@ -201,12 +215,12 @@ def _asked_by_configs(options: ServerOptions) -> list[str]:
 
 
 def _control_arguments(options: ServerOptions) -> list[str]:
-    """What is loaded. Triton takes a model without a version for one that failed, so where some are not built
-    the others are named, which only its explicit mode allows."""
+    """What is loaded. Triton takes a folder without a version for a model that failed, so where there is one
+    the models that are built are named, which only its explicit mode allows."""
     mode = options.model_control_mode
     if mode == "poll" or _named_models(options):
         return [f"--model-control-mode={mode}"]
-    if unbuilt_models(options):
+    if _has_folders_without_version(options):
         names = sorted(models_to_load(options))
         return ["--model-control-mode=explicit", *(f"--load-model={name}" for name in names)]
     return [f"--model-control-mode={mode}", *(["--load-model=*"] if mode == "explicit" else [])]

@@ -14,6 +14,7 @@ from mooring._wheels import cache_root, fetch_wheel
 from mooring_serve._backend_directory import assemble_backend_directory
 from mooring_serve._cache_folder import build_once
 from mooring_serve._platform import (
+    check_ascii,
     check_path,
     check_platform,
     check_python_command,
@@ -71,6 +72,7 @@ def find_installation() -> Installation:
     check_python_command(Path(sys.executable))
     libpython_folder = find_libpython(libpython_candidates(), facts.python)
     check_path("the cache folder (XDG_CACHE_HOME)", cache_root())
+    check_ascii("the cache folder (XDG_CACHE_HOME)", cache_root())
     unpacked = unpack_server(WHEEL_REQUIREMENT, WHEEL_SHA256, cache_root())
     server = unpacked / "pytriton" / "tritonserver"
     return Installation(

@@ -136,6 +136,20 @@ def check_path(what: str, path: Path) -> None:
         )
 
 
+def check_ascii(what: str, path: Path) -> None:
+    """Refuse a path whose files the embedded server's stubs don't find: their Python takes names of files for
+    ASCII, as pybind11 starts it in isolation, which leaves the locale aside.
+
+    Raises:
+        ConfigError: with the path.
+    """
+    if not str(path).isascii():
+        raise ConfigError(
+            f"{what} is {str(path)!r}: Python in the embedded tritonserver finds no files there, as it takes "
+            "their names for ASCII; use a path of such characters alone, as a link's or a relative one's"
+        )
+
+
 def check_python_command(executable: Path) -> None:
     """Make sure that ``python3`` beside the interpreter is the interpreter.
 

@@ -36,7 +36,8 @@ def resolve_host(host: str) -> str:
     """
     try:
         return str(socket.getaddrinfo(host, None, socket.AF_INET)[0][4][0])
-    except OSError as exc:
+    except (OSError, UnicodeError) as exc:
+        # The latter of labels that are empty or too long, as in "10..0.1".
         raise ConfigError(f"host {host!r} has no IPv4 address to listen on: {exc}") from exc
 
 

@@ -62,7 +62,9 @@ class SupervisedProcess:
     @property
     def exit_status(self) -> int | None:
         """Exit status of the command, 128 plus the signal that killed it, or ``None`` while it runs."""
-        return self._supervisor.poll()
+        status = self._supervisor.poll()
+        # A supervisor that is killed takes the command along.
+        return 128 - status if status is not None and status < 0 else status
 
     def stop(self) -> None:
         """End the command and all that it started; does nothing if that is done."""

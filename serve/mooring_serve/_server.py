@@ -23,6 +23,7 @@ from mooring_serve._command import (
     unbuilt_models,
 )
 from mooring_serve._installation import Installation, find_installation
+from mooring_serve._platform import check_ascii
 from mooring_serve._ports import check_ports, choose_ports, port_taken, resolve_host
 from mooring_serve._process import SupervisedProcess, describe_exit
 from mooring_serve._server_log import last_lines, load_errors, still_loading, taken_port
@@ -58,8 +59,8 @@ class TritonServer:
         start_timeout_s: time for the server to come up with every model, in seconds.
         stop_timeout_s: time for running requests and models to finish, in seconds; then the server is killed.
         model_control_mode: ``"none"`` loads every built model at start, ``"explicit"`` also obeys load and
-            unload requests, ``"poll"`` follows the repository's files. Where some models are not built,
-            ``"none"`` obeys such requests too: Triton has no other way to leave models out.
+            unload requests, ``"poll"`` follows the repository's files. Where some models are not built
+            or a folder is hidden, ``"none"`` obeys such requests too: Triton can't leave them out otherwise.
         extra_args: more options of tritonserver, such as ``"--log-verbose=1"``.
         strict_readiness: whether the server calls itself ready only when every model is, and a model
             that can't be loaded fails the start. One that polls a repository of which some models are not
@@ -161,7 +162,8 @@ class TritonServer:
         Raises:
             StartError: a model failed to load, a port is taken, or the server stopped; in the server's
                 own words.
-            ConfigError: the repository doesn't exist or holds no model, or the log file can't be written.
+            ConfigError: the repository doesn't exist, holds no model or has a path that can't be served, or
+                the log file can't be written.
             UnsupportedPlatform: no official server is installed, and the embedded one can't run here.
             TransportError: the embedded one can't be downloaded.
         """
@@ -170,6 +172,8 @@ class TritonServer:
         self.stop()
         check_repository(self._options)
         installation = find_installation()
+        if installation.embedded:
+            check_ascii("the model repository", self._options.model_repository)
         for tries_left in reversed(range(_PORT_TRIES)):
             try:
                 self._launch(installation)
@@ -221,14 +225,26 @@ class TritonServer:
 
     def _open_log(self) -> Path:
         if self._log_file is None:
-            handle, name = tempfile.mkstemp(prefix="mooring-tritonserver-", suffix=".log")
+            try:
+                handle, name = tempfile.mkstemp(prefix="mooring-tritonserver-", suffix=".log")
+            except OSError as exc:
+                raise ConfigError(
+                    f"can't make a temporary file for the server's log: {exc}; TMPDIR names another folder, "
+                    "log_file (mooring serve --log-file) another file"
+                ) from exc
             os.close(handle)
             self._log_file = Path(name)
         try:
             self._log_file.parent.mkdir(parents=True, exist_ok=True)
-            self._log_file.open("ab").close()
+            with self._log_file.open("ab") as log:
+                can_be_read = log.seekable()
         except OSError as exc:
             raise ConfigError(f"can't write the log file {self._log_file}: {exc}") from exc
+        if not can_be_read:
+            raise ConfigError(
+                f"the log file {self._log_file} is a pipe or a terminal, and Mooring looks there for "
+                "the server's errors: give a file ('tail -F' shows it)"
+            )
         return self._log_file
 
     def _read_log(self, *, last_bytes: int | None = None) -> str:
@@ -236,7 +252,9 @@ class TritonServer:
             return ""
         with self._log_file.open("rb") as log:
             size = log.seek(0, os.SEEK_END)
-            log.seek(self._log_start if last_bytes is None else max(self._log_start, size - last_bytes))
+            # Behind the end where the file was cut off meanwhile, as logrotate's copytruncate does.
+            start = self._log_start if self._log_start <= size else 0
+            log.seek(start if last_bytes is None else max(start, size - last_bytes))
             return log.read().decode("utf-8", errors="replace")
 
     def _launch(self, installation: Installation) -> None:

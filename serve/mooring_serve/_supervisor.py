@@ -34,7 +34,8 @@ def main(argv: list[str]) -> int:
     """Supervise the command until it ends or standard input closes."""
     parent, grace_s, shm_prefix, *command = argv
     libc = ctypes.CDLL(None, use_errno=True)
-    # Stubs whose server died become children of this process, so that they can be waited for.
+    # Stubs whose server died, and what a model left running, become children of this process, so that they
+    # can be waited for.
     libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     ended = _EndRequest(int(parent))
 
@@ -57,7 +58,7 @@ def main(argv: list[str]) -> int:
     with contextlib.suppress(BrokenPipeError):
         print(child.pid, flush=True)
     while child.poll() is None and not ended.within(_TICK_S):
-        pass
+        _reap_orphans(child.pid)
     if child.poll() is None:
         child.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -81,6 +82,15 @@ class _EndRequest:
     def within(self, seconds: float) -> bool:
         readable, _, _ = select.select([sys.stdin], [], [], seconds)
         return self._signalled or bool(readable) or os.getppid() != self._parent
+
+
+def _reap_orphans(command: int) -> None:
+    """Wait for those that became children of this process and have ended; the command is its ``Popen``'s."""
+    with contextlib.suppress(ChildProcessError):
+        while (
+            ended := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        ) is not None and ended.si_pid != command:
+            os.waitpid(ended.si_pid, 0)
 
 
 def _end_group(child: subprocess.Popen[bytes]) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 from mooring import StartError
 
@@ -72,7 +73,7 @@ def add_command(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
     )
     parser.add_argument(
         "--trace-rate",
-        type=int,
+        type=_rate,
         default=10,
         metavar="N",
         help="one of N requests is traced (default: %(default)s)",
@@ -105,6 +106,9 @@ def run(args: argparse.Namespace) -> int:
     """
     from mooring_serve import TritonServer
 
+    if args.trace is not None:
+        # tritonserver makes no folders, and serves on where it can't write traces.
+        args.trace.parent.mkdir(parents=True, exist_ok=True)
     server = TritonServer(
         args.model_repository,
         http_port=args.http_port,
@@ -133,6 +137,13 @@ def run(args: argparse.Namespace) -> int:
         finally:
             server.stop()
     return 0
+
+
+def _rate(text: str) -> int:
+    """A number that Triton does not take for "never", as it does 0 and what is below."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
 
 
 def add_resource_option(parser: argparse.ArgumentParser, words: str) -> None:
@@ -222,10 +233,11 @@ def _example(server: TritonServer, states: Sequence[ModelState]) -> str:
     from mooring_serve._status import ask
 
     for state in states:
-        config = ask(server.http_url, f"/models/{state.name}/config") if state.state == "READY" else None
+        path = f"/models/{quote(state.name, safe='')}"
+        config = ask(server.http_url, f"{path}/config") if state.state == "READY" else None
         if config and config.get("platform") == "ensemble":
             inputs = config["input"]
             if [(tensor["name"], tensor["data_type"]) for tensor in inputs] == [("text", "TYPE_STRING")]:
                 body = json.dumps({"text": "Where is my parcel from Lisbon?"})
-                return f"curl -s {server.http_url}/v2/models/{state.name}/generate -d '{body}'"
+                return f"curl -s {server.http_url}/v2{path}/generate -d '{body}'"
     return f"curl -s {server.http_url}/v2"

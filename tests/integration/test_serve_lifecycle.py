@@ -142,6 +142,13 @@ def test_a_model_without_a_version_is_left_out(
     assert [state.name for state in server.model_states() if state.state] == ["echo"]
 
 
+def test_a_hidden_folder_is_left_out(repository: Path, make_server: Callable[..., TritonServer]) -> None:
+    (repository / ".git" / "objects").mkdir(parents=True)
+    server = make_server(repository)
+    assert answers(server)
+    assert server.unbuilt_models() == []
+
+
 def test_polling_takes_up_what_is_built_later(
     repository: Path, make_server: Callable[..., TritonServer], tmp_path: Path
 ) -> None:

@@ -112,6 +112,15 @@ def test_it_starts_with_all_models_that_are_built(tmp_path: Path) -> None:
         "--load-model=ner",
         "--load-model=ner_tokenizer",
     ]
+    for name in ("intent", "faq_tokenizer"):
+        shutil.rmtree(repository / name)
+    assert _start(repository, tmp_path / "three") == []
+    (repository / ".git").mkdir()
+    assert _start(repository, tmp_path / "four") == [
+        "--model-control-mode=explicit",
+        "--load-model=ner",
+        "--load-model=ner_tokenizer",
+    ]
 
 
 def test_it_caches_answers_and_sets_gpus_as_mooring_serve_does() -> None:

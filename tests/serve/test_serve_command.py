@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from mooring import ConfigError
-from mooring_serve import TritonServer
+from mooring_serve import TritonServer, _server
 from mooring_serve._command import (
     ServerOptions,
     check_repository,
@@ -141,6 +141,15 @@ def test_a_repository_that_is_missing_empty_or_not_built(tmp_path: Path) -> None
     check_repository(options_for(tmp_path))
 
 
+def test_the_embedded_server_takes_no_repository_whose_path_is_not_ascii(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "modèles" / "ner" / "1").mkdir(parents=True)
+    monkeypatch.setattr(_server, "find_installation", lambda: EMBEDDED)
+    with pytest.raises(ConfigError, match=r"the model repository is .*/modèles': .* names for ASCII"):
+        TritonServer(tmp_path / "modèles").start()
+
+
 def test_models_to_load(tmp_path: Path) -> None:
     (tmp_path / "ner" / "1").mkdir(parents=True)
     (tmp_path / "intent").mkdir()
@@ -197,6 +206,16 @@ def test_a_model_that_can_not_be_read_is_not_left_out(
             look(options)
 
 
+def test_a_repository_that_can_not_be_read_is_not_missing(
+    tmp_path: Path, refuse_to_read: Callable[[str], None]
+) -> None:
+    repository = tmp_path / "models"
+    (repository / "ner" / "1").mkdir(parents=True)
+    refuse_to_read("models")
+    with pytest.raises(ConfigError, match=r"model repository .*/models can't be read: .*Permission denied"):
+        check_repository(options_for(repository))
+
+
 @pytest.mark.parametrize(("built", "strict"), [(True, "true"), (False, "false")])
 def test_polling_does_not_wait_for_what_is_not_built(tmp_path: Path, built: bool, strict: str) -> None:
     (tmp_path / "ner" / "1").mkdir(parents=True)
@@ -214,6 +233,25 @@ def test_parts_are_not_named_beside_their_pipeline(tmp_path: Path) -> None:
         (tmp_path / name / "config.pbtxt").write_text(f'name: "{name}"\n{kind}\n')
     (tmp_path / "faqs" / "config.pbtxt").unlink()
     assert without_parts(tmp_path, models) == ["faq", "faq_zh", "faqs", "ner_onnx"]
+
+
+@pytest.mark.parametrize(
+    ("mode", "expected"),
+    [
+        ("none", ["--model-control-mode=explicit", "--load-model=ner", "--strict-readiness=true"]),
+        ("explicit", ["--model-control-mode=explicit", "--load-model=ner", "--strict-readiness=true"]),
+        ("poll", ["--model-control-mode=poll", "--strict-readiness=false"]),
+    ],
+)
+def test_a_hidden_folder_is_no_model_that_failed(mode: Any, expected: list[str], tmp_path: Path) -> None:
+    # Triton takes it for a model "" of the backend "git", of which no version is there.
+    for folder in ("ner/1", ".git/objects"):
+        (tmp_path / folder).mkdir(parents=True)
+    options = options_for(tmp_path, model_control_mode=mode)
+    words = server_command(EMBEDDED, options, address="127.0.0.1", ports=PORTS, server_id="mine")
+    told = ("--load-model", "--model-control", "--strict-readiness")
+    assert [word for word in words if word.startswith(told)] == expected
+    assert unbuilt_models(options) == set()
 
 
 @pytest.mark.parametrize("mode", ["none", "explicit"])

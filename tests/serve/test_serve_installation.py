@@ -113,6 +113,17 @@ def test_what_can_not_be_read_for_it_is_named(tmp_path: Path, monkeypatch: pytes
         build_once(tmp_path / "folder", lambda folder: None)
 
 
+def test_a_cache_that_may_not_be_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path, *args: object, **options: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    # As below another user's home; root, who may look everywhere, runs tests too.
+    monkeypatch.setattr(Path, "is_dir", refuse)
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(ConfigError, match=r"can't write into the cache folder .*/cache: .*XDG_CACHE_HOME"):
+        build_once(tmp_path / "home" / "cache" / "folder", lambda folder: None)
+
+
 def test_two_that_build_at_once_get_the_same_folder(tmp_path: Path) -> None:
     target = tmp_path / "folder"
     both_building = Barrier(2)
@@ -177,6 +188,14 @@ def test_backend_directory_changes_with_its_sources(server: Path, sources: Path,
     assert (other_backend / "onnxruntime" / "model.py").read_text() == "# changed\n"
 
 
+def test_an_unpacked_server_that_is_not_whole(server: Path, sources: Path, tmp_path: Path) -> None:
+    # As where a cleaner of temporary folders came by.
+    (server / "backends/python/libtriton_python.so").unlink()
+    unpacked = server.parent.parent
+    with pytest.raises(ConfigError, match=f"libtriton_python.so'; remove {unpacked}, so that it is unpacked"):
+        assemble_backend_directory(server, (3, 12), tmp_path / "cache", sources=sources)
+
+
 def test_who_wants_tf32_gets_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "tritonserver").touch(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -215,6 +234,16 @@ def test_the_embedded_server(wheel: str, tmp_path: Path, monkeypatch: pytest.Mon
     assert found.environment["LD_LIBRARY_PATH"] == f"{unpacked}/nvidia_pytriton.libs:/libpython:/before"
     assert found.environment["PATH"] == f"{Path(sys.executable).parent}:{tmp_path}/nothing"
     assert found.environment["NVIDIA_TF32_OVERRIDE"] == "0"
+
+
+@pytest.mark.usefixtures("without_official")
+def test_a_cache_whose_path_is_not_ascii(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(_installation, "fetch_wheel")
+    monkeypatch.setattr(_installation, "cache_root", lambda: tmp_path / "caché")
+    monkeypatch.setattr(_installation, "check_platform", lambda facts: None)
+    monkeypatch.setattr(_installation, "find_libpython", lambda folders, python: None)
+    with pytest.raises(ConfigError, match=r"the cache folder \(XDG_CACHE_HOME\) is .*/caché': .* ASCII"):
+        find_installation()
 
 
 @pytest.mark.usefixtures("without_official")

@@ -2,8 +2,20 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import tempfile
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from mooring import ConfigError
+from mooring_serve import TritonServer
 from mooring_serve._server_log import errors, last_lines, load_errors, still_loading, taken_port
 from mooring_serve._status import ModelState, describe_failures, load_failures
+from mooring_serve.cli import _example
 
 LOG = r"""
 I1122 07:52:05.259922 8922 model_lifecycle.cc:472] "loading: tok:1"
@@ -86,3 +98,40 @@ def test_every_failed_model_is_reported_with_its_own_reason() -> None:
 
 def test_no_failures() -> None:
     assert load_failures([state("ner", "2", "READY"), state("other")], {"ner"}, {"ner": "old"}) == {}
+
+
+def test_the_end_of_a_log_that_was_cut_off_meanwhile(tmp_path: Path) -> None:
+    log_file = tmp_path / "server.log"
+    log_file.write_text("of an earlier run\n" * 100)
+    server = TritonServer("models", log_file=log_file)
+    server._log_start = log_file.stat().st_size
+    assert server.log_tail() == ""
+    log_file.write_text("what came after copytruncate\n")
+    assert server.log_tail() == "what came after copytruncate"
+
+
+def test_nowhere_to_put_a_temporary_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(**name: str) -> None:
+        raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp']")
+
+    monkeypatch.setattr(tempfile, "mkstemp", refuse)
+    with pytest.raises(ConfigError, match=r"server's log: .* directory found in \['/tmp'\]; TMPDIR names"):
+        TritonServer("models")._open_log()
+
+
+def test_a_log_file_that_can_not_be_read_again(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        with pytest.raises(ConfigError, match=r"the log file .*/pipe is a pipe or a terminal.*: give a file"):
+            TritonServer("models", log_file=pipe)._open_log()
+    finally:
+        os.close(reader)
+    assert TritonServer("models", log_file=Path(os.devnull))._open_log() == Path(os.devnull)
+
+
+def test_a_model_of_any_name_is_asked_for_an_example() -> None:
+    # Nobody answers there.
+    server: Any = SimpleNamespace(http_url="http://127.0.0.1:1")
+    assert _example(server, [state("modèle", "1", "READY")]) == "curl -s http://127.0.0.1:1/v2"

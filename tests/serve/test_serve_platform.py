@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from mooring import UnsupportedPlatform
+from mooring import ConfigError, UnsupportedPlatform
 from mooring_serve._platform import (
     PlatformFacts,
+    check_ascii,
     check_platform,
     check_python_command,
     current_platform,
@@ -88,3 +89,9 @@ def test_python3_is_this_python(tmp_path: Path) -> None:
     (tmp_path / "python3").touch()
     with pytest.raises(UnsupportedPlatform, match="virtual environment"):
         check_python_command(python)
+
+
+def test_a_path_that_python_in_the_server_does_not_find(tmp_path: Path) -> None:
+    check_ascii("the model repository", tmp_path)
+    with pytest.raises(ConfigError, match=r"the model repository is '/home/josé': .* finds no files there"):
+        check_ascii("the model repository", Path("/home/josé"))

@@ -51,5 +51,6 @@ def test_an_address_of_another_machine() -> None:
 def test_resolve_host() -> None:
     assert resolve_host("localhost") == LOOPBACK
     assert resolve_host("0.0.0.0") == "0.0.0.0"
-    with pytest.raises(ConfigError, match="host '::1' has no IPv4 address"):
-        resolve_host("::1")
+    for host in ("::1", "10..0.1"):
+        with pytest.raises(ConfigError, match=f"host '{host}' has no IPv4 address"):
+            resolve_host(host)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import mooring_serve
+from mooring import ConfigError
 from mooring_serve.cli import add_command, run
 
 
@@ -50,3 +51,22 @@ def test_resources_as_tritonserver_takes_them(capsys: pytest.CaptureFixture[str]
         with pytest.raises(SystemExit):
             parser.parse_args(["serve", "--resource", wrong])
         assert f"{wrong!r} is not of the form NAME=COUNT" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("wrong", ["0", "-1", "ten"])
+def test_a_trace_rate_that_would_trace_nothing(wrong: str, capsys: pytest.CaptureFixture[str]) -> None:
+    parser = argparse.ArgumentParser()
+    add_command(parser.add_subparsers())
+    with pytest.raises(SystemExit):
+        parser.parse_args(["serve", f"--trace-rate={wrong}"])
+    assert f"--trace-rate: '{wrong}' is not a whole number above 0" in capsys.readouterr().err
+
+
+def test_the_folder_for_traces_is_made(tmp_path: Path) -> None:
+    parser = argparse.ArgumentParser()
+    add_command(parser.add_subparsers())
+    file = tmp_path / "traces" / "of" / "today.json"
+    args = parser.parse_args(["serve", str(tmp_path / "absent"), "--trace", str(file)])
+    with pytest.raises(ConfigError, match="there is no model repository at"):
+        run(args)
+    assert file.parent.is_dir()

@@ -30,6 +30,8 @@ SERVER = """
     ignore = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(); time.sleep(600)"
     helper = subprocess.Popen([sys.executable, "-uc", ignore], stdout=subprocess.PIPE)
     helper.stdout.readline()
+    if sys.argv[1] == "orphaning":
+        subprocess.run(["sh", "-c", "sleep 0.1 &"], check=True)
     print("helper", helper.pid, "up", flush=True)
     if sys.argv[1] == "crashing":
         sys.exit(3)
@@ -119,6 +121,14 @@ def test_a_killed_command_leaves_nothing(supervised: Supervised) -> None:
     assert not supervised.regions()
 
 
+def test_what_the_command_orphans_is_no_zombie_for_long(supervised: Supervised) -> None:
+    process = supervised.start("orphaning", grace_s=0.3)
+    supervisor = psutil.Process(process.pid).parent()
+    assert supervisor is not None
+    wait_until(lambda: [child.pid for child in supervisor.children()] == [process.pid])
+    assert process.exit_status is None
+
+
 def test_it_is_stopped_in_order_where_another_process_holds_the_pipe(supervised: Supervised) -> None:
     process = supervised.start("polite")
     pipe = process._supervisor.stdin
@@ -142,6 +152,7 @@ def test_the_supervisor_ends_the_command_with_itself(supervised: Supervised, sig
     assert supervisor is not None
     supervisor.send_signal(sign)
     wait_until(lambda: process.exit_status is not None)
+    assert process.exit_status == (0 if sign == signal.SIGTERM else 128 + signal.SIGKILL)
     wait_until(lambda: not is_running(command))
 
     process.stop()
