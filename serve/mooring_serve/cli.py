@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from mooring import StartError
+from mooring import ConfigError, StartError
 
 if TYPE_CHECKING:
     from mooring_serve import TritonServer
@@ -103,12 +103,16 @@ def run(args: argparse.Namespace) -> int:
 
     Raises:
         StartError: the server did not start, or ended by itself.
+        ConfigError: an option can't be right.
     """
     from mooring_serve import TritonServer
 
     if args.trace is not None:
         # tritonserver makes no folders, and serves on where it can't write traces.
-        args.trace.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            args.trace.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as exc:
+            raise ConfigError(f"--trace {args.trace}: its folder can't be made: {exc}") from exc
     server = TritonServer(
         args.model_repository,
         http_port=args.http_port,

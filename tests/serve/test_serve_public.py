@@ -70,3 +70,14 @@ def test_the_folder_for_traces_is_made(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="there is no model repository at"):
         run(args)
     assert file.parent.is_dir()
+
+
+def test_a_folder_for_traces_that_can_not_be_made(tmp_path: Path) -> None:
+    parser = argparse.ArgumentParser()
+    add_command(parser.add_subparsers())
+    (tmp_path / "file").touch()
+    args = parser.parse_args(["serve", str(tmp_path), "--trace", str(tmp_path / "file" / "today.json")])
+    with pytest.raises(
+        ConfigError, match=r"^--trace .*/file/today\.json: its folder can't be made: .*File exists"
+    ):
+        run(args)
