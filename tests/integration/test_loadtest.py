@@ -106,7 +106,7 @@ def test_users_of_every_task_ask_over_both_protocols(
         requests, failures = load.count(name)
         assert requests > 0
         assert not failures, load.recorder.errors
-    assert load.settings[models[task]].startswith("python, 1 instance, batches up to 8")
+    assert load.settings[models[task]].startswith("python, 1 instance, on ")
 
 
 STALLING = """
