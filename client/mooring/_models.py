@@ -190,6 +190,7 @@ def read_config(raw: Any, *, model: str) -> ModelConfig:
         DecodeError: it is not one.
     """
     try:
+        groups = raw.get("instance_group", [])
         return ModelConfig(
             name=_text(raw["name"]),
             backend=_text(raw.get("backend", "")) or _text(raw.get("platform", "")),
@@ -202,9 +203,9 @@ def read_config(raw: Any, *, model: str) -> ModelConfig:
                 for key, value in raw.get("parameters", {}).items()
             },
             decoupled=bool(raw.get("model_transaction_policy", {}).get("decoupled", False)),
-            instance_count=sum(_instances(group) for group in raw.get("instance_group", [])),
-            instance_kinds=tuple(dict.fromkeys(_kind(group) for group in raw.get("instance_group", []))),
-            resources=_resources(raw.get("instance_group", [])),
+            instance_count=sum(map(_instances, groups)),
+            instance_kinds=tuple(dict.fromkeys(map(_kind, groups))),
+            resources=_resources(groups),
             dynamic_batching=_dynamic_batching(raw.get("dynamic_batching")),
             response_cache=bool(raw.get("response_cache", {}).get("enable", False)),
             steps=tuple(_step(step) for step in raw.get("ensemble_scheduling", {}).get("step", [])),
