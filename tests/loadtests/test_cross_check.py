@@ -6,6 +6,7 @@ import json
 import re
 import sys
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,9 @@ def perf_analyzer(tmp_path: Path) -> Callable[..., Path]:
 @pytest.fixture(autouse=True)
 def _no_server(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cross_check, "run_load", lambda **asked: load_result(rate=_RATE))
+    # What the server has counted: with each look 100 requests more, of 5 ms each.
+    looks = count(1)
+    monkeypatch.setattr(cross_check, "_counted", lambda args: (seen := 100 * next(looks), seen * 5 * 10**6))
 
 
 def _compare(perf_analyzer: Path, *options: str) -> int:
@@ -66,12 +70,14 @@ def test_sides_that_agree(
     perf_analyzer: Callable[..., Path], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     assert _compare(perf_analyzer(), "--rate", f"{_RATE}", "--url", "http://127.0.0.1:8000") == 0
-    ratios = json.loads(capsys.readouterr().out.splitlines()[-1])
+    shown = capsys.readouterr().out
+    assert shown.count("server_mean_ms 5\n") == 4
+    ratios = json.loads(shown.splitlines()[-1])
     assert ratios.pop("throughput_ratio") == pytest.approx(1, abs=0.05)
     assert ratios == pytest.approx({"p50_ms_ratio": 1, "p99_ms_ratio": 1}, abs=0.001)
     asked = json.loads((tmp_path / "asked.json").read_text(encoding="utf-8"))
     assert (asked["-m"], asked["-u"], asked["-i"]) == ("ner", "127.0.0.1:8000", "http")
-    assert asked["--request-count"] == str(int(_RATE * 23))
+    assert asked["--request-count"] == str(int(_RATE * 11))
 
 
 @pytest.mark.parametrize("times", [0.85, 1.2])
@@ -102,6 +108,31 @@ def test_what_is_missing_or_fails(
     failing.write_text("#!/bin/sh\necho no such model >&2\nexit 99\n", encoding="utf-8")
     assert _compare(failing, "--rate", "1") == 1
     assert "perf_analyzer failed (99): no such model" in capsys.readouterr().err
+
+
+def test_a_perf_analyzer_that_does_not_end_is_started_again(
+    perf_analyzer: Callable[..., Path],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setattr(cross_check, "_OVERHEAD_S", -18)
+    path, hung = perf_analyzer(), tmp_path / "hung"
+    hang = f"if not os.path.exists({str(hung)!r}):\n    open({str(hung)!r}, 'w')\n    time.sleep(600)\n"
+    script = path.read_text(encoding="utf-8").replace("import json", f"import os, time\n{hang}import json")
+    path.write_text(script, encoding="utf-8")
+    assert _compare(path, "--rate", f"{_RATE}", "--seconds", "20") == 0
+    assert capsys.readouterr().out.count("did not end within 5 s and was killed") == 1
+
+
+def test_a_perf_analyzer_that_never_ends(
+    perf_analyzer: Callable[..., Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cross_check, "_OVERHEAD_S", -22.8)
+    path = perf_analyzer()
+    path.write_text("#!/bin/sh\nexec sleep 600\n", encoding="utf-8")
+    assert _compare(path, "--rate", f"{_RATE}", "--seconds", "20") == 1
+    assert "perf_analyzer did not end, 3 times" in capsys.readouterr().err
 
 
 def test_requests_without_an_answer_count_for_nothing(
