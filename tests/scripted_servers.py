@@ -253,6 +253,16 @@ class Clock:
         self._ahead_s += seconds
 
 
+class StoppedClock:
+    """Stands in for the ``time`` module; goes on only when it is told to."""
+
+    def __init__(self) -> None:
+        self.now_s = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now_s
+
+
 async def until(condition: Callable[[], bool]) -> None:
     """Wait for something that happens in a moment."""
     ends_at_s = time.monotonic() + LIMIT_S

@@ -50,6 +50,7 @@ from mooring._errors import (
     RecipeError,
     ServerError,
     StartError,
+    Throttled,
     TransportError,
     UnsupportedPlatform,
     VerificationError,
@@ -68,7 +69,14 @@ from mooring._models import (
 )
 from mooring._operations import SequenceStep
 from mooring._outcomes import Outcome
-from mooring._policies import CircuitPolicy, ConnectionPolicy, HedgePolicy, RetryPolicy, TlsConfig
+from mooring._policies import (
+    CircuitPolicy,
+    ConnectionPolicy,
+    HedgePolicy,
+    RetryPolicy,
+    ThrottlePolicy,
+    TlsConfig,
+)
 from mooring._service_kinds import CustomerServiceAnswer
 from mooring._sync._client import Client
 from mooring._sync._shared_memory import SharedMemory
@@ -153,6 +161,8 @@ __all__ = [
     "TextClassifier",
     "TextMultiClassifier",
     "TextRanker",
+    "ThrottlePolicy",
+    "Throttled",
     "TlsConfig",
     "TokenClassifier",
     "TransportError",

@@ -21,6 +21,8 @@ class EndpointStatus:
     requests: int
     #: Requests that no answer came to.
     failures: int
+    #: Requests that were held back, as it refuses too many; not among those sent.
+    throttled: int
 
 
 @dataclass(frozen=True, kw_only=True)

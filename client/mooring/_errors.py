@@ -17,6 +17,7 @@
     │   ├── InvalidInput               also raised before sending, when metadata already says no
     │   ├── AccessDenied               token, header or certificate missing or not accepted
     │   └── Overloaded                 may be retried; ``retry_after_s``
+    │       └── Throttled              not sent: the server refuses too many
     ├── DecodeError                    the answer contradicts the model's signature
     ├── BuildError                     a build could not write, was not alone or lacks a part (mooring_build)
     ├── VerificationError              an engine is not as good as its recipe demands (mooring_build)
@@ -129,6 +130,10 @@ class Overloaded(ServerError):
     ) -> None:
         super().__init__(message, model=model, version=version, code=code)
         self.retry_after_s = retry_after_s
+
+
+class Throttled(Overloaded):
+    """Nothing was sent, because the server refuses too many requests for the model. May be retried."""
 
 
 class DecodeError(MooringError):

@@ -88,6 +88,27 @@ class CircuitPolicy:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ThrottlePolicy:
+    """When inference requests are not sent because their server refuses too many of a model ("adaptive
+    throttling", https://sre.google/sre-book/handling-overload/).
+
+    Refusing costs a server time that it lacks for what it takes. Of ``n`` requests that a client lately meant
+    for a model of a server, which took ``t``, the next one is held back with a probability of
+    ``(n - ratio * t) / (n + 1)``, but at most 0.9. Those held back count among the ``n``. Taken is what was
+    not refused, answered or not.
+    """
+
+    #: Requests that are sent for each one that is taken, where more are meant for the server.
+    ratio: float = 1.5
+    #: Time in seconds after which a request counts a third (1 / e) of what it did.
+    window_s: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_field(self, "ratio", at_least=1)
+        check_field(self, "window_s", at_least=0.1)
+
+
+@dataclass(frozen=True, kw_only=True)
 class ConnectionPolicy:
     """How long names and connections are relied on."""
 

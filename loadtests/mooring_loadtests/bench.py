@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 
+from mooring import ThrottlePolicy
 from mooring._commands import add_folder_option
 from mooring_loadtests.alternatives import post_text
 from mooring_loadtests.bench_clients import Ask, Flood, draw_texts, drive, flood, lean_http_caller
@@ -99,7 +100,8 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _overload(args: argparse.Namespace) -> dict[str, Any]:
-    """What is answered at capacity and at a multiple of it, with queues that are bounded."""
+    """What is answered at capacity and at a multiple of it, with queues that are bounded, where callers send
+    everything, and where they hold back as a client with a ``ThrottlePolicy`` does."""
     texts = draw_texts(args.texts)
     with tempfile.TemporaryDirectory(prefix="mooring-bench-") as folder:
         bounded = release_classifier([f"serving.max_queue_size={_QUEUE}"], Path(folder), args.work)
@@ -116,7 +118,14 @@ async def _flood_rounds(server: TritonServer, name: str, texts: Sequence[str], r
         for number in range(rounds):
             rate = (await drive(ask, numbers, concurrency=_QUEUE)).per_s
             at_capacity, used = await _flood(server, ask, numbers, rate, seed=number)
-            beyond, used_beyond = await _flood(server, ask, numbers, _TIMES_CAPACITY * rate, seed=number)
+            floods = {}
+            # Each goes first in every other round.
+            for policy in (None, ThrottlePolicy())[:: -1 if number % 2 else 1]:
+                floods[policy] = await _flood(
+                    server, ask, numbers, _TIMES_CAPACITY * rate, seed=number, policy=policy
+                )
+            beyond, used_beyond = floods[None]
+            sparing, used_throttled = floods[ThrottlePolicy()]
             figures = {
                 "rate": rate,
                 "capacity_per_s": _per_s(at_capacity),
@@ -125,19 +134,30 @@ async def _flood_rounds(server: TritonServer, name: str, texts: Sequence[str], r
                 "refusal_p99_ms": _p99(beyond.refused_ms),
                 "refused": len(beyond.refused_ms),
                 "late_p99_ms": _p99(beyond.late_ms),
+                "throttled_per_s": _per_s(sparing),
+                "throttled_answer_p99_ms": _p99(sparing.answered_ms),
+                "throttled_refused": len(sparing.refused_ms),
+                "held_back": sparing.held_back,
             }
             shown = (f"{name} {value:.4g}" for name, value in figures.items() if value is not None)
             say(f"  round {number + 1}: {', '.join(shown)}")
-            found.append({**figures, "cores": used, "cores_beyond": used_beyond})
+            cores = {"cores": used, "cores_beyond": used_beyond, "cores_throttled": used_throttled}
+            found.append(figures | cores)
     return {"rounds": found, "queue": _QUEUE, "times": _TIMES_CAPACITY, "seconds": _FLOOD_S}
 
 
 async def _flood(
-    server: TritonServer, ask: Ask, numbers: Sequence[int], rate: float, *, seed: int
+    server: TritonServer,
+    ask: Ask,
+    numbers: Sequence[int],
+    rate: float,
+    *,
+    seed: int,
+    policy: ThrottlePolicy | None = None,
 ) -> tuple[Flood, dict[str, float]]:
     """A flood, and the cores used meanwhile."""
     cores = CoresUsed(server)
-    seen = await flood(ask, numbers, rate=rate, seconds=_FLOOD_S, seed=seed)
+    seen = await flood(ask, numbers, rate=rate, seconds=_FLOOD_S, seed=seed, policy=policy)
     return seen, cores.so_far()
 
 

@@ -14,7 +14,8 @@ from urllib.parse import urlsplit
 import numpy as np
 from httptools import HttpParserError, HttpResponseParser
 
-from mooring import MooringError, Overloaded, TransportError
+from mooring import MooringError, Overloaded, ThrottlePolicy, TransportError
+from mooring._throttle import Throttle
 from mooring_loadtests.load_profile import Payload
 from mooring_loadtests.payloads import draw_text
 
@@ -22,6 +23,8 @@ from mooring_loadtests.payloads import draw_text
 CONCURRENCIES = (8, 32)
 _OVERLOADED = (429, 503)
 _BETWEEN_CONNECTIONS_S = 0.005
+#: Of a flood, which asks one only.
+_MODEL = "flooded"
 #: Asks about the text of this number.
 Ask = Callable[[int], Awaitable[object]]
 #: A POST that asks about the text of this number: path and body.
@@ -43,7 +46,10 @@ class Flood:
 
     seconds: float
     answered_ms: list[float] = field(default_factory=list)
+    #: Of those that the server refused.
     refused_ms: list[float] = field(default_factory=list)
+    #: Requests that were not sent.
+    held_back: int = 0
     #: How much later than intended each request left.
     late_ms: list[float] = field(default_factory=list)
 
@@ -85,16 +91,26 @@ async def drive(ask: Ask, numbers: Sequence[int], *, concurrency: int) -> Run:
     return Run(per_s=len(latencies_s) / lasted_s, p50_ms=float(p50), p99_ms=float(p99))
 
 
-async def flood(ask: Ask, numbers: Sequence[int], *, rate: float, seconds: float, seed: int = 0) -> Flood:
+async def flood(
+    ask: Ask,
+    numbers: Sequence[int],
+    *,
+    rate: float,
+    seconds: float,
+    seed: int = 0,
+    policy: ThrottlePolicy | None = None,
+) -> Flood:
     """Ask ``rate`` times a second at random times (Poisson), whether or not answers come.
 
     The latency of an answer counts from the time at which its request should have left, that of a refusal
-    from when it did leave: it is the server that is to refuse at once.
+    from when it did leave: it is the server that is to refuse at once. With a policy requests are held back
+    as by a client that has it.
 
     Raises:
         Exception: what ``ask`` raised first, but Overloaded.
     """
     random, seen = Random(seed), Flood(seconds=seconds)
+    throttle = None if policy is None else Throttle(policy)
     began_s = time.perf_counter()
 
     async def call(number: int, due_s: float) -> None:
@@ -104,6 +120,8 @@ async def flood(ask: Ask, numbers: Sequence[int], *, rate: float, seconds: float
             await ask(number)
         except Overloaded:
             seen.refused_ms.append((time.perf_counter() - sent_s) * 1000)
+            if throttle is not None:
+                throttle.refused(_MODEL)
         else:
             seen.answered_ms.append((time.perf_counter() - due_s) * 1000)
 
@@ -112,7 +130,10 @@ async def flood(ask: Ask, numbers: Sequence[int], *, rate: float, seconds: float
             due_s, number = began_s, 0
             while (due_s := due_s + random.expovariate(rate)) < began_s + seconds:
                 await asyncio.sleep(max(0.0, due_s - time.perf_counter()))
-                group.create_task(call(numbers[number % len(numbers)], due_s))
+                if throttle is not None and throttle.holds_back(_MODEL):
+                    seen.held_back += 1
+                else:
+                    group.create_task(call(numbers[number % len(numbers)], due_s))
                 number += 1
     except ExceptionGroup as several:
         raise several.exceptions[0] from several

@@ -20,6 +20,7 @@ GOALS = {
     "pipeline_over_best_alternative": 1.35,
     "pipeline_int8_over_best_alternative": 2.5,
     "goodput_at_5x": 0.9,
+    "goodput_at_5x_throttled": 0.9,
     "locust_rps_per_core": 1500.0,
 }
 #: What must stay below.
@@ -39,7 +40,7 @@ _RATIOS = {
 }
 #: Of the 99th percentiles: the lower, the better.
 _LATENCY_RATIO = "pipeline_p99_over_best_alternative"
-_CORES = ("cores", "cores_beyond")
+_CORES = ("cores", "cores_beyond", "cores_throttled")
 #: In the order of the columns.
 _OVERLOAD = (
     "rate",
@@ -48,6 +49,10 @@ _OVERLOAD = (
     "beyond_answer_p99_ms",
     "refusal_p99_ms",
     "late_p99_ms",
+    "throttled_per_s",
+    "throttled_answer_p99_ms",
+    "throttled_refused",
+    "held_back",
 )
 Sides = Mapping[str, Sequence[Mapping[str, float]]]
 
@@ -77,7 +82,8 @@ def summary(results: Mapping[str, Any]) -> dict[str, Any]:
     if "overload" in results:
         rounds = results["overload"]["rounds"]
         # What users who wait for their answers get is what it can take.
-        found["goodput_at_5x"] = statistics.median(one["beyond_per_s"] / one["rate"] for one in rounds)
+        for name, key in (("goodput_at_5x", "beyond"), ("goodput_at_5x_throttled", "throttled")):
+            found[name] = statistics.median(one[f"{key}_per_s"] / one["rate"] for one in rounds)
         found["refusal_p99_ms"] = _median(rounds, "refusal_p99_ms")
     if "locust" in results:
         found["locust_rps_per_core"] = statistics.median(
@@ -264,21 +270,25 @@ def _cells(sides: Sides, side: str) -> str:
 def _overload(result: Mapping[str, Any]) -> Iterator[str]:
     yield (
         f"The classifier's pipeline with `serving.max_queue_size = {result['queue']}`, asked at random times "
-        f"for {result['seconds']:.0f} s: at the rate that it can answer, then at {result['times']} times "
-        "that rate. Latency in milliseconds, 99th percentiles."
+        f"for {result['seconds']:.0f} s: at the rate that it can answer, and at {result['times']} times that "
+        "rate by callers that send everything (*beyond*) and by callers that hold back by the client's "
+        "`ThrottlePolicy()` (*throttled*). Latency in milliseconds, 99th percentiles."
     )
     yield ""
-    yield "| round | rate | answered/s | answered/s beyond | answers beyond | refusals | requests left late |"
-    yield "|---:|---:|---:|---:|---:|---:|---:|"
+    yield (
+        "| round | rate | answered/s | beyond: answered/s | answers | refusals | requests left late "
+        "| throttled: answered/s | answers | number refused | held back |"
+    )
+    yield "|---:" * (len(_OVERLOAD) + 1) + "|"
     for number, one in enumerate(result["rounds"], start=1):
         shown = ["-" if one[key] is None else f"{one[key]:.0f}" for key in _OVERLOAD]
         yield f"| {number} | {' | '.join(shown)} |"
     yield ""
-    yield "| cores used (median) | at capacity | beyond |"
-    yield "|---|---:|---:|"
+    yield "| cores used (median) | at capacity | beyond | throttled |"
+    yield "|---|---:|---:|---:|"
     for name in result["rounds"][0]["cores"]:
         used = [statistics.median(one[key].get(name, 0.0) for one in result["rounds"]) for key in _CORES]
-        yield f"| {name} | {used[0]:.2f} | {used[1]:.2f} |"
+        yield f"| {name} | {' | '.join(f'{share:.2f}' for share in used)} |"
     yield ""
 
 

@@ -11,6 +11,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,8 @@ from mooring import (
     RetryPolicy,
     SequenceStep,
     ServerError,
+    Throttled,
+    ThrottlePolicy,
     TransportError,
 )
 from mooring._deadline import Deadline
@@ -497,6 +500,120 @@ def test_a_sequences_model_that_is_not_ready_is_not_asked_again(bench: Bench) ->
         with pytest.raises(ModelNotReady):
             await bench.infer(sequence=SequenceStep(id="talk", start=True))
         assert sorted(bench.scripted[url].count(Infer) for url in (A, B)) == [0, 1]
+
+    play(bench, scenario)
+
+
+# --- the throttle
+
+
+@pytest.fixture
+def held_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever may be held back is."""
+    monkeypatch.setattr("mooring._throttle.JITTER", SimpleNamespace(random=lambda: 0.0))
+
+
+ONCE = RetryPolicy(max_retries=0)
+
+
+@pytest.mark.usefixtures("held_back")
+def test_what_a_server_refuses_too_much_of_is_not_sent(bench: Bench) -> None:
+    async def scenario() -> None:
+        server = bench.start(throttle=ThrottlePolicy(window_s=1e9), retry=ONCE)
+        await bench.know_model()
+        server.always(Overloaded, Infer)
+        with pytest.raises(Overloaded) as caught:
+            await bench.infer()
+        assert not isinstance(caught.value, Throttled)
+        with pytest.raises(Throttled) as caught:
+            await bench.infer()
+        said = f"nothing was sent: {A} lately refused too many requests for model 'double'"
+        assert (str(caught.value), caught.value.model) == (said, "double")
+        with pytest.raises(Throttled):
+            await bench.stream()
+        # Questions about it are.
+        await bench.metadata()
+        assert (server.count(Infer), server.count(GetMetadata)) == (1, 1)
+        counters = bench.client.counters()
+        (endpoint,) = counters.endpoints
+        assert (endpoint.throttled, endpoint.failures, endpoint.circuit) == (2, 0, "closed")
+        assert endpoint.requests == counters.requests
+
+    play(bench, scenario)
+
+
+@pytest.mark.parametrize(
+    ("error", "throttle"),
+    [
+        *(
+            (error, ThrottlePolicy())
+            for error in (ConnectError, ServerError, DeadlineExceeded, ModelNotReady)
+        ),
+        (Overloaded, None),
+    ],
+)
+@pytest.mark.usefixtures("held_back")
+def test_other_failures_hold_nothing_back(
+    bench: Bench, error: type[MooringError], throttle: ThrottlePolicy | None
+) -> None:
+    async def scenario() -> None:
+        server = bench.start(throttle=throttle, retry=ONCE, circuit=PATIENT)
+        await bench.know_model()
+        server.always(error, Infer)
+        for _ in range(20):
+            with pytest.raises(error) as caught:
+                await bench.infer()
+            assert not isinstance(caught.value, Throttled)
+        assert server.count(Infer) == 20
+
+    play(bench, scenario)
+
+
+@pytest.mark.usefixtures("held_back")
+def test_streams_that_are_refused_count(bench: Bench) -> None:
+    async def scenario() -> None:
+        server = bench.start(throttle=ThrottlePolicy(), retry=ONCE)
+        server.always(Overloaded, Infer)
+        kinds = []
+        for _ in range(3):
+            with pytest.raises(Overloaded) as caught:
+                await bench.stream()
+            kinds.append(type(caught.value))
+        assert kinds == [Overloaded, Throttled, Throttled]
+
+    play(bench, scenario)
+
+
+@pytest.mark.usefixtures("held_back")
+def test_what_is_held_back_goes_to_another_server_at_once(bench: Bench) -> None:
+    async def scenario() -> None:
+        bench.start(A, B, throttle=ThrottlePolicy(), retry=RetryPolicy(budget_reserve=100))
+        await bench.know_model()
+        bench.scripted[A].always(Overloaded, Infer)
+        for _ in range(10):
+            await bench.infer()
+        assert bench.scripted[B].count(Infer) == 10
+        throttled = {one.url: one.throttled for one in bench.client.counters().endpoints}
+        assert throttled[A] >= 3
+        assert throttled[B] == 0
+        assert bench.pauses_s == []
+
+    play(bench, scenario)
+
+
+def test_what_is_held_back_is_meant_again_after_a_pause(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chances = iter([0.0, 1.0])
+    monkeypatch.setattr("mooring._throttle.JITTER", SimpleNamespace(random=lambda: next(chances)))
+
+    async def scenario() -> None:
+        server = bench.start(throttle=ThrottlePolicy())
+        server.next(Infer, Overloaded("full"))
+        assert (await bench.infer())["y"].tolist() == [[2.0, 2.0]]
+        assert (server.count(Infer), len(bench.pauses_s)) == (2, 2)
+        counters = bench.client.counters()
+        assert (counters.retries, counters.endpoints[0].throttled) == (2, 1)
 
     play(bench, scenario)
 

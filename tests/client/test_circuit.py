@@ -11,23 +11,14 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from mooring import CircuitPolicy, _circuit
 from mooring._circuit import Circuit
+from scripted_servers import StoppedClock
 
 POLICY = CircuitPolicy(failures=3, pause_s=1.0, max_pause_s=5.0)
 
 
-class Clock:
-    """Stands in for the ``time`` module; goes on only when it is told to."""
-
-    def __init__(self) -> None:
-        self.now_s = 1000.0
-
-    def monotonic(self) -> float:
-        return self.now_s
-
-
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
+def clock(monkeypatch: pytest.MonkeyPatch) -> StoppedClock:
+    clock = StoppedClock()
     monkeypatch.setattr(_circuit, "time", clock)
     return clock
 
@@ -38,24 +29,24 @@ def open_circuit() -> Circuit:
     return circuit
 
 
-def test_a_new_circuit_is_closed_and_has_nothing_to_probe(clock: Clock) -> None:
+def test_a_new_circuit_is_closed_and_has_nothing_to_probe(clock: StoppedClock) -> None:
     circuit = Circuit(POLICY)
     assert (circuit.state, circuit.is_open) == ("closed", False)
     assert not circuit.begin_probe()
 
 
-def test_failures_in_a_row_open_it(clock: Clock) -> None:
+def test_failures_in_a_row_open_it(clock: StoppedClock) -> None:
     circuit = open_circuit()
     assert (circuit.state, circuit.is_open) == ("open", True)
 
 
-def test_one_failure_opens_it_where_the_policy_says_so(clock: Clock) -> None:
+def test_one_failure_opens_it_where_the_policy_says_so(clock: StoppedClock) -> None:
     circuit = Circuit(CircuitPolicy(failures=1))
     assert circuit.failed()
     assert circuit.is_open
 
 
-def test_a_success_between_failures_starts_the_count_again(clock: Clock) -> None:
+def test_a_success_between_failures_starts_the_count_again(clock: StoppedClock) -> None:
     circuit = Circuit(POLICY)
     for _ in range(10):
         assert not circuit.failed()
@@ -64,20 +55,20 @@ def test_a_success_between_failures_starts_the_count_again(clock: Clock) -> None
     assert not circuit.is_open
 
 
-def test_failures_of_an_open_circuit_do_not_open_it_again(clock: Clock) -> None:
+def test_failures_of_an_open_circuit_do_not_open_it_again(clock: StoppedClock) -> None:
     circuit = open_circuit()
     assert not any(circuit.failed() for _ in range(10))
     clock.now_s += POLICY.pause_s
     assert circuit.begin_probe(), "requests that were still under way don't put the probe off"
 
 
-def test_a_late_success_does_not_close_it(clock: Clock) -> None:
+def test_a_late_success_does_not_close_it(clock: StoppedClock) -> None:
     circuit = open_circuit()
     circuit.succeeded()
     assert circuit.is_open
 
 
-def test_it_is_probed_by_one_caller_and_only_when_due(clock: Clock) -> None:
+def test_it_is_probed_by_one_caller_and_only_when_due(clock: StoppedClock) -> None:
     circuit = open_circuit()
     clock.now_s += POLICY.pause_s - 0.001
     assert not circuit.begin_probe()
@@ -87,7 +78,7 @@ def test_it_is_probed_by_one_caller_and_only_when_due(clock: Clock) -> None:
     assert not circuit.begin_probe()
 
 
-def test_one_of_many_threads_begins_the_probe(clock: Clock) -> None:
+def test_one_of_many_threads_begins_the_probe(clock: StoppedClock) -> None:
     circuit = open_circuit()
     clock.now_s += POLICY.pause_s
     started = threading.Barrier(8)
@@ -105,7 +96,7 @@ def test_one_of_many_threads_begins_the_probe(clock: Clock) -> None:
     assert sorted(begun) == [False] * 7 + [True]
 
 
-def test_a_living_server_closes_it_and_a_new_row_of_failures_opens_it(clock: Clock) -> None:
+def test_a_living_server_closes_it_and_a_new_row_of_failures_opens_it(clock: StoppedClock) -> None:
     circuit = open_circuit()
     clock.now_s += POLICY.pause_s
     assert circuit.begin_probe()
@@ -114,7 +105,9 @@ def test_a_living_server_closes_it_and_a_new_row_of_failures_opens_it(clock: Clo
     assert [circuit.failed() for _ in range(3)] == [False, False, True]
 
 
-def test_the_pause_doubles_with_each_silent_probe_and_starts_anew_after_a_good_one(clock: Clock) -> None:
+def test_the_pause_doubles_with_each_silent_probe_and_starts_anew_after_a_good_one(
+    clock: StoppedClock,
+) -> None:
     circuit = open_circuit()
     for pause_s in (1.0, 2.0, 4.0, 5.0, 5.0):
         clock.now_s += pause_s - 0.001
@@ -132,7 +125,7 @@ def test_the_pause_doubles_with_each_silent_probe_and_starts_anew_after_a_good_o
     assert circuit.begin_probe()
 
 
-def test_timeouts_ask_for_a_probe_and_open_nothing(clock: Clock) -> None:
+def test_timeouts_ask_for_a_probe_and_open_nothing(clock: StoppedClock) -> None:
     circuit = Circuit(POLICY)
     assert [circuit.timed_out() for _ in range(3)] == [False, False, True]
     assert (circuit.state, circuit.is_open) == ("closed", False)
@@ -140,7 +133,7 @@ def test_timeouts_ask_for_a_probe_and_open_nothing(clock: Clock) -> None:
     assert not any(circuit.timed_out() for _ in range(5)), "one probe at a time"
 
 
-def test_a_success_between_timeouts_starts_their_count_again(clock: Clock) -> None:
+def test_a_success_between_timeouts_starts_their_count_again(clock: StoppedClock) -> None:
     circuit = Circuit(POLICY)
     for _ in range(5):
         assert not circuit.timed_out()
@@ -148,14 +141,14 @@ def test_a_success_between_timeouts_starts_their_count_again(clock: Clock) -> No
         circuit.succeeded()
 
 
-def test_timeouts_and_failures_are_counted_apart(clock: Clock) -> None:
+def test_timeouts_and_failures_are_counted_apart(clock: StoppedClock) -> None:
     circuit = Circuit(POLICY)
     assert [circuit.failed(), circuit.timed_out(), circuit.failed(), circuit.timed_out()] == [False] * 4
     assert circuit.failed()
 
 
 @pytest.mark.parametrize(("alive", "is_open"), [(True, False), (False, True)])
-def test_the_probe_on_suspicion_decides(clock: Clock, alive: bool, is_open: bool) -> None:
+def test_the_probe_on_suspicion_decides(clock: StoppedClock, alive: bool, is_open: bool) -> None:
     circuit = Circuit(POLICY)
     for _ in range(3):
         circuit.timed_out()
@@ -165,12 +158,12 @@ def test_the_probe_on_suspicion_decides(clock: Clock, alive: bool, is_open: bool
     assert circuit.begin_probe() is is_open, "the first pause is not doubled"
 
 
-def test_timeouts_of_an_open_circuit_ask_for_nothing(clock: Clock) -> None:
+def test_timeouts_of_an_open_circuit_ask_for_nothing(clock: StoppedClock) -> None:
     circuit = open_circuit()
     assert not any(circuit.timed_out() for _ in range(5))
 
 
-def test_failures_during_a_probe_on_suspicion_open_it_and_the_probe_closes_it(clock: Clock) -> None:
+def test_failures_during_a_probe_on_suspicion_open_it_and_the_probe_closes_it(clock: StoppedClock) -> None:
     circuit = Circuit(POLICY)
     for _ in range(3):
         circuit.timed_out()
@@ -187,7 +180,7 @@ class CircuitAgainstModel(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.clock = Clock()
+        self.clock = StoppedClock()
         self._patch = pytest.MonkeyPatch()
         self._patch.setattr(_circuit, "time", self.clock)
         self.circuit = Circuit(POLICY)

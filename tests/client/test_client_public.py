@@ -86,6 +86,8 @@ NAMES = [
     "TextClassifier",
     "TextMultiClassifier",
     "TextRanker",
+    "ThrottlePolicy",
+    "Throttled",
     "TlsConfig",
     "TokenClassifier",
     "TransportError",
@@ -145,6 +147,7 @@ VALUES = [
     "SequenceStep",
     "ServerMetadata",
     "TensorSpec",
+    "ThrottlePolicy",
     "TlsConfig",
 ]
 

@@ -16,6 +16,7 @@ from mooring import (
     ConnectionPolicy,
     HedgePolicy,
     RetryPolicy,
+    ThrottlePolicy,
     TlsConfig,
 )
 
@@ -33,6 +34,8 @@ BOUNDS: list[tuple[type[Any], str, float, float]] = [
     (CircuitPolicy, "pause_s", 0.01, 10.0),
     (CircuitPolicy, "max_pause_s", 0.5, 1e9),
     (CircuitPolicy, "probe_timeout_s", 0.01, 1e9),
+    (ThrottlePolicy, "ratio", 1, 1e9),
+    (ThrottlePolicy, "window_s", 0.1, 1e9),
     (ConnectionPolicy, "resolve_interval_s", 0.1, 1e9),
     (ConnectionPolicy, "max_age_s", 0.1, 1e9),
 ]
@@ -44,7 +47,7 @@ def named(policy: type[Any], field: str) -> str:
 
 
 def test_every_field_is_tested_here() -> None:
-    policies = (RetryPolicy, HedgePolicy, CircuitPolicy, ConnectionPolicy)
+    policies = (RetryPolicy, HedgePolicy, CircuitPolicy, ThrottlePolicy, ConnectionPolicy)
     assert [(policy, field.name) for policy in policies for field in dataclasses.fields(policy)] == FIELDS
 
 

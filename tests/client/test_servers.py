@@ -65,6 +65,7 @@ class Bench:
             parse_urls(urls),
             self.scripted.open,
             circuit=CIRCUIT,
+            throttle=None,
             connections=ConnectionPolicy(**connections),
             work=self.work,
             resolve=resolve,

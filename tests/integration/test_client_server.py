@@ -6,6 +6,7 @@ The models are tiny and in Python; they keep the contract of the ``ner`` and ``i
 from __future__ import annotations
 
 import socket
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -28,6 +29,9 @@ from mooring import (
     ModelNotReady,
     MooringError,
     Overloaded,
+    RetryPolicy,
+    Throttled,
+    ThrottlePolicy,
 )
 from mooring._cli import main
 from mooring_serve import TritonServer
@@ -345,6 +349,23 @@ def test_a_full_queue(client: AnyClient) -> None:
     errors = [call.exception() for call in calls]
     assert {type(error) for error in errors} == {type(None), Overloaded}
     assert {"Exceeds maximum queue size" in str(error) for error in errors if error} == {True}
+
+
+def test_a_full_queue_is_spared_by_a_client_that_throttles(server: TritonServer, pair: Pair) -> None:
+    wait = {"x": np.float32([[0.1]])}
+    policies: dict[str, Any] = {"throttle": ThrottlePolicy(window_s=60), "retry": RetryPolicy(max_retries=0)}
+    with pair(pair.url(server), **policies) as client:
+        client.infer("slow", {"x": np.float32([[0]])})
+        before = client.counters().requests
+        with ThreadPoolExecutor(8) as pool:
+            calls = [pool.submit(client.infer, "slow", wait) for _ in range(200)]
+        kinds = Counter(type(call.exception()) for call in calls)
+        assert set(kinds) == {type(None), Overloaded, Throttled}
+        counters = client.counters()
+        (endpoint,) = counters.endpoints
+        # After few requests nine of ten are held back.
+        assert endpoint.throttled == kinds[Throttled] > 100
+        assert counters.requests - before == kinds[type(None)] + kinds[Overloaded]
 
 
 def test_a_deadline(client: AnyClient) -> None:

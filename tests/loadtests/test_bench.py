@@ -15,11 +15,26 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mooring import ConfigError, DataError, MooringError, Overloaded, StartError, TransportError
+from mooring import (
+    ConfigError,
+    DataError,
+    MooringError,
+    Overloaded,
+    StartError,
+    ThrottlePolicy,
+    TransportError,
+)
 from mooring_loadtests import bench, bench_compare, bench_options, bench_report
 from mooring_loadtests.alternatives import LITSERVE, RAY_SERVE, Alternative, ServingSettings
 from mooring_loadtests.bench import PARTS
-from mooring_loadtests.bench_clients import Run, draw_texts, drive, flood, http_caller, lean_http_caller
+from mooring_loadtests.bench_clients import (
+    Run,
+    draw_texts,
+    drive,
+    flood,
+    http_caller,
+    lean_http_caller,
+)
 from mooring_loadtests.bench_compare import read_settings
 from mooring_loadtests.bench_report import (
     BEGIN,
@@ -115,26 +130,33 @@ def test_what_was_not_measured_is_said() -> None:
     }
 
 
+CORES = {"cores": {"engine": 1.0}, "cores_beyond": {"engine": 0.5}, "cores_throttled": {"engine": 0.75}}
+
+
 def test_goodput_is_held_against_what_users_get_who_wait_for_their_answers() -> None:
     one = {"rate": 200.0, "capacity_per_s": 180.0, "beyond_per_s": 150.0, "refusal_p99_ms": 20.0}
-    overload = {"rounds": [{**one, "cores": {"engine": 1.0}, "cores_beyond": {"engine": 0.5}}]}
-    found = summary({"overload": overload})
+    one["throttled_per_s"] = 190.0
+    found = summary({"overload": {"rounds": [one | CORES]}})
     assert (found["goodput_at_5x"], found["refusal_p99_ms"]) == (0.75, 20.0)
+    assert found["goodput_at_5x_throttled"] == 0.95
     assert found["medians"]["overload"] == one
 
 
 def test_where_nothing_was_refused_there_is_no_such_latency() -> None:
     assert bench._p99([]) is None
     one = {"rate": 200.0, "capacity_per_s": 180.0, "beyond_per_s": 150.0, "beyond_answer_p99_ms": 40.0}
-    one |= {"late_p99_ms": 1.0, "cores": {"engine": 1.0}, "cores_beyond": {"engine": 0.5}}
-    rounds = [{**one, "refusal_p99_ms": refusal} for refusal in (None, 20.0, 30.0)]
+    one |= {"late_p99_ms": 1.0, "throttled_per_s": 190.0, "throttled_answer_p99_ms": 35.0}
+    one |= {"throttled_refused": 900, "held_back": 7000}
+    rounds = [{**one, **CORES, "refusal_p99_ms": refusal} for refusal in (None, 20.0, 30.0)]
     found = summary({"overload": {"rounds": rounds}})
     assert (found["refusal_p99_ms"], found["medians"]["overload"]["refusal_p99_ms"]) == (25.0, 25.0)
     none = {"rounds": rounds[:1], "queue": 16, "times": 5, "seconds": 15.0}
     found = summary({"overload": none})
     assert (found["refusal_p99_ms"], found["medians"]["overload"]["refusal_p99_ms"]) == (None, None)
     json.dumps(found, allow_nan=False)
-    assert "| 1 | 200 | 180 | 150 | 40 | - | 1 |" in list(bench_report._overload(none))
+    shown = list(bench_report._overload(none))
+    assert "| 1 | 200 | 180 | 150 | 40 | - | 1 | 190 | 35 | 900 | 7000 |" in shown
+    assert "| engine | 1.00 | 0.50 | 0.75 |" in shown
 
 
 def test_a_report_is_looked_at_before_anything_is_measured(tmp_path: Path) -> None:
@@ -244,6 +266,19 @@ def test_a_flood_does_not_wait_for_answers_and_tells_refusals_from_them() -> Non
     assert sent == len(seen.late_ms) > 40
     assert abs(len(seen.answered_ms) - len(seen.refused_ms)) <= 1
     assert min(seen.answered_ms) >= 1000 > max(seen.refused_ms)
+
+
+def test_a_flood_with_a_policy_holds_most_back_that_would_be_refused() -> None:
+    async def ask(number: int) -> None:
+        if number % 5:
+            raise Overloaded("full")
+
+    policy = ThrottlePolicy(window_s=0.5)
+    seen = asyncio.run(flood(ask, range(1000), rate=1000, seconds=2.0, policy=policy))
+    sent = len(seen.answered_ms) + len(seen.refused_ms)
+    assert sent == len(seen.late_ms)
+    assert sent > 0.05 * (sent + seen.held_back)
+    assert sent < seen.held_back
 
 
 def test_a_flood_ends_with_the_first_failure_that_is_no_refusal() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import AsyncGenerator, Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from mooring._async_work import AsyncWork
 from mooring._cancellation import RequestCancelledError
@@ -16,13 +16,16 @@ from mooring._errors import (
     DeadlineExceeded,
     DecodeError,
     MooringError,
+    Overloaded,
     ServerError,
+    Throttled,
     TransportError,
 )
 from mooring._jitter import JITTER
 from mooring._log import LOG, describe_error
 from mooring._operations import GetServerReady, Infer, InferAnswer, Operation
-from mooring._policies import CircuitPolicy, ConnectionPolicy
+from mooring._policies import CircuitPolicy, ConnectionPolicy, ThrottlePolicy
+from mooring._throttle import Throttle
 from mooring._transport import AsyncTransport, Headers
 from mooring._url import Endpoint
 
@@ -49,6 +52,7 @@ class AsyncServer:
         endpoint: the address.
         open_transport: makes a transport to it.
         circuit: thresholds of its circuit breaker.
+        throttle: when inference requests are held back; ``None`` for never.
         connections: age at which its line is replaced.
         work: runs probes in the background.
     """
@@ -59,6 +63,7 @@ class AsyncServer:
         open_transport: OpenTransport,
         *,
         circuit: CircuitPolicy,
+        throttle: ThrottlePolicy | None,
         connections: ConnectionPolicy,
         work: AsyncWork,
     ) -> None:
@@ -68,6 +73,8 @@ class AsyncServer:
         self.outstanding = 0
         self.requests = 0
         self.failures = 0
+        self.throttled = 0
+        self._throttle = None if throttle is None else Throttle(throttle)
         self._policy = circuit
         self._max_age_s = connections.max_age_s
         self._open_transport = open_transport
@@ -87,15 +94,17 @@ class AsyncServer:
             outstanding=self.outstanding,
             requests=self.requests,
             failures=self.failures,
+            throttled=self.throttled,
         )
 
     async def send(self, operation: Operation[T], *, timeout_s: float, headers: Headers) -> T:
-        """Send one request and take its outcome into account."""
+        """Send one request, if it is not held back, and take its outcome into account."""
+        self._check_throttle(operation)
         line, old = self._enter()
         try:
             answer = await line.transport.asend(operation, timeout_s=timeout_s, headers=headers)
         except MooringError as error:
-            self.note(error)
+            self.note(error, operation)
             raise
         else:
             self.circuit.succeeded()
@@ -106,7 +115,8 @@ class AsyncServer:
     async def stream(
         self, request: Infer, *, timeout_s: float, headers: Headers
     ) -> AsyncGenerator[InferAnswer, None]:
-        """Send one request and pass its responses on."""
+        """Send one request, if it is not held back, and pass its responses on."""
+        self._check_throttle(request)
         line, old = self._enter()
         try:
             answers = line.transport.astream(request, timeout_s=timeout_s, headers=headers)
@@ -116,17 +126,19 @@ class AsyncServer:
             finally:
                 await answers.aclose()
         except MooringError as error:
-            self.note(error)
+            self.note(error, request)
             raise
         else:
             self.circuit.succeeded()
         finally:
             await self._leave(line, old)
 
-    def note(self, error: MooringError) -> None:
-        """Let the circuit know how a request ended that was not answered with a result."""
+    def note(self, error: MooringError, operation: Operation[Any]) -> None:
+        """Let circuit and throttle know how a request ended that was not answered with a result."""
         if self._closed or isinstance(error, ConfigError | RequestCancelledError):
             return
+        if self._throttle is not None and isinstance(error, Overloaded) and isinstance(operation, Infer):
+            self._throttle.refused(operation.model)
         if isinstance(error, ServerError):
             self.circuit.succeeded()
             return
@@ -208,6 +220,17 @@ class AsyncServer:
         """Forget the lines without ending their connections: after a fork they are the parent's."""
         for line in self._lines:
             line.transport.abandon()
+
+    def _check_throttle(self, operation: Operation[Any]) -> None:
+        """Raise Throttled where a request is held back."""
+        if self._throttle is None or not isinstance(operation, Infer):
+            return
+        if self._throttle.holds_back(operation.model):
+            with self._lock:
+                self.throttled += 1
+            model = operation.model
+            said = f"nothing was sent: {self.url} lately refused too many requests for model {model!r}"
+            raise Throttled(said, model=model, version=operation.version or None)
 
     def _enter(self) -> tuple[AsyncLine, AsyncLine | None]:
         """The line for one more request, and an idle old one that has to be closed."""

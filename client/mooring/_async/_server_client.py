@@ -36,6 +36,7 @@ from mooring._policies import (
     ConnectionPolicy,
     HedgePolicy,
     RetryPolicy,
+    ThrottlePolicy,
     TlsConfig,
     check_policy,
 )
@@ -85,6 +86,7 @@ class AsyncServerClient:
         retry: RetryPolicy | None = None,
         hedge: HedgePolicy | None = None,
         circuit: CircuitPolicy | None = None,
+        throttle: ThrottlePolicy | None = None,
         connections: ConnectionPolicy | None = None,
         transport: AsyncTransport | None = None,
     ) -> None:
@@ -100,6 +102,7 @@ class AsyncServerClient:
             )
         self._transport = transport
         self._circuit = check_policy("circuit", circuit, CircuitPolicy) or CircuitPolicy()
+        self._throttle = check_policy("throttle", throttle, ThrottlePolicy)
         self._connections = check_policy("connections", connections, ConnectionPolicy) or ConnectionPolicy()
         self._work = AsyncWork()
         self._make_caller = partial(
@@ -262,6 +265,7 @@ class AsyncServerClient:
             self._endpoints,
             self._open_transport,
             circuit=self._circuit,
+            throttle=self._throttle,
             connections=self._connections,
             work=self._work,
             # Whatever answers in place of the wire needs no address.

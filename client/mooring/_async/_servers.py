@@ -21,7 +21,7 @@ from mooring._errors import (
     MooringError,
 )
 from mooring._log import LOG
-from mooring._policies import CircuitPolicy, ConnectionPolicy
+from mooring._policies import CircuitPolicy, ConnectionPolicy, ThrottlePolicy
 from mooring._url import Endpoint, is_address
 
 #: A name that has not been resolved yet, beside others that were, is asked for again after so long.
@@ -37,6 +37,7 @@ class AsyncServers:
             system.
         open_transport: makes a transport.
         circuit: of each server.
+        throttle: of each server; ``None`` for none.
         connections: of each server.
         work: runs probes and look-ups in the background.
         resolve: whether host names are resolved at all.
@@ -48,6 +49,7 @@ class AsyncServers:
         open_transport: OpenTransport,
         *,
         circuit: CircuitPolicy,
+        throttle: ThrottlePolicy | None,
         connections: ConnectionPolicy,
         work: AsyncWork,
         resolve: bool = True,
@@ -55,6 +57,7 @@ class AsyncServers:
         self._endpoints = tuple(endpoints)
         self._open_transport = open_transport
         self._circuit = circuit
+        self._throttle = throttle
         self._connections = connections
         self._work = work
         self._lock = threading.Lock()
@@ -174,6 +177,7 @@ class AsyncServers:
             endpoint,
             self._open_transport,
             circuit=self._circuit,
+            throttle=self._throttle,
             connections=self._connections,
             work=self._work,
         )

@@ -51,6 +51,7 @@ class Client(ServerClient):
         retry: which failures are repeated; ``None`` for those of a ``RetryPolicy()``.
         hedge: when slow requests are sent a second time; ``None`` for never.
         circuit: when an endpoint gets no more requests.
+        throttle: when requests are held back, as an endpoint refuses too many; ``None`` for never.
         connections: how long names and connections are relied on.
         transport: answers in place of the wire, such as :class:`mooring.testing.FakeTransport`; the
             client closes it.

@@ -6,7 +6,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Generator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from mooring._cancellation import RequestCancelledError
 from mooring._circuit import Circuit
@@ -16,14 +16,17 @@ from mooring._errors import (
     DeadlineExceeded,
     DecodeError,
     MooringError,
+    Overloaded,
     ServerError,
+    Throttled,
     TransportError,
 )
 from mooring._jitter import JITTER
 from mooring._log import LOG, describe_error
 from mooring._operations import GetServerReady, Infer, InferAnswer, Operation
-from mooring._policies import CircuitPolicy, ConnectionPolicy
+from mooring._policies import CircuitPolicy, ConnectionPolicy, ThrottlePolicy
 from mooring._sync_work import SyncWork
+from mooring._throttle import Throttle
 from mooring._transport import Headers, Transport
 from mooring._url import Endpoint
 
@@ -50,6 +53,7 @@ class Server:
         endpoint: the address.
         open_transport: makes a transport to it.
         circuit: thresholds of its circuit breaker.
+        throttle: when inference requests are held back; ``None`` for never.
         connections: age at which its line is replaced.
         work: runs probes in the background.
     """
@@ -60,6 +64,7 @@ class Server:
         open_transport: OpenTransport,
         *,
         circuit: CircuitPolicy,
+        throttle: ThrottlePolicy | None,
         connections: ConnectionPolicy,
         work: SyncWork,
     ) -> None:
@@ -69,6 +74,8 @@ class Server:
         self.outstanding = 0
         self.requests = 0
         self.failures = 0
+        self.throttled = 0
+        self._throttle = None if throttle is None else Throttle(throttle)
         self._policy = circuit
         self._max_age_s = connections.max_age_s
         self._open_transport = open_transport
@@ -88,15 +95,17 @@ class Server:
             outstanding=self.outstanding,
             requests=self.requests,
             failures=self.failures,
+            throttled=self.throttled,
         )
 
     def send(self, operation: Operation[T], *, timeout_s: float, headers: Headers) -> T:
-        """Send one request and take its outcome into account."""
+        """Send one request, if it is not held back, and take its outcome into account."""
+        self._check_throttle(operation)
         line, old = self._enter()
         try:
             answer = line.transport.send(operation, timeout_s=timeout_s, headers=headers)
         except MooringError as error:
-            self.note(error)
+            self.note(error, operation)
             raise
         else:
             self.circuit.succeeded()
@@ -107,7 +116,8 @@ class Server:
     def stream(
         self, request: Infer, *, timeout_s: float, headers: Headers
     ) -> Generator[InferAnswer, None, None]:
-        """Send one request and pass its responses on."""
+        """Send one request, if it is not held back, and pass its responses on."""
+        self._check_throttle(request)
         line, old = self._enter()
         try:
             answers = line.transport.stream(request, timeout_s=timeout_s, headers=headers)
@@ -116,17 +126,19 @@ class Server:
             finally:
                 answers.close()
         except MooringError as error:
-            self.note(error)
+            self.note(error, request)
             raise
         else:
             self.circuit.succeeded()
         finally:
             self._leave(line, old)
 
-    def note(self, error: MooringError) -> None:
-        """Let the circuit know how a request ended that was not answered with a result."""
+    def note(self, error: MooringError, operation: Operation[Any]) -> None:
+        """Let circuit and throttle know how a request ended that was not answered with a result."""
         if self._closed or isinstance(error, ConfigError | RequestCancelledError):
             return
+        if self._throttle is not None and isinstance(error, Overloaded) and isinstance(operation, Infer):
+            self._throttle.refused(operation.model)
         if isinstance(error, ServerError):
             self.circuit.succeeded()
             return
@@ -208,6 +220,17 @@ class Server:
         """Forget the lines without ending their connections: after a fork they are the parent's."""
         for line in self._lines:
             line.transport.abandon()
+
+    def _check_throttle(self, operation: Operation[Any]) -> None:
+        """Raise Throttled where a request is held back."""
+        if self._throttle is None or not isinstance(operation, Infer):
+            return
+        if self._throttle.holds_back(operation.model):
+            with self._lock:
+                self.throttled += 1
+            model = operation.model
+            said = f"nothing was sent: {self.url} lately refused too many requests for model {model!r}"
+            raise Throttled(said, model=model, version=operation.version or None)
 
     def _enter(self) -> tuple[Line, Line | None]:
         """The line for one more request, and an idle old one that has to be closed."""

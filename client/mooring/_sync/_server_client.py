@@ -34,6 +34,7 @@ from mooring._policies import (
     ConnectionPolicy,
     HedgePolicy,
     RetryPolicy,
+    ThrottlePolicy,
     TlsConfig,
     check_policy,
 )
@@ -86,6 +87,7 @@ class ServerClient:
         retry: RetryPolicy | None = None,
         hedge: HedgePolicy | None = None,
         circuit: CircuitPolicy | None = None,
+        throttle: ThrottlePolicy | None = None,
         connections: ConnectionPolicy | None = None,
         transport: Transport | None = None,
     ) -> None:
@@ -101,6 +103,7 @@ class ServerClient:
             )
         self._transport = transport
         self._circuit = check_policy("circuit", circuit, CircuitPolicy) or CircuitPolicy()
+        self._throttle = check_policy("throttle", throttle, ThrottlePolicy)
         self._connections = check_policy("connections", connections, ConnectionPolicy) or ConnectionPolicy()
         self._work = SyncWork()
         self._make_caller = partial(
@@ -259,6 +262,7 @@ class ServerClient:
             self._endpoints,
             self._open_transport,
             circuit=self._circuit,
+            throttle=self._throttle,
             connections=self._connections,
             work=self._work,
             # Whatever answers in place of the wire needs no address.

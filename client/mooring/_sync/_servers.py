@@ -20,7 +20,7 @@ from mooring._errors import (
     MooringError,
 )
 from mooring._log import LOG
-from mooring._policies import CircuitPolicy, ConnectionPolicy
+from mooring._policies import CircuitPolicy, ConnectionPolicy, ThrottlePolicy
 from mooring._sync._server import OpenTransport, Server
 from mooring._sync_work import SyncWork
 from mooring._url import Endpoint, is_address
@@ -38,6 +38,7 @@ class Servers:
             system.
         open_transport: makes a transport.
         circuit: of each server.
+        throttle: of each server; ``None`` for none.
         connections: of each server.
         work: runs probes and look-ups in the background.
         resolve: whether host names are resolved at all.
@@ -49,6 +50,7 @@ class Servers:
         open_transport: OpenTransport,
         *,
         circuit: CircuitPolicy,
+        throttle: ThrottlePolicy | None,
         connections: ConnectionPolicy,
         work: SyncWork,
         resolve: bool = True,
@@ -56,6 +58,7 @@ class Servers:
         self._endpoints = tuple(endpoints)
         self._open_transport = open_transport
         self._circuit = circuit
+        self._throttle = throttle
         self._connections = connections
         self._work = work
         self._lock = threading.Lock()
@@ -173,6 +176,7 @@ class Servers:
             endpoint,
             self._open_transport,
             circuit=self._circuit,
+            throttle=self._throttle,
             connections=self._connections,
             work=self._work,
         )
