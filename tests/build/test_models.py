@@ -88,6 +88,39 @@ def test_an_answer_that_depends_on_padding_is_refused(folder: Path) -> None:
         check_padding(OneOutput(fnet), sample, 3, "fnet")
 
 
+def test_a_decoder_that_does_not_know_its_padding_is_told(folder: Path) -> None:
+    config = AutoConfig.for_model(
+        "gpt2", vocab_size=60, n_embd=32, n_layer=1, n_head=2, initializer_range=0.5, pad_token_id=3
+    )
+    gpt = OneOutput(AutoModelForSequenceClassification.from_config(config).eval())
+    sample = torch.arange(11)[None] + 5
+    check_padding(gpt, sample, 3, "gpt")
+    gpt.model.config.pad_token_id = None
+    with pytest.raises(
+        CheckpointError, match=r"gpt answers .*: write pad_token_id 3, .* in place of None, or take"
+    ):
+        check_padding(gpt, sample, 3, "gpt")
+
+
+def test_a_model_that_needs_more_than_ids_and_mask_is_refused() -> None:
+    config = AutoConfig.for_model(
+        "bart",
+        vocab_size=60,
+        d_model=32,
+        encoder_layers=1,
+        decoder_layers=1,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        encoder_ffn_dim=64,
+        decoder_ffn_dim=64,
+    )
+    bart = OneOutput(AutoModelForSequenceClassification.from_config(config).eval())
+    with pytest.raises(
+        CheckpointError, match=r"bart does not answer any token ids .*<eos> token.*take an en"
+    ):
+        check_padding(bart, torch.arange(11)[None] + 5, 1, "bart")
+
+
 def test_tokens_without_an_embedding_are_refused(folder: Path) -> None:
     model, tokenizer = load_fine_tuned_model(folder, "text-classification"), load_tokenizer(folder)
     check_vocabulary(OneOutput(model), tokenizer, "tiny")
