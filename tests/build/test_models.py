@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoMod
 from mooring import CheckpointError
 from mooring_build.datasets import load_dataset
 from mooring_build.learners import learner_of
-from mooring_build.learners.text import OneOutput
+from mooring_build.learners.text import OneOutput, tokenizer_of
 from mooring_build.models import (
     check_padding,
     check_served_tokens,
@@ -119,6 +119,24 @@ def test_a_model_that_needs_more_than_ids_and_mask_is_refused() -> None:
         CheckpointError, match=r"bart does not answer any token ids .*<eos> token.*take an en"
     ):
         check_padding(bart, torch.arange(11)[None] + 5, 1, "bart")
+
+
+def test_attention_that_depends_on_what_was_asked_before_is_refused(folder: Path) -> None:
+    config = AutoConfig.for_model(
+        "big_bird",
+        vocab_size=200,
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=64,
+        block_size=4,
+    )
+    model = AutoModelForSequenceClassification.from_config(config).eval()
+    tokenizer_of(model, folder, load_recipe("intent", ["text.max_length=44"]))
+    with pytest.raises(CheckpointError, match=r"texts of more than 44 tokens.*add --set text\.max_length=44"):
+        tokenizer_of(model, folder, load_recipe("intent", ["text.max_length=45"]))
+    config.attention_type = "original_full"
+    tokenizer_of(model, folder, load_recipe("intent", ["text.max_length=45"]))
 
 
 def test_tokens_without_an_embedding_are_refused(folder: Path) -> None:
