@@ -139,6 +139,15 @@ def test_attention_that_depends_on_what_was_asked_before_is_refused(folder: Path
     tokenizer_of(model, folder, load_recipe("intent", ["text.max_length=45"]))
 
 
+def test_a_tokenizer_that_cuts_off_the_beginning_is_refused(folder: Path) -> None:
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"truncation_side": "left"}))
+    model = load_fine_tuned_model(folder, "text-classification")
+    tokenizer_of(model, folder, load_recipe("intent", ["text.max_length=48"]))
+    with pytest.raises(CheckpointError, match=r"tokenizer_config.json: truncation_side is 'left'.*=false"):
+        tokenizer_of(model, folder, load_recipe("intent", ["text.max_length=48", "text.truncation=true"]))
+
+
 def test_tokens_without_an_embedding_are_refused(folder: Path) -> None:
     model, tokenizer = load_fine_tuned_model(folder, "text-classification"), load_tokenizer(folder)
     check_vocabulary(OneOutput(model), tokenizer, "tiny")

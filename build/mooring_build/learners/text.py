@@ -175,11 +175,17 @@ def tokenizer_of(
     """Load a checkpoint's tokenizer, and try whether its model answers what the tokenizer gives.
 
     Raises:
-        CheckpointError: it can't be loaded, has tokens without an embedding, or padding changes the answer;
-            or so does what the model was asked before.
+        CheckpointError: it can't be loaded, has tokens without an embedding, or cuts texts off at their
+            beginning; or padding changes the answer, or what the model was asked before.
     """
     _check_attention(model, folder, recipe)
     tokenizer, module = load_tokenizer(folder), OneOutput(model, output).eval()
+    if recipe.text.truncation and tokenizer.truncation_side != "right":
+        raise CheckpointError(
+            f"{folder / 'tokenizer_config.json'}: truncation_side is {tokenizer.truncation_side!r}, and the "
+            "server cuts off the end of a long text: have such texts refused (--set text.truncation=false), "
+            'or write "right" there, if the model answers as well by their beginning'
+        )
     check_vocabulary(module, tokenizer, str(folder))
     check_padding(module, token_sample(recipe)[0], tokenizer.pad_token_id, str(folder))
     return tokenizer
