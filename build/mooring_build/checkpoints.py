@@ -40,7 +40,11 @@ _POOLINGS: dict[str, Pooling] = {
 }
 
 # Kinds of models that count positions as RoBERTa does, beside those that have it in their name.
-_ROBERTAS = frozenset({"camembert", "data2vec-text", "ibert", "longformer", "mpnet", "xmod"})
+_ROBERTAS = frozenset(
+    {"camembert", "data2vec-text", "ibert", "lilt", "longformer", "luke", "markuplm", "mpnet", "xmod"}
+)
+# Kinds whose configs say ``n_positions``; T5's old ones do too, and its positions have no limit.
+_GPTS = frozenset({"ctrl", "gpt2", "gpt_bigcode", "gptj", "openai-gpt"})
 _WITHOUT_TOKENIZER = frozenset({"image-classification", "tabular-classification"})
 _HUB_ERRORS = (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError)
 
@@ -119,7 +123,8 @@ def read_position_limit(folder: Path) -> int | None:
         CheckpointError: one of these has no padding id.
     """
     config = _read_config(folder)
-    limit, kind, offset = config.get("max_position_embeddings"), config["model_type"], 0
+    kind, offset = config["model_type"], 0
+    limit = config.get("n_positions" if kind in _GPTS else "max_position_embeddings")
     if "roberta" in kind or kind in _ROBERTAS:
         padding = config.get("pad_token_id", 1)
         if not isinstance(padding, int):

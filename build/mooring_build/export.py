@@ -15,6 +15,7 @@ from pathlib import Path
 
 import onnx_ir
 import torch
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 from transformers.exporters.configs import OnnxConfig
 from transformers.exporters.exporter_onnx import OnnxExporter
 
@@ -59,6 +60,7 @@ def export_onnx(exportable: Exportable, recipe: Recipe, path: Path) -> None:
                 opset_version=recipe.export.opset,
             )
     program = exported.program if exportable.hub_model is not None else exported.model
+    _leave_one_output(program, exportable.output)
     names = [item.name for item in program.graph.inputs], [item.name for item in program.graph.outputs]
     if names != (list(exportable.inputs), [exportable.output]):
         raise VerificationError(
@@ -70,6 +72,14 @@ def export_onnx(exportable: Exportable, recipe: Recipe, path: Path) -> None:
         _keep_sums_before_normalizations(program.graph)
     program.ir_version = min(program.ir_version, MAX_IR_VERSION)
     onnx_ir.save(program, str(path))
+
+
+def _leave_one_output(program: onnx_ir.Model, name: str) -> None:
+    """Take out what else a model gives, such as a decoder's keys and values, and what only that needs."""
+    outputs = program.graph.outputs
+    if len(outputs) > 1 and name in [value.name for value in outputs]:
+        outputs[:] = [value for value in outputs if value.name == name]
+        RemoveUnusedNodesPass()(program)
 
 
 def _keep_name_for_output(graph: onnx_ir.Graph, name: str) -> None:

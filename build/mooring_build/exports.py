@@ -8,7 +8,7 @@ from typing import Any
 
 from tritonclient.grpc import model_config_pb2 as pb
 
-from mooring import VerificationError
+from mooring import MooringError, VerificationError
 from mooring_build.datasets import Dataset
 from mooring_build.engines import ENGINE_FILES, engine_precision, open_engine
 from mooring_build.learners import Exportable, learner_of, learner_sources
@@ -124,7 +124,8 @@ class Exports:
         except Exception as exc:
             # Exporters and runtimes raise whatever they have; none of it may lead to a release.
             engine = engine_name(self._recipe, export_format)
-            raise VerificationError(f"{engine} is not published: {exc}") from exc
+            way_out = "" if isinstance(exc, MooringError) else _without(export_format)
+            raise VerificationError(f"{engine} is not published: {exc}{way_out}") from exc
         return parity
 
     def _lower(self, path: Path, export_format: ExportFormat) -> dict[str, Any]:
@@ -168,3 +169,12 @@ class Exports:
 
     def _config(self, export_format: ExportFormat) -> pb.ModelConfig:
         return self._configs[engine_name(self._recipe, export_format)]
+
+
+def _without(export_format: ExportFormat) -> str:
+    """The way out where an exporter or a runtime can't take a model, which says so in its authors' words."""
+    other = next(one for one in ENGINE_FILES if one != export_format)
+    return (
+        f" ({export_format} can't hold this model: --set 'export.formats=[\"{other}\"]' "
+        f"--set export.engine={other} tries {other} alone)"
+    )

@@ -184,23 +184,40 @@ def check_padding(module: torch.nn.Module, sample: torch.Tensor, pad_token_id: i
         name: of the model, for the message.
 
     Raises:
-        CheckpointError: the answers differ, so they would depend on the texts that are asked with it.
+        CheckpointError: the answers differ, so they would depend on the texts that are asked with it, or it
+            needs more than ids and mask.
     """
     width = sample.shape[1]
     length = width // 2 + 1
     mask = (torch.arange(width) < length).long()[None]
     padded = torch.where(mask.bool(), sample[:1], pad_token_id)
-    with torch.inference_mode():
-        alone = module(sample[:1, :length], mask[:, :length])
-        beside = module(padded, mask)
+    try:
+        with torch.inference_mode():
+            alone = module(sample[:1, :length], mask[:, :length])
+            beside = module(padded, mask)
+    except Exception as exc:
+        # Each model complains in its own way.
+        raise CheckpointError(
+            f"{name} does not answer any token ids and their mask alone, as Mooring asks ({exc}): take an "
+            "encoder, as BERT's, RoBERTa's and DeBERTa's kinds are"
+        ) from exc
     if beside.shape != alone.shape:
         beside = beside[:, :length]
     distance = (beside - alone).abs().max().item()
     if distance > 1e-3 * max(1.0, alone.abs().max().item()):
+        # A decoder's classifier finds the end of a text by it.
+        config = next(model.config for model in module.modules() if isinstance(model, PreTrainedModel))
+        known = getattr(config, "pad_token_id", None)
         raise CheckpointError(
             f"{name} answers a text otherwise when padding follows it (by {distance:.2g}), so that what it "
-            "says would depend on the texts in the same request: take an encoder that leaves padding out, as "
-            "BERT's, RoBERTa's and DeBERTa's kinds do"
+            "says would depend on the texts in the same request: "
+            + (
+                f"write pad_token_id {pad_token_id}, with which its tokenizer pads, into its config.json in "
+                f"place of {known}, or "
+                if known != pad_token_id
+                else ""
+            )
+            + "take an encoder that leaves padding out, as BERT's, RoBERTa's and DeBERTa's kinds do"
         )
 
 

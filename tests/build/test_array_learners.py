@@ -217,6 +217,8 @@ _OWN = {"image_mean": [0.29], "image_std": [0.35]}
             ["image.size=32"],
         ),
         ({"size": 28, "image_mean": [0.5], "image_std": [0.35]}, ["image.mean=[0.5]"]),
+        ({"size": 28, **_OWN, "include_top": True}, ["image.std=[0.1225]"]),
+        ({"size": 28, **_OWN, "include_top": False}, []),
         (
             {"size": 24, "do_normalize": False, **_OWN},
             ["image.size=24", "image.mean=[0.0]", "image.std=[1.0]"],

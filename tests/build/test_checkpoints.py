@@ -243,6 +243,9 @@ def test_labels_that_name_no_output_or_two_are_refused(
         ({"model_type": "xlm-roberta", "max_position_embeddings": 514, "pad_token_id": 1}, 512),
         ({"model_type": "camembert", "max_position_embeddings": 514, "pad_token_id": 1}, 512),
         ({"model_type": "mpnet", "max_position_embeddings": 514}, 512),
+        ({"model_type": "luke", "max_position_embeddings": 514, "pad_token_id": 1}, 512),
+        ({"model_type": "gpt2", "n_positions": 1024}, 1024),
+        ({"model_type": "t5", "n_positions": 512}, None),
         ({"model_type": "deberta-v2"}, None),
     ],
 )

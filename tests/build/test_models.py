@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoMod
 from mooring import CheckpointError
 from mooring_build.datasets import load_dataset
 from mooring_build.learners import learner_of
-from mooring_build.learners.text import OneOutput
+from mooring_build.learners.text import OneOutput, tokenizer_of
 from mooring_build.models import (
     check_padding,
     check_served_tokens,
@@ -86,6 +86,66 @@ def test_an_answer_that_depends_on_padding_is_refused(folder: Path) -> None:
         fnet.classifier.weight.normal_()
     with pytest.raises(CheckpointError, match=r"fnet answers a text otherwise when padding follows it \(by"):
         check_padding(OneOutput(fnet), sample, 3, "fnet")
+
+
+def test_a_decoder_that_does_not_know_its_padding_is_told(folder: Path) -> None:
+    config = AutoConfig.for_model(
+        "gpt2", vocab_size=60, n_embd=32, n_layer=1, n_head=2, initializer_range=0.5, pad_token_id=3
+    )
+    gpt = OneOutput(AutoModelForSequenceClassification.from_config(config).eval())
+    sample = torch.arange(11)[None] + 5
+    check_padding(gpt, sample, 3, "gpt")
+    gpt.model.config.pad_token_id = None
+    with pytest.raises(
+        CheckpointError, match=r"gpt answers .*: write pad_token_id 3, .* in place of None, or take"
+    ):
+        check_padding(gpt, sample, 3, "gpt")
+
+
+def test_a_model_that_needs_more_than_ids_and_mask_is_refused() -> None:
+    config = AutoConfig.for_model(
+        "bart",
+        vocab_size=60,
+        d_model=32,
+        encoder_layers=1,
+        decoder_layers=1,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        encoder_ffn_dim=64,
+        decoder_ffn_dim=64,
+    )
+    bart = OneOutput(AutoModelForSequenceClassification.from_config(config).eval())
+    with pytest.raises(
+        CheckpointError, match=r"bart does not answer any token ids .*<eos> token.*take an en"
+    ):
+        check_padding(bart, torch.arange(11)[None] + 5, 1, "bart")
+
+
+def test_attention_that_depends_on_what_was_asked_before_is_refused(folder: Path) -> None:
+    config = AutoConfig.for_model(
+        "big_bird",
+        vocab_size=200,
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=64,
+        block_size=4,
+    )
+    model = AutoModelForSequenceClassification.from_config(config).eval()
+    tokenizer_of(model, folder, load_recipe("intent", ["text.max_length=44"]))
+    with pytest.raises(CheckpointError, match=r"texts of more than 44 tokens.*add --set text\.max_length=44"):
+        tokenizer_of(model, folder, load_recipe("intent", ["text.max_length=45"]))
+    config.attention_type = "original_full"
+    tokenizer_of(model, folder, load_recipe("intent", ["text.max_length=45"]))
+
+
+def test_a_tokenizer_that_cuts_off_the_beginning_is_refused(folder: Path) -> None:
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"truncation_side": "left"}))
+    model = load_fine_tuned_model(folder, "text-classification")
+    tokenizer_of(model, folder, load_recipe("intent", ["text.max_length=48"]))
+    with pytest.raises(CheckpointError, match=r"tokenizer_config.json: truncation_side is 'left'.*=false"):
+        tokenizer_of(model, folder, load_recipe("intent", ["text.max_length=48", "text.truncation=true"]))
 
 
 def test_tokens_without_an_embedding_are_refused(folder: Path) -> None:

@@ -166,7 +166,9 @@ def test_an_exporter_that_fails(
 
     monkeypatch.setattr(mooring_build.export, "export_engine", fail)
     assert command() == 1
-    assert "intent_torchscript_ragged is not published: no such operator" in capsys.readouterr().err
+    message = capsys.readouterr().err
+    assert "intent_torchscript_ragged is not published: no such operator (torchscript can't hold" in message
+    assert "--set 'export.formats=[\"onnx\"]' --set export.engine=onnx tries onnx alone" in message
 
 
 def test_an_engine_that_fails_verification_is_not_published(

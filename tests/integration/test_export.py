@@ -9,6 +9,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from mooring import CheckpointError, VerificationError
 from mooring_build.engines import Engine, open_engine
@@ -89,6 +90,18 @@ def test_onnx_file_is_one_that_triton_reads(exported: tuple[Path, ExportFormat],
     assert {item.domain: item.version for item in graph.opset_import} == {"": recipe.export.opset}
     assert [item.name for item in graph.graph.input] == ["input_ids", "attention_mask"]
     assert [item.name for item in graph.graph.output] == ["logits"]
+
+
+def test_what_a_decoder_gives_besides_logits_is_left_out(tmp_path: Path) -> None:
+    folder = make_tiny_checkpoint(tmp_path, "text-classification", LABELS["text-classification"])
+    recipe = load_recipe("intent", ["text.max_length=48", "serving.mixed_lengths=padded"], fine_tuned=folder)
+    config = AutoConfig.for_model(
+        "gpt2", vocab_size=200, n_embd=32, n_layer=1, n_head=2, n_positions=48, pad_token_id=0, num_labels=3
+    )
+    model = AutoModelForSequenceClassification.from_config(config).eval()
+    path = export_engine(as_engine(recipe, model), recipe, "onnx", tmp_path)
+    assert [item.name for item in onnx.load(path).graph.output] == ["logits"]
+    assert verify(path, "onnx", recipe, model).passed
 
 
 @pytest.mark.parametrize(("kind", "joined"), [("auto", False), ("cpu", False), ("gpu", True)])

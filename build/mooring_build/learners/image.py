@@ -25,7 +25,15 @@ from mooring_build.recipe_tables import Image
 _REAL_IMAGES = 64
 #: Where transformers' image processors keep how they prepare images, and what is read of it.
 _PROCESSOR_FILE = "preprocessor_config.json"
-_PROCESSOR_KEYS = ("do_normalize", "image_mean", "image_std", "size", "do_center_crop", "crop_size")
+_PROCESSOR_KEYS = (
+    "do_normalize",
+    "image_mean",
+    "image_std",
+    "include_top",
+    "size",
+    "do_center_crop",
+    "crop_size",
+)
 
 
 class LogitsOnly(torch.nn.Module):
@@ -214,6 +222,9 @@ def _prepared_by(config: dict[str, Any]) -> dict[str, Any]:
         values = config.get(f"image_{name}")
         if values is not None:
             wanted[name] = [float(value) for value in (values if isinstance(values, list) else [values])]
+    if config.get("include_top") and "std" in wanted:
+        # EfficientNet's processor divides by it twice, and its checkpoints hold the root of what is meant.
+        wanted["std"] = [round(value**2, 6) for value in wanted["std"]]
     return wanted
 
 

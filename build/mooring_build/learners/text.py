@@ -175,12 +175,38 @@ def tokenizer_of(
     """Load a checkpoint's tokenizer, and try whether its model answers what the tokenizer gives.
 
     Raises:
-        CheckpointError: it can't be loaded, has tokens without an embedding, or padding changes the answer.
+        CheckpointError: it can't be loaded, has tokens without an embedding, or cuts texts off at their
+            beginning; or padding changes the answer, or what the model was asked before.
     """
+    _check_attention(model, folder, recipe)
     tokenizer, module = load_tokenizer(folder), OneOutput(model, output).eval()
+    if recipe.text.truncation and tokenizer.truncation_side != "right":
+        raise CheckpointError(
+            f"{folder / 'tokenizer_config.json'}: truncation_side is {tokenizer.truncation_side!r}, and the "
+            "server cuts off the end of a long text: have such texts refused (--set text.truncation=false), "
+            'or write "right" there, if the model answers as well by their beginning'
+        )
     check_vocabulary(module, tokenizer, str(folder))
     check_padding(module, token_sample(recipe)[0], tokenizer.pad_token_id, str(folder))
     return tokenizer
+
+
+def _check_attention(model: PreTrainedModel, folder: Path, recipe: Recipe) -> None:
+    """Refuse texts for which BigBird's attention is sparse.
+
+    transformers' model gives that up for good with the first text that is too short for it, and an engine
+    holds one of both ways (``BigBirdModel.forward``).
+    """
+    config = model.config
+    if getattr(config, "attention_type", None) != "block_sparse":
+        return
+    longest = (5 + 2 * config.num_random_blocks) * config.block_size
+    if recipe.text.max_length > longest:
+        raise CheckpointError(
+            f"{folder}: its attention is sparse for texts of more than {longest} tokens, which can't be "
+            f"served, and text.max_length is {recipe.text.max_length}: add --set text.max_length={longest}, "
+            'or write attention_type "original_full" into its config.json, if it was trained so'
+        )
 
 
 def text_exportable(
