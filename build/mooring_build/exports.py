@@ -175,6 +175,6 @@ def _without(export_format: ExportFormat) -> str:
     """The way out where an exporter or a runtime can't take a model, which says so in its authors' words."""
     other = next(one for one in ENGINE_FILES if one != export_format)
     return (
-        f" ({export_format} can't hold this model: --set 'export.formats=[\"{other}\"]' "
+        f" (if {export_format} can't hold this model: --set 'export.formats=[\"{other}\"]' "
         f"--set export.engine={other} tries {other} alone)"
     )

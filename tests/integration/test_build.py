@@ -167,7 +167,7 @@ def test_an_exporter_that_fails(
     monkeypatch.setattr(mooring_build.export, "export_engine", fail)
     assert command() == 1
     message = capsys.readouterr().err
-    assert "intent_torchscript_ragged is not published: no such operator (torchscript can't hold" in message
+    assert "intent_torchscript_ragged is not published: no such operator (if torchscript can't" in message
     assert "--set 'export.formats=[\"onnx\"]' --set export.engine=onnx tries onnx alone" in message
 
 
