@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import ssl
+import struct
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -119,6 +120,37 @@ def test_a_server_without_tls_is_a_connect_error(
     url = wire_servers.url(scheme.removesuffix("s")).replace("://", "s://")
     with pytest.raises(ConnectError, match=SAID[scheme]):
         connect(url, tls=TlsConfig(ca_file=certificates.ca_file)).server_ready()
+
+
+@pytest.mark.parametrize("reset", [False, True], ids=["end", "reset"])
+def test_a_server_that_closes_in_the_handshake_is_a_connect_error(
+    side: Any, certificates: Any, reset: bool
+) -> None:
+    """Nothing was sent, so the request may go to another server, as after a refused connection."""
+
+    def work() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                sock, _ = listener.accept()
+                with sock:
+                    sock.recv(10_000)
+                    if reset:
+                        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=work)
+        thread.start()
+        transport = side.transport(
+            f"https://127.0.0.1:{listener.getsockname()[1]}", TlsConfig(ca_file=certificates.ca_file)
+        )
+        try:
+            with pytest.raises(ConnectError, match=SAID["https"] + r" \(.*\w") as caught:
+                transport.send(REQUEST, timeout_s=10)
+            assert may_repeat(caught.value, REQUEST, other_endpoint=False)
+        finally:
+            # It wakes the thread that waits in accept.
+            listener.shutdown(socket.SHUT_RDWR)
+            thread.join()
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ from mooring._wires._http_codec import (
     read_answer,
 )
 from mooring._wires._http_events import EventReader, stream_refusal, write_stream
-from mooring._wires._tls import refuses_certificate, tls_context
+from mooring._wires._tls import closed_in_handshake, refuses_certificate, tls_context
 
 T = TypeVar("T")
 
@@ -167,6 +167,8 @@ class AsyncHttpTransport:
             plain = exc.certificate_error
         elif isinstance(exc, aiohttp.ClientConnectorError):
             plain = exc.os_error
+            if self._endpoint.is_tls and isinstance(plain, ConnectionResetError | ConnectionAbortedError):
+                plain = closed_in_handshake(plain)
         elif isinstance(exc.__cause__, ContentEncodingError):
             plain = exc.__cause__
         elif isinstance(exc, _LOST) and not isinstance(exc, TimeoutError):

@@ -25,6 +25,7 @@ from mooring._look_up import look_up
 from mooring._url import is_address
 from mooring._wires._http_codec import HttpAnswer
 from mooring._wires._http_connection import Abort, HttpConnection, HttpGarbage, seconds_left, when_ready
+from mooring._wires._tls import closed_in_handshake
 
 if TYPE_CHECKING:
     from mooring._cancellation import Cancellation
@@ -285,6 +286,9 @@ class HttpPool:
             if abort is not None:
                 abort.watch(sock)
             when_ready(sock, sock.do_handshake, False, select.POLLIN, ends_at_s)
+        except ConnectionError as exc:
+            sock.close()
+            raise closed_in_handshake(exc) from exc
         except BaseException:
             sock.close()
             raise

@@ -31,3 +31,9 @@ def refuses_certificate(exc: BaseException | None) -> bool:
     """
     reason = exc.reason or "" if isinstance(exc, ssl.SSLError) else ""
     return "_ALERT_" in reason and ("CERTIFICATE" in reason or "UNKNOWN_CA" in reason)
+
+
+def closed_in_handshake(exc: ConnectionError) -> ssl.SSLError:
+    """A connection that was closed before TLS stood, as OpenSSL says where it sees that: nothing was sent."""
+    said = str(exc) or type(exc).__name__
+    return ssl.SSLEOFError(ssl.SSL_ERROR_EOF, f"the server closed the connection in the handshake: {said}")
