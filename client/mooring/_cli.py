@@ -60,6 +60,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         _write_no_more()
         return _report(f"output can't be written: {exc.strerror}", 1)
+    except UnicodeEncodeError as exc:
+        if exc.encoding == "utf-8":
+            raise
+        # Of a locale from before UTF-8, for example.
+        said = f"{sys.stdout.encoding} has no {exc.object[exc.start]!r}"
+        return _report(f"output can't be written: {said}; set PYTHONIOENCODING=utf-8", 1)
     except KeyboardInterrupt:
         return 130  # what a shell reports for a command ended by Ctrl-C
     return code

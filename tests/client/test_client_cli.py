@@ -249,3 +249,22 @@ sys.exit(mooring._cli.main(["predict", "ner"]))
         )
     said = "mooring: error: output can't be written: No space left on device\n"
     assert (process.returncode, process.stderr) == (1, said)
+
+
+def test_output_whose_encoding_lacks_a_character_is_an_error() -> None:
+    program = """
+import sys
+import mooring._cli, mooring._predict
+mooring._predict.run = lambda args: print("\\u00c5sa")
+sys.exit(mooring._cli.main(["predict", "ner"]))
+"""
+    process = subprocess.run(
+        [sys.executable, "-c", program],
+        env=os.environ | {"PYTHONIOENCODING": "iso8859-2"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (process.returncode, process.stdout) == (1, "")
+    said = "mooring: error: output can't be written: iso8859-2 has no '\\xc5'; set PYTHONIOENCODING=utf-8\n"
+    assert process.stderr == said
