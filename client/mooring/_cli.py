@@ -60,6 +60,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         _write_no_more()
         return _report(f"output can't be written: {exc.strerror}", 1)
+    except UnicodeEncodeError as exc:
+        if exc.encoding == "utf-8":
+            raise
+        # Of a locale from before UTF-8, for example.
+        said = f"{sys.stdout.encoding} has no {exc.object[exc.start]!r}"
+        return _report(f"output can't be written: {said}; set PYTHONIOENCODING=utf-8", 1)
     except KeyboardInterrupt:
         return 130  # what a shell reports for a command ended by Ctrl-C
     return code
@@ -72,8 +78,25 @@ def _write_no_more() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+class _Parser(argparse.ArgumentParser):
+    """Takes words that may be left out after options, too: ``predict ner --json TEXT``.
+
+    Python up to 3.13.0 settles that there are none at the first option
+    (https://github.com/python/cpython/issues/59317).
+    """
+
+    def _match_arguments_partial(
+        self, actions: Sequence[argparse.Action], arg_strings_pattern: str
+    ) -> list[int]:
+        counts = super()._match_arguments_partial(actions, arg_strings_pattern)
+        if arg_strings_pattern[sum(counts) :].startswith("O"):
+            while counts and not counts[-1]:
+                counts.pop()
+        return counts
+
+
 def _build_parser(words: Sequence[str]) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser: argparse.ArgumentParser = _Parser(
         prog="mooring", description="Build, serve, call and load-test models on NVIDIA Triton."
     )
     version = importlib.metadata.version("mooring")

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from mooring import AsyncClient, DataError, InvalidInput, MooringError, StartError
-from mooring._cli import main
+from mooring._cli import _build_parser, main
 from mooring.testing import FakeTransport
 from task_models import make_task_server
 
@@ -47,6 +47,22 @@ def test_a_text_is_not_among_what_predict_misses(capsys: pytest.CaptureFixture[s
         main(["predict"])
     assert caught.value.code == 2
     assert capsys.readouterr().err.endswith("the following arguments are required: MODEL\n")
+
+
+@pytest.mark.parametrize(
+    ("line", "key", "value"),
+    [
+        ("predict ner --json a b", "texts", ["a", "b"]),
+        ("predict ner a b --json", "texts", ["a", "b"]),
+        ("predict ner --json -- -a", "texts", ["-a"]),
+        ("predict ner --json", "texts", []),
+        ("rollback ner --repository models 3", "version", 3),
+        ("rollback ner --repository models", "version", None),
+        ("wait --for-s 0 ner intent", "models", ["ner", "intent"]),
+    ],
+)
+def test_words_that_may_be_left_out_may_follow_options(line: str, key: str, value: Any) -> None:
+    assert getattr(_build_parser(line.split()).parse_args(line.split()), key) == value
 
 
 def plug(monkeypatch: pytest.MonkeyPatch, **commands: str) -> None:
@@ -233,3 +249,22 @@ sys.exit(mooring._cli.main(["predict", "ner"]))
         )
     said = "mooring: error: output can't be written: No space left on device\n"
     assert (process.returncode, process.stderr) == (1, said)
+
+
+def test_output_whose_encoding_lacks_a_character_is_an_error() -> None:
+    program = """
+import sys
+import mooring._cli, mooring._predict
+mooring._predict.run = lambda args: print("\\u00c5sa")
+sys.exit(mooring._cli.main(["predict", "ner"]))
+"""
+    process = subprocess.run(
+        [sys.executable, "-c", program],
+        env=os.environ | {"PYTHONIOENCODING": "iso8859-2"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (process.returncode, process.stdout) == (1, "")
+    said = "mooring: error: output can't be written: iso8859-2 has no '\\xc5'; set PYTHONIOENCODING=utf-8\n"
+    assert process.stderr == said
